@@ -1,0 +1,95 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as stacked trees.
+
+For each target kernel [L, d_in, d_out] of the blocks, `a` is [L, d_in, R] and
+`b` is [L, R, d_out]; the block computes x W + (alpha / R) x A B.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import flax.traverse_util as traverse
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.base import Tree
+
+
+def kernels(blocks: Tree) -> dict[str, tuple[int, ...]]:
+  """Shapes [L, d_in, d_out] of the kernels in stacked blocks by `attn/q`."""
+  flat = traverse.flatten_dict(blocks, sep='/')
+  suffix = '/kernel'
+  return {
+    name.removesuffix(suffix): x.shape
+    for name, x in flat.items()
+    if name.endswith(suffix)
+  }
+
+
+def check(blocks: Tree, targets: Sequence[str], rank: int) -> None:
+  """Raises `ValueError` for targets that match nothing and ranks too high."""
+  found = kernels(blocks)
+  if not targets:
+    raise ValueError(
+      f'--lora.targets is empty; allowed: one or more of {", ".join(found)}.'
+    )
+  for i, target in enumerate(targets):
+    if target not in found:
+      close = difflib.get_close_matches(target, found, n=1, cutoff=0.0)
+      raise ValueError(
+        f'--lora.targets[{i}]={target!r} matches no kernel. Kernels: '
+        f'{", ".join(found)}. Did you mean {close[0]!r}?'
+      )
+    _, rows, columns = found[target]
+    if not 1 <= rank <= min(rows, columns):
+      raise ValueError(
+        f'--lora.rank={rank} does not fit {target} ({rows} x {columns}); '
+        f'allowed: 1 to {min(rows, columns)}. Lower --lora.rank.'
+      )
+
+
+def init(key, blocks: Tree, targets: Sequence[str], rank: int) -> Tree:
+  """LoRA for stacked blocks: A uniform within 1 / sqrt(d_in), B zero.
+
+  `blocks` may hold arrays or shapes. With B = 0 the adapted model is the base
+  model.
+  """
+  check(blocks, targets, rank)
+  found = kernels(blocks)
+  flat = {}
+  for number, target in enumerate(targets):
+    layers, rows, columns = found[target]
+    bound = rows**-0.5
+    flat[f'{target}/a'] = jax.random.uniform(
+      jax.random.fold_in(key, number),
+      (layers, rows, rank),
+      jnp.float32,
+      -bound,
+      bound,
+    )
+    flat[f'{target}/b'] = jnp.zeros((layers, rank, columns))
+  return traverse.unflatten_dict(flat, sep='/')
+
+
+def products(lora: Tree) -> dict[str, jax.Array]:
+  """The updates A B [..., d_in, d_out] by target, without their scale."""
+  flat = traverse.flatten_dict(lora, sep='/')
+  return {
+    name.removesuffix('/a'): flat[name] @ flat[f'{name[:-1]}b']
+    for name in flat
+    if name.endswith('/a')
+  }
+
+
+def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
+  """Blocks with the scaled updates added to their kernels.
+
+  For export and as a test oracle only: in training, under `vmap`, it would
+  make one copy of the kernels per client.
+  """
+  flat = dict(traverse.flatten_dict(blocks, sep='/'))
+  for name, update in products(lora).items():
+    kernel = flat[f'{name}/kernel']
+    flat[f'{name}/kernel'] = (kernel + scale * update).astype(kernel.dtype)
+  return traverse.unflatten_dict(flat, sep='/')

@@ -1,0 +1,367 @@
+"""FedMS (arXiv 2312.15926): a global expert, then local experts and a gate.
+
+Stage 1 trains a global expert by federated LoRA. Stage 2 gives each client a
+local expert and mixes it with the frozen global one by a gate, whose adapter
+alone is averaged. What the paper's abstract leaves open is our declared
+reconstruction; each such choice is an argument here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax import activation, client, gate, metrics
+from fedms_jax.adapters import lora
+from fedms_jax.base import (
+  Aggregator,
+  Algorithm,
+  Backbone,
+  Batch,
+  Plan,
+  Prediction,
+  Roles,
+  Task,
+  Tree,
+  Work,
+)
+from fedms_jax.losses import masked_mean
+
+
+class Setting(NamedTuple):
+  """What the stages of one run have in common.
+
+  optimizer, server: optax transformations. targets, rank: of LoRA.
+  """
+
+  backbone: Backbone
+  task: Task
+  optimizer: Any
+  server: Any
+  aggregator: Aggregator
+  targets: tuple[str, ...]
+  rank: int
+
+
+def start(base: Tree, head: Tree) -> Roles:
+  """The roles before the first stage: a pre-trained model and its head."""
+  return Roles({'base': base, 'head': head}, {}, {})
+
+
+def _mask(backbone: Backbone, batch: Batch):
+  return backbone.mask(batch.get('inputs'))
+
+
+def _features(backbone: Backbone, base, stacks, x, batch, boundary: int):
+  """Features of the model whose LoRA is `stacks`, from the block `boundary`."""
+  spans = activation.over(base['blocks'], activation.spans(stacks, boundary))
+  mask = _mask(backbone, batch)
+  return backbone.features(base, backbone.run(spans, x, mask), mask)
+
+
+def _prefix(backbone: Backbone, base, blocks, batch, boundary: int):
+  """Activations [B, T, D] that enter block `boundary`."""
+  x = backbone.embed(base, batch['inputs'])
+  spans = activation.prefix(base['blocks'], blocks, boundary)
+  return backbone.run(spans, x, _mask(backbone, batch))
+
+
+def _sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
+  return {
+    'loss': metrics.summed(loss, batch['mask']),
+    'score': metrics.summed(*task.score(logits, batch)),
+  }
+
+
+def _everywhere(active):
+  return active, active
+
+
+def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
+  """Stage 1: federated LoRA on the active blocks, and the head.
+
+  adapter: stacked LoRA to start from; None: fresh, so that the start is the
+  base model.
+  """
+  backbone, task = setting.backbone, setting.task
+
+  def begin(key, before: Roles) -> Roles:
+    base, head = before.frozen['base'], before.frozen['head']
+    blocks = adapter
+    if blocks is None:
+      blocks = lora.init(key, base['blocks'], setting.targets, setting.rank)
+    shared = {'blocks': blocks, 'head': head}
+    return Roles({'base': base, 'start': shared}, shared, {})
+
+  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
+    base, blocks = roles.frozen['base'], roles.shared['blocks']
+    x = _prefix(backbone, base, blocks, batch, plan.boundary)
+    return {'prefix': x}
+
+  def logits(frozen, expert, batch, plan):
+    features = _features(
+      backbone,
+      frozen['base'],
+      [expert['blocks']],
+      batch['prefix'],
+      batch,
+      plan.boundary,
+    )
+    return backbone.logits(frozen['base'], expert['head'], features)
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key
+    out = logits(roles.frozen, roles.shared, batch, plan)
+    loss = task.loss(out, batch)
+    return masked_mean(loss, batch['mask']), _sums(task, out, loss, batch)
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    experts = {'pretrained': roles.frozen['start'], 'global': roles.shared}
+    out = {
+      name: logits(
+        roles.frozen, client.rest(expert, backbone.blocks), batch, plan
+      )
+      for name, expert in experts.items()
+    }
+    return Prediction(out, {})
+
+  return Algorithm(
+    name='fedms/global',
+    task=task,
+    begin=begin,
+    columns=columns,
+    update=client.sgd(objective, setting.optimizer, _everywhere),
+    predict=predict,
+    aggregator=setting.aggregator,
+    server=setting.server,
+    masks=_everywhere,
+    served='global',
+    work=Work(trained=1, frozen=0),
+  )
+
+
+class Personal(NamedTuple):
+  """The choices of stage 2.
+
+  local_start: 'global' (copy of the global expert) or 'zero' (as the global
+  expert started). local_loss: what trains the local expert: 'mixture', 'own'
+  or 'both'. tower: gate features of the frozen base, or of a tower with
+  averaged LoRA of its own. upload: share of the blocks, from the input side,
+  whose local LoRA is averaged too.
+  """
+
+  gate: gate.GateSpec
+  local_start: str = 'global'
+  local_loss: str = 'both'
+  tower: str = 'frozen'
+  upload: float = 0.0
+
+
+def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
+  """Stage 2: a local expert per client, and a gate that all share."""
+  if choice.upload and choice.tower == 'lora':
+    raise ValueError(
+      f'--algorithm.upload_blocks={choice.upload:g} does not go with '
+      '--gate.tower=lora; allowed: one of them. Set the other to its default.'
+    )
+  backbone = setting.backbone
+  masks = _upload_masks(backbone.blocks, choice.upload)
+  experts = _experts(setting, choice)
+  return Algorithm(
+    name='fedms/personal',
+    task=setting.task,
+    begin=_begin_personal(setting, choice),
+    columns=_personal_columns(setting, choice),
+    update=client.sgd(
+      _personal_objective(setting, choice, experts), setting.optimizer, masks
+    ),
+    predict=_personal_predict(setting, experts),
+    aggregator=setting.aggregator,
+    server=setting.server,
+    masks=masks,
+    served='mixture',
+    work=Work(trained=1 + (choice.tower == 'lora'), frozen=2),
+  )
+
+
+def _upload_masks(blocks: int, upload: float) -> Callable:
+  """The lowest `upload` share of the blocks is the server's, if active."""
+  if not upload:
+    return _everywhere
+  limit = math.ceil(upload * blocks)
+
+  def masks(active):
+    shared = tuple(a and b < limit for b, a in enumerate(active))
+    personal = tuple(a and b >= limit for b, a in enumerate(active))
+    return shared, personal
+
+  return masks
+
+
+def _origin(choice: Personal) -> str:
+  """Which frozen expert the local one starts as a copy of."""
+  return 'global' if choice.local_start == 'global' else 'start'
+
+
+def _begin_personal(setting: Setting, choice: Personal) -> Callable:
+  def begin(key, before: Roles) -> Roles:
+    frozen = before.frozen | {'global': before.shared}
+    local = frozen[_origin(choice)]
+    shared = {'gate': gate.init(key, choice.gate)}
+    if choice.tower == 'lora':
+      shared['gate_blocks'] = lora.init(
+        jax.random.fold_in(key, 1),
+        frozen['base']['blocks'],
+        setting.targets,
+        setting.rank,
+      )
+    if choice.upload:
+      shared['blocks'] = local['blocks']
+    return Roles(frozen, shared, local)
+
+  return begin
+
+
+def _personal_columns(setting: Setting, choice: Personal) -> Callable:
+  """The local prefix, and the frozen features of the base and of the global
+  expert. The expert that the local one starts from shares its prefix."""
+  backbone, origin = setting.backbone, _origin(choice)
+
+  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
+    base = roles.frozen['base']
+    features, out = {}, {}
+    for name in ('start', 'global'):
+      blocks = roles.frozen[name]['blocks']
+      x = _prefix(backbone, base, blocks, batch, plan.boundary)
+      stack = activation.at_rest(blocks, backbone.blocks)
+      features[name] = _features(
+        backbone, base, [stack], x, batch, plan.boundary
+      )
+      if name == origin:
+        out['prefix'] = x
+      if name == 'start' and choice.tower == 'lora':
+        out['gate_prefix'] = x
+    out['base_features'] = features['start']
+    head = roles.frozen['global']['head']
+    out['global_logits'] = backbone.logits(base, head, features['global'])
+    if choice.gate.mix == 'features':
+      out['global_features'] = features['global']
+    return out
+
+  return columns
+
+
+def _experts(setting: Setting, choice: Personal) -> Callable:
+  """(roles as `client.join` gives them, batch, plan) -> (weights [B, E, ...],
+  local logits [B, C], mixed logits [B, C])."""
+  backbone, spec = setting.backbone, choice.gate
+
+  limit = math.ceil(choice.upload * backbone.blocks)
+
+  def local_stacks(roles: Roles):
+    personal = roles.personal['blocks']
+    if not limit:
+      return [personal]
+    shared = roles.shared['blocks']
+    full = jax.tree.map(
+      lambda s, p: jnp.concatenate([s[:limit], p[limit:]]),
+      shared.full,
+      personal.full,
+    )
+    return [shared, personal._replace(full=full)]
+
+  def gate_features(roles: Roles, batch, plan):
+    if choice.tower == 'frozen':
+      return batch['base_features']
+    base = roles.frozen['base']
+    return _features(
+      backbone,
+      base,
+      [roles.shared['gate_blocks']],
+      batch['gate_prefix'],
+      batch,
+      plan.boundary,
+    )
+
+  def experts(roles: Roles, batch: Batch, plan: Plan, detach: bool = False):
+    base, head = roles.frozen['base'], roles.personal['head']
+    features = _features(
+      backbone,
+      base,
+      local_stacks(roles),
+      batch['prefix'],
+      batch,
+      plan.boundary,
+    )
+    local = backbone.logits(base, head, features)
+    weights = gate.weights(
+      spec, roles.shared['gate'], gate_features(roles, batch, plan)
+    )
+    if spec.mix == 'features':
+      pair = jnp.stack([batch['global_features'], features], axis=-2)
+      pair = jax.lax.stop_gradient(pair) if detach else pair
+      mixed = backbone.logits(base, head, gate.mix(spec, weights, pair))
+    else:
+      inner = jax.lax.stop_gradient(local) if detach else local
+      pair = jnp.stack([batch['global_logits'], inner], axis=-2)
+      mixed = gate.mix(spec, weights, pair)
+    return weights, local, mixed
+
+  return experts
+
+
+def _personal_objective(setting: Setting, choice: Personal, experts):
+  task = setting.task
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key
+    own = choice.local_loss == 'own'
+    weights, local, mixed = experts(roles, batch, plan, detach=own)
+    loss = task.loss(mixed, batch)
+    total = masked_mean(loss, batch['mask'])
+    if choice.local_loss != 'mixture':
+      total += masked_mean(task.loss(local, batch), batch['mask'])
+    sums = _sums(task, mixed, loss, batch)
+    for name, value in _gate_stats(weights).items():
+      sums[name] = metrics.summed(value, batch['mask'])
+    return total, sums
+
+  return objective
+
+
+def _gate_stats(weights) -> dict[str, Any]:
+  """Weight of the global expert and entropy in nats, one per example."""
+
+  def per_example(x):
+    return jnp.mean(x.reshape(x.shape[0], -1), axis=-1)
+
+  return {
+    'gate_weight': per_example(weights[..., gate.GLOBAL, :]),
+    'gate_entropy': per_example(gate.entropy(weights)),
+  }
+
+
+def _personal_predict(setting: Setting, experts) -> Callable:
+  backbone = setting.backbone
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    whole = Roles(
+      roles.frozen,
+      client.rest(roles.shared, backbone.blocks),
+      client.rest(roles.personal, backbone.blocks),
+    )
+    base, head = roles.frozen['base'], roles.frozen['start']['head']
+    weights, local, mixed = experts(whole, batch, plan)
+    out = {
+      'pretrained': backbone.logits(base, head, batch['base_features']),
+      'global': batch['global_logits'],
+      'local': local,
+      'mixture': mixed,
+    }
+    return Prediction(out, _gate_stats(weights))
+
+  return predict

@@ -1,0 +1,63 @@
+"""Training of all weights: pre-training by the server, or federated.
+
+Phase 1 of federated foundation models (arXiv 2305.11414) is centralized on
+public data: one client that has all rows.
+"""
+
+from __future__ import annotations
+
+from fedms_jax import activation, client, metrics
+from fedms_jax.algorithms.fedms import Setting
+from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Span, Work
+from fedms_jax.losses import masked_mean
+
+
+def full_model(setting: Setting) -> Algorithm:
+  """FedAvg of the whole model (arXiv 1602.05629): nothing is frozen."""
+  backbone, task = setting.backbone, setting.task
+
+  def begin(key, before: Roles) -> Roles:
+    del key
+    base, head = before.frozen['base'], before.frozen['head']
+    return Roles({}, base | {'head': head}, {})
+
+  def logits(shared, batch: Batch, plan: Plan):
+    mask = backbone.mask(batch.get('inputs'))
+    x = backbone.embed(shared, batch['inputs'])
+    spans = [
+      Span(s.start, s.stop, (s.params, None))
+      for s in activation.spans([shared['blocks']], 0)
+    ]
+    features = backbone.features(shared, backbone.run(spans, x, mask), mask)
+    return backbone.logits(shared, shared['head'], features)
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key
+    out = logits(roles.shared, batch, plan)
+    loss = task.loss(out, batch)
+    sums = {
+      'loss': metrics.summed(loss, batch['mask']),
+      'score': metrics.summed(*task.score(out, batch)),
+    }
+    return masked_mean(loss, batch['mask']), sums
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    shared = client.rest(roles.shared, backbone.blocks)
+    return Prediction({'global': logits(shared, batch, plan)}, {})
+
+  def everywhere(active):
+    return active, active
+
+  return Algorithm(
+    name='full',
+    task=task,
+    begin=begin,
+    columns=lambda roles, batch, plan: {},
+    update=client.sgd(objective, setting.optimizer, everywhere),
+    predict=predict,
+    aggregator=setting.aggregator,
+    server=setting.server,
+    masks=everywhere,
+    served='global',
+    work=Work(trained=1, frozen=0, full=True),
+  )

@@ -1,0 +1,238 @@
+"""The words of the project: the types that every layer speaks in.
+
+Axis letters: K clients in a cohort, N clients in the population, M rows of
+the table, S local steps, B batch, T tokens, D width, C classes, E experts,
+R LoRA rank, L blocks.
+
+A *role tree* is a dict. Its keys that end in `blocks` hold trees stacked over
+the L transformer blocks, of which only the active rows train; its other keys
+are always active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Tree = Any  # a pytree of arrays
+Batch = dict[str, Any]  # column name -> [B, ...], and 'mask' [B]
+ActiveSet = tuple[bool, ...]  # one entry per block: does its LoRA train?
+
+
+class Roles(NamedTuple):
+  """All parameters of an algorithm, split by who has them.
+
+  frozen: same for all, no gradient. shared: averaged by the server.
+  personal: of one client (inside a client) or stacked `[K, ...]` (outside).
+  """
+
+  frozen: Tree
+  shared: Tree
+  personal: Tree
+
+
+class Span(NamedTuple):
+  """A run of consecutive blocks `[start, stop)` and their `[stop - start,
+  ...]` parameters."""
+
+  start: int
+  stop: int
+  params: Tree
+
+
+class Plan(NamedTuple):
+  """What is static in a round: compiled code depends on nothing else.
+
+  active: one bool per block. boundary: the first block that is not part of
+  the frozen prefix, the lowest block that has ever been active.
+  """
+
+  active: ActiveSet
+  boundary: int
+
+
+class Table(NamedTuple):
+  """The examples of all clients and of the server, one row each.
+
+  columns: 'inputs' (uint8 [M, H, W, 3 or 1] images or int32 [M, T] tokens),
+  'labels' (int32 [M]); derived columns join them on the device.
+  """
+
+  columns: dict[str, np.ndarray]
+  label_names: tuple[str, ...]
+
+
+class Partition(NamedTuple):
+  """Who has which rows, as two arrays: client k has
+  `rows[offsets[k]:offsets[k + 1]]`.
+
+  offsets: int64 [N + 1]. rows: int32 [sum of sizes], row numbers of the table.
+  """
+
+  offsets: np.ndarray
+  rows: np.ndarray
+
+  @property
+  def num_clients(self) -> int:
+    return len(self.offsets) - 1
+
+  def sizes(self) -> np.ndarray:
+    """Rows of each client, int64 [N]."""
+    return np.diff(self.offsets)
+
+  def of(self, client: int) -> np.ndarray:
+    """Row numbers of one client."""
+    return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+
+class Federation(NamedTuple):
+  """Everything the simulator knows of the data.
+
+  train, validation, test: of the clients that train, disjoint. unseen: test
+  rows of clients that never train. pooled: int32 row numbers of the pooled
+  test set. public: int32 row numbers that the server pre-trains on.
+  """
+
+  table: Table
+  train: Partition
+  validation: Partition
+  test: Partition
+  unseen: Partition
+  pooled: np.ndarray
+  public: np.ndarray
+
+
+class BackboneCost(NamedTuple):
+  """What one example costs in a backbone, from shapes alone.
+
+  stem, block, head: forward FLOPs (a multiply-add counts 2) of the stem, of
+  one block without LoRA, and of the head. tokens: T. activation: bytes that
+  one block keeps for the backward pass.
+  """
+
+  stem: float
+  block: float
+  head: float
+  tokens: int
+  activation: float
+
+
+class Backbone(NamedTuple):
+  """A foundation model as pure functions of its parameters.
+
+  blocks, width: L and D. params: {'stem', 'blocks' [L, ...], 'final'}.
+  """
+
+  blocks: int
+  width: int
+  lora_scale: float
+  init: Callable[[Any], Tree]  # key -> params
+  embed: Callable[[Tree, Any], Any]  # params, inputs [B, ...] -> [B, T, D]
+  mask: Callable[[Any], Any]  # inputs [B, ...] -> bool [B, T] or None
+  run: Callable[..., Any]  # spans, x [B, T, D], mask -> x [B, T, D]
+  features: Callable[..., Any]  # params, x, mask -> [B, D] (or [B, T, D])
+  init_head: Callable[[Any], Tree]  # key -> head
+  logits: Callable[[Tree, Tree, Any], Any]  # params, head, features -> [B, C]
+  cost: BackboneCost
+
+
+class Task(NamedTuple):
+  """What is learned, one number per example.
+
+  loss: logits, batch -> [B]. score: logits, batch -> (values [B], weights
+  [B]), higher is better; a mean score is sum(values * weights) /
+  sum(weights).
+  """
+
+  name: str
+  loss: Callable[[Any, Batch], Any]
+  score: Callable[[Any, Batch], tuple[Any, Any]]
+
+
+class ClientResult(NamedTuple):
+  """What one client returns.
+
+  shared: the trainable part of the shared tree after local training.
+  personal: the whole personal tree. sums: metrics, float32 [2] each.
+  """
+
+  shared: Tree
+  personal: Tree
+  sums: dict[str, Any]
+
+
+class ClientUpdate(NamedTuple):
+  """Local training of ONE client, in three pure functions.
+
+  begin: (roles, plan) -> carry. step: (carry, roles, batch, key, plan) ->
+  carry, one local step on a batch with at least one row. finish: (carry,
+  roles, plan) -> ClientResult. `roles` holds the state at the start of the
+  round; batches carry 'mask' [B] and the derived columns.
+  """
+
+  begin: Callable[..., Tree]
+  step: Callable[..., Tree]
+  finish: Callable[..., ClientResult]
+
+
+class Aggregator(NamedTuple):
+  """How the server merges what clients send.
+
+  contribute: (before, after, weight) -> tree, one client's contribution;
+  trees hold the trainable part only, and keys that end in `blocks` stay
+  stacked. reduction: 'sum' adds the contributions of all clients, 'stack'
+  keeps them apart on a leading axis [K, ...] for order statistics.
+  merge: (before, total, weights) -> after, whole shared trees; `weights` has
+  the tree's top-level keys, each the summed weight ([L] for stacked keys, a
+  scalar for others; with a leading K for 'stack'). What nobody held active
+  (weight 0) is restored by the round, whatever `merge` returns.
+  """
+
+  contribute: Callable[[Tree, Tree, Any], Tree]
+  reduction: str
+  merge: Callable[[Tree, Tree, Tree], Tree]
+
+
+class Work(NamedTuple):
+  """What a step runs above the frozen prefix: towers with a backward pass,
+  towers without, and whether the frozen ones' weights train as well."""
+
+  trained: int = 1
+  frozen: int = 0
+  full: bool = False
+
+
+class Prediction(NamedTuple):
+  """logits: name of a model -> its logits. stats: name -> [B], to be
+  averaged over examples."""
+
+  logits: dict[str, Any]
+  stats: dict[str, Any]
+
+
+class Algorithm(NamedTuple):
+  """One federated algorithm: a value made of pure functions.
+
+  begin: (key, roles of the stage before) -> roles; personal is one client's.
+  columns: (roles, batch, plan) -> derived columns of a raw batch; they depend
+  on frozen values alone (roles.personal is not given). update: local
+  training. predict: (roles, batch, plan) -> Prediction, for whole trees.
+  server: turns the mean update into a step. masks: active set -> the sets
+  that train in the stacked keys of shared and of personal. served: the
+  prediction that users are served with; its score drives the schedule.
+  work: for the ledger.
+  """
+
+  name: str
+  task: Task
+  begin: Callable[[Any, Roles], Roles]
+  columns: Callable[[Roles, Batch, Plan], Batch]
+  update: ClientUpdate
+  predict: Callable[[Roles, Batch, Plan], Prediction]
+  aggregator: Aggregator
+  server: Any  # optax.GradientTransformation
+  masks: Callable[[ActiveSet], tuple[ActiveSet, ActiveSet]]
+  served: str
+  work: Work

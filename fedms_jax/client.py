@@ -1,0 +1,141 @@
+"""ONE client: local training as a pure function, for every algorithm.
+
+The number of clients does not occur in this file; `rounds.py` maps over them.
+What trains is the active part of the shared and the personal tree; what does
+not train is left out of the gradient and of the optimizer (AdamW would move a
+parameter under a zero gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedms_jax import columns, metrics, tree
+from fedms_jax.activation import Stack, at_rest
+from fedms_jax.base import (
+  Algorithm,
+  ClientResult,
+  ClientUpdate,
+  Plan,
+  Roles,
+  Tree,
+)
+
+
+def join(full: Tree, part: Tree, active) -> Tree:
+  """A role tree for an objective: stacked keys as `Stack`, others trained."""
+  return {
+    key: Stack(value, part[key], active) if tree.is_stacked(key) else part[key]
+    for key, value in full.items()
+  }
+
+
+def rest(full: Tree, blocks: int) -> Tree:
+  """A role tree of which nothing trains, in the form of `join`."""
+  return {
+    key: at_rest(value, blocks) if tree.is_stacked(key) else value
+    for key, value in full.items()
+  }
+
+
+def sgd(
+  objective: Callable[..., tuple[Any, dict[str, Any]]],
+  optimizer: optax.GradientTransformation,
+  masks: Callable,
+) -> ClientUpdate:
+  """Local SGD on an objective.
+
+  Args:
+    objective: (roles, batch, key, plan) -> (loss [], sums), where the shared
+      and personal trees come from `join`.
+    optimizer: acts on {'shared': part, 'personal': part}; fresh each round,
+      so newly active blocks start without moments.
+    masks: see `Algorithm.masks`.
+  """
+
+  def begin(roles: Roles, plan: Plan):
+    shared, personal = masks(plan.active)
+    train = {
+      'shared': tree.narrow(roles.shared, shared),
+      'personal': tree.narrow(roles.personal, personal),
+    }
+    return {'train': train, 'optimizer': optimizer.init(train)}
+
+  def step(carry, roles: Roles, batch, key, plan: Plan):
+    shared, personal = masks(plan.active)
+
+    def loss(train):
+      joined = Roles(
+        roles.frozen,
+        join(roles.shared, train['shared'], shared),
+        join(roles.personal, train['personal'], personal),
+      )
+      return objective(joined, batch, key, plan)
+
+    gradient, sums = jax.grad(loss, has_aux=True)(carry['train'])
+    updates, state = optimizer.update(
+      gradient, carry['optimizer'], carry['train']
+    )
+    train = optax.apply_updates(carry['train'], updates)
+    return {'train': train, 'optimizer': state}, sums
+
+  def finish(carry, roles: Roles, plan: Plan):
+    train = carry['train']
+    personal = tree.widen(
+      roles.personal, train['personal'], masks(plan.active)[1]
+    )
+    return train['shared'], personal
+
+  return ClientUpdate(begin, step, finish)
+
+
+def run(
+  algorithm: Algorithm, roles: Roles, table: Tree, rows, key, plan: Plan
+) -> ClientResult:
+  """Local training over row numbers [S, B]; a padded step keeps its carry."""
+  update = algorithm.update
+  first = (update.begin(roles, plan), zero_sums(algorithm, roles, table, plan))
+
+  def body(carry, scanned):
+    step_rows, number = scanned
+    state, sums = one_step(
+      algorithm, carry, roles, table, step_rows, key, number, plan
+    )
+    real = jnp.any(step_rows >= 0)
+    return tree.where(real, (state, sums), carry), None
+
+  numbers = jnp.arange(rows.shape[0])
+  (state, sums), _ = jax.lax.scan(body, first, (rows, numbers))
+  shared, personal = update.finish(state, roles, plan)
+  return ClientResult(shared, personal, sums)
+
+
+def one_step(algorithm, carry, roles, table, rows, key, number, plan: Plan):
+  """One local step on row numbers [B]: (state, sums) -> (state, sums)."""
+  state, sums = carry
+  batch = columns.take(table, rows)
+  shared = Roles(roles.frozen, roles.shared, None)
+  batch = columns.complete(algorithm, shared, batch, plan)
+  key = jax.random.fold_in(key, number)
+  state, new = algorithm.update.step(state, roles, batch, key, plan)
+  return state, {name: sums[name] + new[name] for name in sums}
+
+
+def zero_sums(algorithm, roles, table, plan: Plan) -> metrics.Sums:
+  """Zeros for every metric that a step reports."""
+
+  def probe(roles, table):
+    batch = columns.take(table, jnp.zeros(1, jnp.int32))
+    shared = Roles(roles.frozen, roles.shared, None)
+    batch = columns.complete(algorithm, shared, batch, plan)
+    state = algorithm.update.begin(roles, plan)
+    key = jax.random.key(0)
+    return algorithm.update.step(state, roles, batch, key, plan)[1]
+
+  names = jax.eval_shape(probe, roles, table)
+  return {name: jnp.zeros(2, jnp.float32) for name in names}

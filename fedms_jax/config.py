@@ -1,0 +1,403 @@
+"""Everything a run can be told, as frozen dataclasses; flags are made of them.
+
+Each field carries its help text, so that code, flags and `--help` cannot
+drift apart. `validate` raises `ValueError` before anything is compiled.
+Config objects stop at `build.py`: nothing below it imports this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+def opt(default, help_text, *, choices=(), low=None, high=None, above=None):
+  """A dataclass field with its help text and the values that it allows.
+
+  `low` and `high` are inclusive bounds, `above` an exclusive lower bound.
+  """
+  metadata = {
+    'help': help_text,
+    'choices': tuple(choices),
+    'low': low,
+    'high': high,
+    'above': above,
+  }
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls):
+  """A nested dataclass; its fields become flags named `section.field`."""
+  return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  source: str = opt(
+    'digits',
+    'digits (embedded), synthetic, a Hub data set id, or a local folder or '
+    'file that `datasets` reads (Parquet, Arrow, CSV, JSON lines, ImageFolder)',
+  )
+  subset: str = opt('', 'configuration name of a Hub data set')
+  revision: str = opt('', 'revision of a Hub data set')
+  train_split: str = opt('train', 'split whose rows the clients and server get')
+  test_split: str = opt(
+    'test', "split used as the pooled test set; if absent, clients' test rows"
+  )
+  input_column: str = opt('', 'column of images or texts (empty: found)')
+  label_column: str = opt('', 'column of labels (empty: found)')
+  group_column: str = opt('', 'column of user or writer ids, for natural')
+  image_size: int = opt(0, 'resize images to this side (0: as they are)', low=0)
+  max_rows: int = opt(0, 'use at most this many rows a split (0: all)', low=0)
+  public_fraction: float = opt(
+    0.3, 'part of the rows that the server pre-trains on', low=0.0, high=0.95
+  )
+  public_classes: str = opt(
+    '', 'comma-separated labels: their rows are public, the others private'
+  )
+  public_shift: str = opt(
+    '',
+    'domain shift of the public images (digits default: dim)',
+    choices=('', 'none', 'rotate', 'transpose', 'flip', 'invert', 'dim'),
+  )
+  synthetic_rows: int = opt(4000, 'rows of the synthetic source', low=1)
+  synthetic_classes: int = opt(10, 'classes of the synthetic source', low=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionConfig:
+  name: str = opt(
+    'dirichlet',
+    'how rows are dealt to clients',
+    choices=('iid', 'dirichlet', 'classes', 'quantity', 'natural'),
+  )
+  num_clients: int = opt(30, 'clients that train', low=1)
+  unseen_clients: int = opt(4, 'further clients that never train', low=0)
+  alpha: float = opt(0.3, 'Dirichlet concentration of label skew', above=0.0)
+  classes_per_client: int = opt(2, 'for partition.name=classes', low=1)
+  sigma: float = opt(1.0, 'lognormal sigma, for quantity', low=0.0)
+  min_rows: int = opt(10, 'fewest rows of a client (at least 3)', low=3)
+  validation: float = opt(
+    0.15, "share of a client's rows for validation", above=0.0, high=0.8
+  )
+  test: float = opt(
+    0.25, "share of a client's rows for test", above=0.0, high=0.8
+  )
+  save: str = opt('', 'write the partition to this .npz file')
+  load: str = opt('', 'read the partition from this .npz file')
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortConfig:
+  size: int = opt(10, 'clients sampled per round', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  name: str = opt('vit', 'vit: the built-in small vision transformer')
+  patch: int = opt(2, 'side of a square patch, in pixels', low=1)
+  width: int = opt(64, 'D, width of the transformer', low=4)
+  blocks: int = opt(6, 'L, number of transformer blocks', low=1)
+  heads: int = opt(4, 'attention heads', low=1)
+  mlp_ratio: float = opt(2.0, 'width of the MLP over D', above=0.0)
+  pooling: str = opt('cls', 'feature of an image', choices=('cls', 'mean'))
+  dtype: str = opt(
+    'float32',
+    'compute type of the transformer',
+    choices=('float32', 'bfloat16'),
+  )
+  remat: bool = opt(False, 'rematerialize blocks in the backward pass')
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  epochs: int = opt(30, 'server epochs on the public rows', low=0)
+  batch_size: int = opt(64, 'server batch size', low=1)
+  learning_rate: float = opt(1e-3, 'server learning rate (AdamW)', above=0.0)
+  weight_decay: float = opt(1e-2, 'server weight decay', low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  name: str = opt('fedms', 'what is simulated')
+  stage1_rounds: int = opt(30, 'rounds of the global expert', low=0)
+  stage2_rounds: int = opt(20, 'rounds of local experts and gate', low=0)
+  local_start: str = opt(
+    'global',
+    'local expert starts as a copy of the global one, or as zero LoRA',
+    choices=('global', 'zero'),
+  )
+  local_loss: str = opt(
+    'mixture',
+    'what trains the local expert: the loss of the mixture, its own, or both',
+    choices=('mixture', 'own', 'both'),
+  )
+  stage2_depth: str = opt(
+    'inherit',
+    'depth at the start of stage 2',
+    choices=('inherit', 'restart', 'dense'),
+  )
+  upload_blocks: float = opt(
+    0.0,
+    'share of the active blocks of the local expert that is averaged too',
+    low=0.0,
+    high=1.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  rank: int = opt(4, 'R, rank of the LoRA matrices', low=1)
+  alpha: float = opt(8.0, 'LoRA scale is alpha / R', above=0.0)
+  targets: str = opt('attn/q,attn/v', 'comma-separated kernels that carry LoRA')
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+  name: str = opt(
+    'queue',
+    'when SAL activates more blocks',
+    choices=(
+      'queue',
+      'fixed',
+      'linear',
+      'geometric',
+      'dense',
+      'random',
+      'manual',
+    ),
+  )
+  order: str = opt(
+    'top_down',
+    'which blocks come first',
+    choices=('top_down', 'bottom_up', 'random', 'importance'),
+  )
+  start: int = opt(1, 'active blocks at the start', low=1)
+  step: int = opt(1, 'blocks activated at a time', low=1)
+  cap: int = opt(0, 'most active blocks (0: all)', low=0)
+  queue_length: int = opt(5, 'Q, scores in the capability queue', low=2)
+  eps: float = opt(
+    0.01, 'queue range under which training has settled', above=0.0
+  )
+  interval: int = opt(5, 'rounds between activations, for fixed', low=1)
+  probability: float = opt(
+    0.2, 'chance of an activation per round, for random', above=0.0, high=1.0
+  )
+  depths: str = opt('', 'depth of each round, for manual: 1,1,2,4')
+  score: str = opt(
+    'validation',
+    'what the queue watches',
+    choices=('validation', 'train_accuracy', 'train_loss'),
+  )
+  reports: int = opt(
+    256,
+    'average the newest score of this many clients (0: only the cohort)',
+    low=0,
+  )
+  budgets: str = opt(
+    '', 'depth budgets dealt to clients in equal parts: 1,2,6 (empty: none)'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientConfig:
+  optimizer: str = opt(
+    'adam', 'local optimizer', choices=('sgd', 'adam', 'adamw')
+  )
+  learning_rate: float = opt(0.003, 'local learning rate', above=0.0)
+  momentum: float = opt(0.9, 'for sgd', low=0.0, high=1.0)
+  weight_decay: float = opt(0.0, 'decoupled, for adamw', low=0.0)
+  max_norm: float = opt(1.0, 'clip the gradient norm (0: never)', low=0.0)
+  epochs: int = opt(2, "local passes over the client's rows", low=1)
+  steps: int = opt(0, 'local steps instead of epochs (0: epochs)', low=0)
+  batch_size: int = opt(8, 'B, local batch size', low=1)
+  personal_learning_rate: float = opt(
+    1e-3, 'for the personal part (0: client.learning_rate)', low=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+  optimizer: str = opt(
+    'mean',
+    'what the server does with the mean update',
+    choices=('mean', 'momentum', 'adagrad', 'adam', 'yogi'),
+  )
+  learning_rate: float = opt(1.0, 'server learning rate', above=0.0)
+  momentum: float = opt(0.9, 'for momentum', low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GateConfig:
+  kind: str = opt(
+    'softmax',
+    'how the experts are weighed',
+    choices=('softmax', 'sigmoid', 'per_class'),
+  )
+  tower: str = opt(
+    'frozen',
+    'features of the gate: of the frozen base, or of a tower with '
+    'LoRA of its own',
+    choices=('frozen', 'lora'),
+  )
+  reduction: int = opt(4, 'D over the width of the gate adapter', low=1)
+  bias: float = opt(0.0, 'start of the gate: log-odds of the global expert')
+  learning_rate: float = opt(
+    1e-4, 'for the gate (0: client.learning_rate)', low=0.0
+  )
+  mix: str = opt(
+    'logits',
+    'what is mixed',
+    choices=('logits', 'probabilities', 'features', 'top1'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  clients: str = opt(
+    'auto',
+    'how a cohort is executed',
+    choices=('auto', 'vmap', 'chunk', 'loop'),
+  )
+  chunk: int = opt(0, 'clients per chunk (0: found)', low=0)
+  prefetch: bool = opt(True, 'prepare the next cohort while a round runs')
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+  scope: str = opt(
+    'auto',
+    'how long derived columns live',
+    choices=('auto', 'run', 'round', 'step'),
+  )
+  budget_mb: float = opt(4096.0, 'memory for derived columns, in MB', low=0.0)
+  batch: int = opt(256, 'rows per pass when columns are computed', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  clients: int = opt(200, 'most clients in the final evaluation', low=1)
+  pooled_rows: int = opt(1000, 'most rows of the pooled test set', low=1)
+  validation_rows: int = opt(
+    64, 'most validation rows of a client per round', low=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  every: int = opt(1, 'rounds between checkpoints', low=1)
+  keep: int = opt(2, 'checkpoints kept', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  workdir: str = opt('', 'folder of the run (empty: nothing is written)')
+  resume: bool = opt(False, "go on from the workdir's last checkpoint")
+  break_lock: bool = opt(
+    False, 'take the workdir over from a run that died on another host'
+  )
+  seed: int = opt(0, 'seed of everything random', low=0)
+  on_nan: str = opt(
+    'stop',
+    'at a non-finite update: stop, or skip the client',
+    choices=('stop', 'skip'),
+  )
+  progress: bool = opt(True, 'show progress bars')
+  tensorboard: bool = opt(True, 'write TensorBoard events to the workdir')
+  data: DataConfig = section(DataConfig)
+  partition: PartitionConfig = section(PartitionConfig)
+  cohort: CohortConfig = section(CohortConfig)
+  model: ModelConfig = section(ModelConfig)
+  pretrain: PretrainConfig = section(PretrainConfig)
+  algorithm: AlgorithmConfig = section(AlgorithmConfig)
+  lora: LoraConfig = section(LoraConfig)
+  schedule: ScheduleConfig = section(ScheduleConfig)
+  client: ClientConfig = section(ClientConfig)
+  server: ServerConfig = section(ServerConfig)
+  gate: GateConfig = section(GateConfig)
+  engine: EngineConfig = section(EngineConfig)
+  columns: ColumnsConfig = section(ColumnsConfig)
+  eval: EvalConfig = section(EvalConfig)
+  checkpoint: CheckpointConfig = section(CheckpointConfig)
+
+
+def flatten(config: Any, prefix: str = '') -> dict[str, dataclasses.Field]:
+  """All leaf fields of a config (class or object) by flag name."""
+  fields = {}
+  for field in dataclasses.fields(config):
+    name = f'{prefix}{field.name}'
+    if field.default_factory is not dataclasses.MISSING:
+      fields |= flatten(field.default_factory, f'{name}.')
+    else:
+      fields[name] = field
+  return fields
+
+
+def values(config: Any) -> dict[str, Any]:
+  """The value of every leaf of a config object by flag name."""
+  out = {}
+  for name in flatten(config):
+    value = config
+    for part in name.split('.'):
+      value = getattr(value, part)
+    out[name] = value
+  return out
+
+
+def from_values(flat: dict[str, Any], cls=Config) -> Any:
+  """The config whose leaves are `flat`; absent ones keep their default."""
+  known = flatten(cls)
+  for name in flat:
+    if name not in known:
+      raise ValueError(f'{name} is no option. Options: {", ".join(known)}.')
+  kwargs = {}
+  for field in dataclasses.fields(cls):
+    if field.default_factory is not dataclasses.MISSING:
+      prefix = f'{field.name}.'
+      inner = {
+        k[len(prefix) :]: v for k, v in flat.items() if k.startswith(prefix)
+      }
+      kwargs[field.name] = from_values(inner, field.default_factory)
+    elif field.name in flat:
+      kwargs[field.name] = flat[field.name]
+  return cls(**kwargs)
+
+
+def validate(config: Config) -> None:
+  """Raises `ValueError` for the first value outside what its field allows.
+
+  Only what needs neither data nor model is checked here; the rest is checked
+  by `build.py` as soon as both are known, and before anything is compiled.
+  """
+  flat = values(config)
+  for name, field in flatten(config).items():
+    _check(name, flat[name], field.metadata)
+  total = config.partition.validation + config.partition.test
+  if total >= 1.0:
+    raise ValueError(
+      f'partition.validation + partition.test = {total:g} leaves no training '
+      'rows; allowed: a sum under 1. Lower one of them.'
+    )
+  if config.cohort.size > config.partition.num_clients:
+    raise ValueError(
+      f'cohort.size={config.cohort.size} is more than '
+      f'partition.num_clients={config.partition.num_clients}; allowed: at most '
+      'all clients. Lower --cohort.size or raise --partition.num_clients.'
+    )
+
+
+def _check(name: str, value: Any, rule: dict[str, Any]) -> None:
+  """Raises `ValueError` if `value` breaks the rule of its field."""
+  allowed = None
+  if rule['choices'] and value not in rule['choices']:
+    allowed = ', '.join(repr(choice) for choice in rule['choices'])
+  elif rule['low'] is not None and not value >= rule['low']:
+    allowed = f'at least {rule["low"]}'
+  elif rule['high'] is not None and not value <= rule['high']:
+    allowed = f'at most {rule["high"]}'
+  elif rule['above'] is not None and not value > rule['above']:
+    allowed = f'more than {rule["above"]}'
+  if allowed is not None:
+    raise ValueError(f'--{name}={value!r} is not allowed; allowed: {allowed}.')

@@ -1,0 +1,76 @@
+"""A division of rows in a file, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from fedms_jax.base import Federation, Partition, Table
+
+_PARTITIONS = ('train', 'validation', 'test', 'unseen')
+_LISTS = ('pooled', 'public')
+
+
+def fingerprint(table: Table) -> str:
+  """Tells tables of different size, order or labels apart."""
+  digest = hashlib.sha256('\0'.join(table.label_names).encode())
+  digest.update(np.asarray(table.columns['labels'], np.int32).tobytes())
+  return digest.hexdigest()
+
+
+def save(path: str, federation: Federation) -> None:
+  """Writes who has which rows, but not the rows, to an .npz file."""
+  arrays = {'fingerprint': np.asarray(fingerprint(federation.table))}
+  for name in _PARTITIONS:
+    part = getattr(federation, name)
+    arrays |= {f'{name}_offsets': part.offsets, f'{name}_rows': part.rows}
+  for name in _LISTS:
+    arrays[name] = getattr(federation, name)
+  target = pathlib.Path(path).expanduser()
+  partial = target.with_name(f'.{target.name}.{os.getpid()}')
+  try:
+    with partial.open('wb') as file:
+      np.savez(file, **arrays)
+    partial.replace(target)
+  except OSError as error:
+    raise ValueError(
+      f'--partition.save={path} cannot be written: {error.strerror}. Name a '
+      'file in a folder that exists and is writable.'
+    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+
+
+def load(path: str, table: Table) -> Federation:
+  """The division in a file made by `save`, of the same rows.
+
+  Raises `ValueError` if the file is missing, broken, or of other data.
+  """
+  try:
+    with np.load(pathlib.Path(path).expanduser()) as file:
+      saved = str(file['fingerprint'])
+      parts = {
+        name: Partition(file[f'{name}_offsets'], file[f'{name}_rows'])
+        for name in _PARTITIONS
+      } | {name: file[name] for name in _LISTS}
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'--partition.load={path}: no such file. Make it with --partition.save.'
+    ) from error
+  except Exception as error:  # a broken zip fails in many ways
+    raise ValueError(
+      f'--partition.load={path} is no whole partition file ({error}). Make it '
+      'again with --partition.save.'
+    ) from error
+  if saved != fingerprint(table):
+    raise ValueError(
+      f'--partition.load={path} divides other data than this: the number, '
+      'order or labels of the rows differ. Use the --data flags and the --seed '
+      'that it was made with, or make it again with --partition.save.'
+    )
+  return Federation(table=table, **parts)

@@ -1,0 +1,124 @@
+"""Which clients take part in a round, and which rows each step gets.
+
+All here is a pure function of its arguments, so that a resumed run needs no
+state of a sampler. What a client gets does not depend on who else is in the
+cohort, nor on the order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedms_jax.base import Partition
+from fedms_jax.data import draws
+
+PADDING = -1
+
+
+def sample_cohort(
+  seed: int, stage: int, round: int, num_clients: int, size: int
+) -> np.ndarray:
+  """Ids of `size` different clients of `num_clients`, ascending, int64 [K].
+
+  Time and memory grow with `size`, not with the population (`choice` keeps
+  a set of the drawn ids; it makes no permutation unless `size` is within a
+  factor of 50 of the population).
+  """
+  if not 1 <= size <= num_clients:
+    raise ValueError(
+      f'--cohort.size={size} is not allowed; allowed: 1 to {num_clients}, '
+      'the clients that train.'
+    )
+  rng = draws.generator(seed, draws.Stream.COHORT, stage, round)
+  return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
+
+
+def bucket(n: int) -> int:
+  """The least allowed extent that is at least `n`.
+
+  Allowed are 1 to 16, and then 8 extents per factor of 2 (18, 20, ..., 32,
+  36, ...): shapes are few, so that compilations are, and the padding stays
+  under 12.5 %.
+  """
+  granule = 1 << max((int(n) - 1).bit_length() - 4, 0)
+  return -(-int(n) // granule) * granule
+
+
+def batches(
+  partition: Partition,
+  ids: np.ndarray,
+  *,
+  batch_size: int,
+  epochs: int,
+  steps: int,
+  seed: int,
+  stage: int,
+  round: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of each local step of a cohort: int32 [K, S, B], and how many
+  steps each client has: int64 [K].
+
+  Each epoch is a new shuffle of a client's rows, cut into batches; its last
+  batch may be partial. `steps` > 0 asks for that many steps of as many epochs
+  as it takes, 0 for `epochs` whole epochs. -1 is padding: after the rows of a
+  partial batch, and in whole steps after a client's last. S is a `bucket`.
+  Raises `ValueError` if a client has no rows.
+  """
+  ids = np.asarray(ids, np.int64)
+  sizes = _sizes(partition, ids)
+  if sizes.min() < 1:
+    raise ValueError(
+      f'client {ids[sizes.argmin()]} has no training rows. Raise '
+      '--partition.min_rows.'
+    )
+  per_epoch = -(-sizes // batch_size)
+  counts = np.full_like(sizes, steps) if steps else epochs * per_epoch
+  passes = -(-counts // per_epoch)
+  # One segment per client and epoch; one entry per row of a segment.
+  client, epoch = _ragged(passes)
+  segment, place = _ragged(sizes[client])
+  states = draws.state(
+    seed, draws.Stream.BATCHES, stage, round, ids[client], epoch
+  )
+  order = np.lexsort((draws.keys(states[segment], place), segment))
+  client, epoch = client[segment], epoch[segment]
+  step = epoch * per_epoch[client] + place // batch_size
+  shuffled = partition.rows[partition.offsets[ids[client]] + place[order]]
+  kept = step < counts[client]
+  out = np.full((len(ids), bucket(counts.max()), batch_size), PADDING, np.int32)
+  out[client[kept], step[kept], place[kept] % batch_size] = shuffled[kept]
+  return out, counts
+
+
+def evaluation_rows(
+  partition: Partition, ids: np.ndarray, limit: int
+) -> np.ndarray:
+  """The first rows of each client, `limit` at most (0: all): int32 [K, V].
+
+  A client's rows are in random order, so these are a random choice, and the
+  same one each time. -1 is padding; V is a `bucket`.
+  """
+  ids = np.asarray(ids, np.int64)
+  sizes = _sizes(partition, ids)
+  sizes = np.minimum(sizes, limit) if limit else sizes
+  client, place = _ragged(sizes)
+  width = bucket(max(int(sizes.max(initial=0)), 1))
+  out = np.full((len(ids), width), PADDING, np.int32)
+  out[client, place] = partition.rows[partition.offsets[ids[client]] + place]
+  return out
+
+
+def padding_efficiency(rows: np.ndarray) -> float:
+  """The share of the entries of `rows` that are not padding."""
+  return float(np.mean(rows != PADDING))
+
+
+def _sizes(partition, ids):
+  return partition.offsets[ids + 1] - partition.offsets[ids]
+
+
+def _ragged(sizes):
+  """Of each entry of lists of these sizes: which list, which place in it."""
+  which = np.repeat(np.arange(len(sizes)), sizes)
+  place = np.arange(len(which)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  return which, place

@@ -1,0 +1,220 @@
+"""Columns of `datasets` splits: found by type or name, and made arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fedms_jax.base import Table
+from fedms_jax.data import images, names
+
+INPUT_NAMES = frozenset(
+  'image images img picture pixels pixel_values input inputs x text sentence '
+  'content review document question'.split()
+)
+LABEL_NAMES = frozenset(
+  'label labels fine_label target targets class category y character digit '
+  'sentiment intent'.split()
+)
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif')
+BATCH = 1000  # rows that are decoded at a time
+
+EncodeText = Callable[[list[str]], dict[str, np.ndarray]]
+
+
+def read(
+  splits: dict[str, Any],
+  *,
+  input_column: str,
+  label_column: str,
+  group_column: str,
+  image_size: int,
+  encode_text: EncodeText | None,
+) -> tuple[Table, np.ndarray | None]:
+  """The table of all rows, split after split, and each row's group.
+
+  splits: the training split first, then others with the same columns. The
+  groups are int32 [M], -1 outside the training split, or None without a
+  `group_column`.
+  """
+  first = next(iter(splits.values()))
+  label_column = find_label(first.features, label_column, group_column)
+  input_column = find_input(
+    first.features, input_column, (label_column, group_column)
+  )
+  for name, split in splits.items():
+    for flag, column in (('input', input_column), ('label', label_column)):
+      kind = f'column of the {name} split'
+      names.pick(f'--data.{flag}_column', column, split.features, kind)
+  groups = _groups(splits, group_column) if group_column else None
+  labels, label_names = _labels(splits, label_column)
+  inputs = _inputs(splits, input_column, image_size, encode_text)
+  return Table(inputs | {'labels': labels}, label_names), groups
+
+
+def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
+  """The column of images or texts: as named, or the only image column, or
+  the only one with a usual name."""
+  import datasets
+
+  if column:
+    return names.pick('--data.input_column', column, features, 'column')
+  free = {k: v for k, v in features.items() if k not in others}
+  found = [k for k, v in free.items() if isinstance(v, datasets.Image)]
+  found = found or [k for k in free if k.lower() in INPUT_NAMES]
+  return _only(found, features, 'images or texts', 'input_column')
+
+
+def find_label(features: Any, column: str, group_column: str) -> str:
+  """The column of labels: as named, or the only one with a usual name, or
+  the only one of labels by type."""
+  import datasets
+
+  if column:
+    return names.pick('--data.label_column', column, features, 'column')
+  free = {k: v for k, v in features.items() if k != group_column}
+  found = [k for k in free if k.lower() in LABEL_NAMES]
+  found = found or [
+    k for k, v in free.items() if isinstance(v, datasets.ClassLabel)
+  ]
+  return _only(found, features, 'labels', 'label_column')
+
+
+def _only(found, features, what, flag):
+  if len(found) == 1:
+    return found[0]
+  problem = f'may be any of {", ".join(found)}' if found else 'is not found'
+  raise ValueError(
+    f'the column of {what} {problem}. Columns: {", ".join(features)}. Name it: '
+    f'--data.{flag}.'
+  )
+
+
+def _values(split, column):
+  return list(split.select_columns(column)[:][column])
+
+
+def _labels(splits, column) -> tuple[np.ndarray, tuple[str, ...]]:
+  """int32 [M] labels of all splits, by one map that covers all of them."""
+  import datasets
+
+  values = []
+  for name, split in splits.items():
+    part, feature = _values(split, column), split.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+      part = [None if v in (None, -1) else feature.names[v] for v in part]
+    missing = [i for i, value in enumerate(part) if value is None]
+    if missing:
+      raise ValueError(
+        f'row {missing[0]} of the {name} split has no {column!r} '
+        f'({len(missing)} such rows). Use a split with labels: '
+        f'--data.{name}_split.'
+      )
+    if not all(isinstance(value, (int, str)) for value in part):
+      raise ValueError(
+        f'column {column!r} has values like {part[0]!r}, which are no labels; '
+        'allowed: whole numbers, booleans or strings. Name another: '
+        '--data.label_column.'
+      )
+    values += part
+  feature = next(iter(splits.values())).features[column]
+  found = sorted(set(values), key=lambda v: (isinstance(v, str), v))
+  if isinstance(feature, datasets.ClassLabel):
+    # The declared order, and classes without rows too.
+    found = [*feature.names, *(v for v in found if v not in feature.names)]
+  code = {value: i for i, value in enumerate(found)}
+  labels = np.fromiter((code[value] for value in values), np.int32, len(values))
+  return labels, tuple(str(value) for value in found)
+
+
+def _groups(splits, column):
+  (name, split), *others = splits.items()
+  names.pick('--data.group_column', column, split.features, 'column')
+  values = _values(split, column)
+  if any(value is None for value in values):
+    raise ValueError(
+      f'column {column!r} of the {name} split has rows without a value. Name '
+      'another: --data.group_column.'
+    )
+  code = {value: i for i, value in enumerate(dict.fromkeys(values))}
+  groups = [code[value] for value in values]
+  return np.asarray(groups + [-1] * sum(len(s) for _, s in others), np.int32)
+
+
+def _inputs(splits, column, image_size, encode_text) -> dict[str, np.ndarray]:
+  import datasets
+
+  feature = next(iter(splits.values())).features[column]
+  count = sum(len(split) for split in splits.values())
+  if isinstance(feature, datasets.Image):
+    return {
+      'inputs': images.decode(_encoded(splits, column), count, image_size)
+    }
+  if isinstance(feature, datasets.Value):
+    if feature.dtype in ('string', 'large_string'):
+      return _texts(splits, column, count, image_size, encode_text)
+    raise ValueError(
+      f'column {column!r} has {feature.dtype} values; allowed: images, texts, '
+      'or arrays of pixels. Name another: --data.input_column.'
+    )
+  where = f'column {column!r}'
+  try:
+    arrays = np.concatenate(
+      [
+        np.asarray(split.select_columns(column)[:][column])
+        for split in splits.values()
+      ]
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'{where} has arrays of different shapes ({error}).'
+    ) from error
+  return {
+    'inputs': images.resize(images.from_arrays(arrays, where), image_size)
+  }
+
+
+def _encoded(splits, column) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Where each image is from, and its bytes or path."""
+  import datasets
+
+  for name, split in splits.items():
+    raw = split.select_columns(column).cast_column(
+      column, datasets.Image(decode=False)
+    )
+    for start in range(0, len(raw), BATCH):
+      for i, item in enumerate(raw[start : start + BATCH][column], start):
+        yield f'{column!r} of row {i} of the {name} split', item
+
+
+def _texts(splits, column, count, image_size, encode_text):
+  texts = [text for split in splits.values() for text in _values(split, column)]
+  if any(text is None for text in texts):
+    raise ValueError(
+      f'row {texts.index(None)} has no {column!r}. Remove such rows, or name '
+      'another column: --data.input_column.'
+    )
+  if texts and all(text.lower().endswith(IMAGE_SUFFIXES) for text in texts):
+    raise ValueError(
+      f'column {column!r} has names of image files, which are not followed. '
+      'Put the images in one folder per label, or in Parquet.'
+    )
+  if image_size:
+    raise ValueError(
+      f'--data.image_size={image_size} is for images; column {column!r} has '
+      'texts. Leave it 0.'
+    )
+  if encode_text is None:
+    raise ValueError(
+      f'column {column!r} has texts, which needs a text model: --model.name. '
+      'Or name a column of images: --data.input_column.'
+    )
+  columns = {k: np.asarray(v) for k, v in encode_text(texts).items()}
+  for name, values in columns.items():
+    if len(values) != count:
+      raise ValueError(
+        f'encode_text gave {len(values)} rows of {name!r} for {count} texts.'
+      )
+  return columns

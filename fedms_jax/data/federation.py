@@ -1,0 +1,239 @@
+"""The federation: public rows, clients, and each client's own split."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedms_jax.base import Federation, Partition, Table
+from fedms_jax.data import archive, draws, names
+from fedms_jax.data import partition as partitions
+from fedms_jax.data.sources import Source
+
+SHIFTS = {
+  'none': lambda images: images,
+  'rotate': lambda images: np.rot90(images, axes=(1, 2)),
+  'transpose': lambda images: np.swapaxes(images, 1, 2),
+  'flip': lambda images: images[:, :, ::-1],
+  'invert': lambda images: 255 - images,
+  'dim': lambda images: images // 2 + 64,
+}
+
+
+def build(
+  source: Source,
+  *,
+  num_clients: int,
+  unseen_clients: int = 0,
+  name: str = 'dirichlet',
+  alpha: float = 0.3,
+  classes_per_client: int = 2,
+  sigma: float = 1.0,
+  min_rows: int = 10,
+  validation: float = 0.15,
+  test: float = 0.25,
+  public_fraction: float = 0.3,
+  public_classes: str = '',
+  public_shift: str = '',
+  seed: int = 0,
+  save: str = '',
+  load: str = '',
+) -> Federation:
+  """Divides the rows of a source among the server and the clients.
+
+  The server's public rows are a random `public_fraction` of the training
+  split, or, if given, all rows of `public_classes` (comma-separated labels),
+  and their images get `public_shift` (empty: what the source asks for). The
+  others are dealt (see `partition.deal`) to `num_clients +
+  unseen_clients` clients, a random choice of which is unseen: all their rows
+  are test rows. The others split theirs at random: shares `validation` and
+  `test`, and the rest to train on, at least 1 row each.
+
+  The pooled test set is the source's test split, less the public classes; if
+  there is none, the test rows of all clients, unseen ones included.
+
+  save: write who has which rows to this file. load: read it from this file
+  instead of drawing it; then only `public_shift` and the numbers of clients,
+  which must be the file's, have a meaning. The result is checked for leaks.
+  """
+  if load:
+    federation = archive.load(load, source.table)
+    _check_counts(federation, num_clients, unseen_clients, load)
+  else:
+    public, private, pooled = _public(
+      source, public_fraction, public_classes, seed
+    )
+    everyone = partitions.deal(
+      name,
+      source.table.columns['labels'],
+      private,
+      num_clients=num_clients + unseen_clients,
+      seed=seed,
+      alpha=alpha,
+      classes_per_client=classes_per_client,
+      sigma=sigma,
+      min_rows=min_rows,
+      groups=source.groups,
+    )
+    parts = _divided(everyone, unseen_clients, validation, test, seed)
+    if not len(pooled):
+      pooled = np.sort(
+        np.concatenate([parts['test'].rows, parts['unseen'].rows])
+      )
+    federation = Federation(source.table, **parts, pooled=pooled, public=public)
+  check_disjoint(federation)
+  table = _shifted(
+    source.table, federation.public, public_shift or source.public_shift
+  )
+  if save:
+    archive.save(save, federation)
+  return federation._replace(table=table)
+
+
+def _check_counts(federation, num_clients, unseen_clients, path):
+  found = (federation.train.num_clients, federation.unseen.num_clients)
+  if found != (num_clients, unseen_clients):
+    raise ValueError(
+      f'--partition.load={path} has {found[0]} clients and {found[1]} unseen '
+      f'ones, not {num_clients} and {unseen_clients}. Pass '
+      f'--partition.num_clients={found[0]} '
+      f'--partition.unseen_clients={found[1]}.'
+    )
+
+
+def _public(source, fraction, classes, seed):
+  """Rows of the server, of the clients, and of the pooled test split."""
+  rows, labels = source.train_rows, source.table.columns['labels']
+  if not classes:
+    if not 0 <= fraction < 1:
+      raise ValueError(
+        f'--data.public_fraction={fraction} is not allowed; allowed: 0 to '
+        'under 1.'
+      )
+    rng = draws.generator(seed, draws.Stream.PUBLIC)
+    count = int(round(fraction * len(rows)))
+    public = rng.permutation(len(rows)) < count
+    return rows[public], rows[~public], source.test_rows
+  known = source.table.label_names
+  wanted = [
+    known.index(
+      names.pick('--data.public_classes', part.strip(), known, 'label')
+    )
+    for part in classes.split(',')
+  ]
+  public = np.isin(labels[rows], wanted)
+  tested = source.test_rows[~np.isin(labels[source.test_rows], wanted)]
+  if public.all():
+    raise ValueError(
+      f'--data.public_classes={classes} takes every class, so that no rows '
+      'are left for the clients. Name fewer.'
+    )
+  return rows[public], rows[~public], tested
+
+
+def _divided(everyone, unseen_clients, validation, test, seed):
+  """Clients into unseen and training ones, the latter's rows into three."""
+  sizes = everyone.sizes()
+  if sizes.min() < 3:
+    raise ValueError(
+      f'client {sizes.argmin()} has {sizes.min()} rows; it needs 3, for '
+      'training, validation and test. Raise --partition.min_rows to 3 or more.'
+    )
+  rng = draws.generator(seed, draws.Stream.UNSEEN)
+  unseen = np.zeros(len(sizes), bool)
+  unseen[rng.choice(len(sizes), unseen_clients, replace=False)] = True
+  tests = np.clip(np.rint(sizes * test), 1, sizes - 2).astype(np.int64)
+  trains = sizes - tests
+  trains -= np.clip(np.rint(sizes * validation), 1, trains - 1).astype(np.int64)
+  # A client's rows are in random order: any span of them is a random choice.
+  return {
+    'train': _span(everyone, np.zeros_like(sizes), trains, ~unseen),
+    'validation': _span(everyone, trains, sizes - tests, ~unseen),
+    'test': _span(everyone, sizes - tests, sizes, ~unseen),
+    'unseen': _span(everyone, np.zeros_like(sizes), sizes, unseen),
+  }
+
+
+def _span(partition, start, stop, chosen):
+  """Places `start` to `stop` of the rows of each of the chosen clients."""
+  sizes = partition.sizes()
+  place = np.arange(len(partition.rows)) - np.repeat(
+    partition.offsets[:-1], sizes
+  )
+  stop = np.where(chosen, stop, start)
+  kept = (place >= np.repeat(start, sizes)) & (place < np.repeat(stop, sizes))
+  counts = (stop - start)[chosen]
+  return Partition(
+    np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    partition.rows[kept],
+  )
+
+
+def _shifted(table: Table, public, shift) -> Table:
+  """The table with its public images shifted to another domain."""
+  names.pick('--data.public_shift', shift, SHIFTS, 'domain shift')
+  if shift == 'none' or not len(public):
+    return table
+  images = table.columns.get('inputs')
+  if images is None or images.ndim != 4:
+    raise ValueError(
+      f'--data.public_shift={shift} is for images, and these inputs are none. '
+      'Use --data.public_shift=none.'
+    )
+  shifted = SHIFTS[shift](images[public])
+  if shifted.shape != images[public].shape:
+    raise ValueError(
+      f'--data.public_shift={shift} needs square images; got '
+      f'{images.shape[1]} x {images.shape[2]}. Use --data.image_size, or '
+      'another shift.'
+    )
+  images = images.copy()
+  images[public] = shifted
+  return table._replace(columns=table.columns | {'inputs': images})
+
+
+def check_disjoint(federation: Federation) -> None:
+  """Raises `ValueError` at a leak.
+
+  A row may be once in one of train, validation, test, unseen and public, and
+  once in the pooled test set unless it is in train, validation or public.
+  """
+  size = len(federation.table.columns['labels'])
+  parts = {
+    'train': federation.train.rows,
+    'validation': federation.validation.rows,
+    'test': federation.test.rows,
+    'unseen': federation.unseen.rows,
+    'public': federation.public,
+  }
+  holder = np.full(size, -1, np.int8)
+  for code, (part, rows) in enumerate(parts.items()):
+    _check_rows(part, rows, size)
+    _check_free(part, rows, holder, list(parts))
+    holder[rows] = code
+  _check_rows('pooled', federation.pooled, size)
+  for part in ('test', 'unseen'):
+    holder[parts[part]] = -1
+  _check_free('pooled', federation.pooled, holder, list(parts))
+
+
+def _check_rows(part, rows, size):
+  if len(rows) and not 0 <= rows.min() <= rows.max() < size:
+    raise ValueError(
+      f'{part} has rows {rows.min()} to {rows.max()}; the table has rows 0 to '
+      f'{size - 1}. The partition is of other data: make it again.'
+    )
+  twice = np.flatnonzero(np.bincount(rows, minlength=size) > 1)
+  if len(twice):
+    raise ValueError(
+      f'leak: {part} has row {twice[0]} twice ({len(twice)} such rows). Make '
+      'the partition again.'
+    )
+
+
+def _check_free(part, rows, holder, parts):
+  taken = rows[holder[rows] >= 0]
+  if len(taken):
+    raise ValueError(
+      f'leak: row {taken[0]} is in {parts[holder[taken[0]]]} and in {part} '
+      f'({len(taken)} such rows). Make the partition again.'
+    )

@@ -1,0 +1,147 @@
+"""Sources of examples: embedded ones, and whatever `datasets` reads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedms_jax.base import Table
+from fedms_jax.data import draws, features, images, splits
+
+EMBEDDED = ('digits', 'synthetic')
+
+
+class Source(NamedTuple):
+  """Examples before they are divided.
+
+  train_rows, test_rows: int32 row numbers of the table; test_rows is empty
+  if there is no test split. groups: int32 [M], the natural group of each row
+  (-1: none), or None. public_shift: the domain shift of public images that
+  goes with this source unless the user asks for another.
+  """
+
+  table: Table
+  train_rows: np.ndarray
+  test_rows: np.ndarray
+  groups: np.ndarray | None = None
+  public_shift: str = 'none'
+
+
+def load(
+  source: str,
+  *,
+  subset: str = '',
+  revision: str = '',
+  train_split: str = 'train',
+  test_split: str = 'test',
+  input_column: str = '',
+  label_column: str = '',
+  group_column: str = '',
+  image_size: int = 0,
+  max_rows: int = 0,
+  seed: int = 0,
+  synthetic_rows: int = 4000,
+  synthetic_classes: int = 10,
+  encode_text: features.EncodeText | None = None,
+) -> Source:
+  """Loads `digits`, `synthetic`, or what `datasets` finds at `source`.
+
+  `max_rows` > 0 keeps a random choice of so many rows of each split. Images
+  are uint8, resized to `image_size` unless 0. Labels of all splits share one
+  map. Texts become the columns that `encode_text` makes of them. Raises
+  `ValueError` if the source or a column cannot be found or read.
+  """
+  if source in EMBEDDED:
+    _check_unused(
+      source,
+      subset=subset,
+      revision=revision,
+      input_column=input_column,
+      label_column=label_column,
+      group_column=group_column,
+    )
+    if source == 'digits':
+      return _whole(*_digits(), image_size, max_rows, seed, 'dim')
+    examples = _synthetic(synthetic_rows, synthetic_classes, seed)
+    return _whole(*examples, image_size, max_rows, seed, 'none')
+  train, test = splits.read(
+    source,
+    embedded=EMBEDDED,
+    subset=subset,
+    revision=revision,
+    train_split=train_split,
+    test_split=test_split,
+  )
+  parts = {'train': train} if test is None else {'train': train, 'test': test}
+  parts = {
+    name: part.select(_kept(len(part), max_rows, seed, i))
+    for i, (name, part) in enumerate(parts.items())
+  }
+  table, groups = features.read(
+    parts,
+    input_column=input_column,
+    label_column=label_column,
+    group_column=group_column,
+    image_size=image_size,
+    encode_text=encode_text,
+  )
+  rows = np.arange(len(table.columns['labels']), dtype=np.int32)
+  count = len(parts['train'])
+  return Source(table, rows[:count], rows[count:], groups)
+
+
+def _check_unused(source, **flags):
+  for flag, value in flags.items():
+    if value:
+      raise ValueError(
+        f'--data.{flag}={value!r} is not for the embedded source {source!r}; '
+        'allowed: empty. Leave it out, or name another --data.source.'
+      )
+
+
+def _whole(pixels, labels, num_classes, image_size, max_rows, seed, shift):
+  """The source of embedded examples, which have no test split."""
+  kept = _kept(len(labels), max_rows, seed, 0)
+  columns = {
+    'inputs': images.resize(pixels[kept], image_size),
+    'labels': labels[kept],
+  }
+  table = Table(columns, tuple(str(label) for label in range(num_classes)))
+  rows = np.arange(len(kept), dtype=np.int32)
+  return Source(table, rows, rows[:0], public_shift=shift)
+
+
+def _kept(count, max_rows, seed, split):
+  if not max_rows or count <= max_rows:
+    return np.arange(count)
+  rng = draws.generator(seed, draws.Stream.KEEP, split)
+  return np.sort(rng.choice(count, max_rows, replace=False))
+
+
+def _digits():
+  """1,797 handwritten digits, 8 x 8 pixels (scikit-learn's copy of UCI's)."""
+  from sklearn.datasets import load_digits
+
+  digits = load_digits()
+  pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+  return pixels[..., None], digits.target.astype(np.int32), 10
+
+
+def _synthetic(num_rows, num_classes, seed):
+  """A template of 4 x 4 squares per class, moved by up to a pixel, in noise."""
+  rng = draws.generator(seed, draws.Stream.SYNTHETIC)
+  templates = (
+    rng.uniform(40, 215, (num_classes, 4, 4)).repeat(2, 1).repeat(2, 2)
+  )
+  labels = rng.permutation(np.arange(num_rows) % num_classes).astype(np.int32)
+  down, right = rng.integers(-1, 2, (2, num_rows, 1, 1))
+  side = np.arange(8)
+  pixels = templates[
+    labels[:, None, None],
+    (side[:, None] + down) % 8,
+    (side[None, :] + right) % 8,
+  ]
+  pixels = pixels + rng.normal(0, 25, pixels.shape)
+  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+  return pixels[..., None], labels, num_classes

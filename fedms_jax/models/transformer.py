@@ -1,0 +1,233 @@
+"""The one transformer block of all models, stacked `[L, ...]` and scanned.
+
+A family of models is a `TransformerConfig`, a stem, a head and a table of
+names. LoRA is a second variable collection, so that `Dense` adds it beside
+the frozen kernel and never merges it (merging would copy the kernel for each
+client under `vmap`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.base import BackboneCost, Span, Tree
+from fedms_jax.models import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """What distinguishes the blocks of one family from those of another.
+
+  gated: the MLP is `down(act(gate(x)) * up(x))`. rotary: base of the rotary
+  angles, 0 without. lora_scale: alpha / R.
+  """
+
+  blocks: int
+  width: int
+  heads: int
+  mlp_width: int
+  kv_heads: int = 0  # 0: as many as heads
+  head_width: int = 0  # 0: width / heads
+  norm: str = 'layer'  # layer, rms
+  norm_eps: float = 1e-6
+  pre_norm: bool = True
+  activation: str = 'gelu'  # gelu, gelu_tanh, quick_gelu, silu, relu
+  gated: bool = False
+  causal: bool = False
+  rotary: float = 0.0
+  qkv_bias: bool = True
+  out_bias: bool = True
+  mlp_bias: bool = True
+  dtype: str = 'float32'
+  remat: bool = False
+  lora_scale: float = 1.0
+
+  @property
+  def groups(self) -> int:
+    """Number of key and value heads."""
+    return self.kv_heads or self.heads
+
+  @property
+  def per_head(self) -> int:
+    """Width of one attention head."""
+    return self.head_width or self.width // self.heads
+
+
+ACTIVATIONS = {
+  'gelu': lambda x: nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
+  'silu': nn.silu,
+  'relu': nn.relu,
+}
+
+
+class Dense(nn.Module):
+  """A linear layer that adds LoRA, `x @ A @ B * scale`, where it is given."""
+
+  features: int
+  use_bias: bool
+  dtype: str
+  lora_scale: float
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
+    y = x @ kernel.astype(self.dtype)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, shape[1:])
+      y = y + bias.astype(self.dtype)
+    if self.has_variable('lora', 'a'):
+      a = self.get_variable('lora', 'a').astype(self.dtype)
+      b = self.get_variable('lora', 'b').astype(self.dtype)
+      y = y + (x @ a) @ (b * self.lora_scale)
+    return y
+
+
+class Norm(nn.Module):
+  """LayerNorm or RMSNorm, computed in float32."""
+
+  kind: str
+  eps: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x):
+    width = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, width)
+    x = x.astype(jnp.float32)
+    if self.kind == 'rms':
+      x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+      return (x * scale.astype(jnp.float32)).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, width)
+    x = x - jnp.mean(x, -1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+    x = x * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+    return x.astype(self.dtype)
+
+
+def rotate(x, base: float):
+  """Rotary position embedding of x [B, T, H, Dh] (RoFormer, arXiv 2104.09864),
+  in the half-split layout of LLaMA checkpoints."""
+  half = x.shape[-1] // 2
+  inverse = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * inverse
+  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask):
+    c = self.config
+
+    def dense(name, features, bias):
+      return Dense(features, bias, c.dtype, c.lora_scale, name=name)
+
+    def heads(name, count):
+      y = dense(name, count * c.per_head, c.qkv_bias)(x)
+      return y.reshape(*y.shape[:-1], count, c.per_head)
+
+    q, k = heads('q', c.heads), heads('k', c.groups)
+    v = heads('v', c.groups)
+    if c.rotary:
+      q, k = rotate(q, c.rotary), rotate(k, c.rotary)
+    y = attention.attend(q, k, v, mask, causal=c.causal)
+    return dense('o', c.width, c.out_bias)(y.reshape(*x.shape[:-1], -1))
+
+
+class Mlp(nn.Module):
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+
+    def dense(name, features):
+      return Dense(features, c.mlp_bias, c.dtype, c.lora_scale, name=name)
+
+    y = dense('up', c.mlp_width)(x)
+    activation = ACTIVATIONS[c.activation]
+    if c.gated:
+      y = activation(dense('gate', c.mlp_width)(x)) * y
+    else:
+      y = activation(y)
+    return dense('down', c.width)(y)
+
+
+class Block(nn.Module):
+  """Attention and MLP with residuals; pre-norm, or post-norm as in BERT."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask):
+    c = self.config
+    norm1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1')
+    norm2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2')
+    attn, mlp = Attention(c, name='attn'), Mlp(c, name='mlp')
+    if c.pre_norm:
+      x = x + attn(norm1(x), mask)
+      return x + mlp(norm2(x))
+    x = norm1(x + attn(x, mask))
+    return norm2(x + mlp(x))
+
+
+def init_blocks(config: TransformerConfig, key) -> Tree:
+  """Parameters of all blocks, stacked: every leaf is [L, ...] float32."""
+  x = jnp.zeros((1, 1, config.width), config.dtype)
+  keys = jax.random.split(key, config.blocks)
+  return jax.vmap(lambda k: Block(config).init(k, x, None)['params'])(keys)
+
+
+def run(config: TransformerConfig, spans: Sequence[Span], x, mask=None):
+  """Runs x [B, T, D] through spans of blocks, one `lax.scan` each.
+
+  Each span's params are a pair (weights, lora), both `[n, ...]`; lora may be
+  None. mask: bool [B, T], True where a token exists; None: everywhere.
+  """
+
+  def apply(x, params):
+    weights, lora = params
+    variables = {'params': weights}
+    if lora is not None:
+      variables['lora'] = lora
+    return Block(config).apply(variables, x, mask), None
+
+  if config.remat:
+    apply = jax.checkpoint(apply)
+  for span in spans:
+    x, _ = jax.lax.scan(apply, x, span.params)
+  return x
+
+
+def cost(config: TransformerConfig, tokens: int, stem: float, head: float):
+  """`BackboneCost` of a model with these blocks at T = `tokens`.
+
+  FLOPs of matrix products only. The activations kept for the backward pass
+  are the inputs of every product, norm and nonlinearity.
+  """
+  c = config
+  queries, keys = c.heads * c.per_head, c.groups * c.per_head
+  mlp_kernels = 3 if c.gated else 2
+  weights = c.width * (2 * queries + 2 * keys + mlp_kernels * c.mlp_width)
+  attention = 2 * tokens * queries
+  values = tokens * (4 * c.width + 2 * queries + 2 * keys)
+  values += tokens * mlp_kernels * c.mlp_width + c.heads * tokens**2
+  return BackboneCost(
+    stem=stem,
+    block=2.0 * tokens * (weights + attention),
+    head=head,
+    tokens=tokens,
+    activation=float(values * jnp.dtype(c.dtype).itemsize),
+  )

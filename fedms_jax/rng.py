@@ -1,0 +1,29 @@
+"""Random keys as pure functions of (seed, stream, stage, round, client).
+
+Nothing carries a key from one round to the next, so a resumed run draws what
+the uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import jax
+
+# One number per use of randomness; never renumber, or old runs change.
+INIT = 0
+PRETRAIN = 1
+CLIENT = 2
+SCHEDULE = 3
+EVALUATION = 4
+
+
+def stream(seed: int, *path: int) -> jax.Array:
+  """The key of one use: `stream(seed, CLIENT, stage, round)`."""
+  key = jax.random.key(seed)
+  for number in path:
+    key = jax.random.fold_in(key, number)
+  return key
+
+
+def per_client(key: jax.Array, ids: jax.Array) -> jax.Array:
+  """One key per client [K], which depends on its id, not on its place."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)

@@ -1,0 +1,304 @@
+"""THE round: the only map over clients, the reduction and the server's step.
+
+A cohort is executed as chunks of clients; `train_chunk` adds a chunk to the
+totals, `close` turns the totals into the next shared tree. A chunk of one
+client is executed without `vmap`, which is what XLA:CPU likes best.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedms_jax import client, columns, metrics, rng, tree
+from fedms_jax.base import Algorithm, ClientResult, Plan, Roles, Tree
+
+
+class Totals(NamedTuple):
+  """What a round has gathered so far.
+
+  values: contributions, whole shared trees (with a leading K for 'stack').
+  weights: summed weights by top-level key, [L] for stacked keys.
+  """
+
+  values: Tree
+  weights: dict[str, Any]
+
+
+class ServerState(NamedTuple):
+  """The server optimizer's state by top-level key; stacked keys have one
+  state per block, so a newly active block starts fresh."""
+
+  states: dict[str, Any]
+
+
+def begin_server(algorithm: Algorithm, shared: Tree) -> ServerState:
+  """Fresh server optimizer state."""
+  init = algorithm.server.init
+  return ServerState(
+    {
+      key: jax.vmap(init)(value) if tree.is_stacked(key) else init(value)
+      for key, value in shared.items()
+    }
+  )
+
+
+def empty_totals(algorithm: Algorithm, shared: Tree, blocks: int) -> Totals:
+  """Totals of no client, for aggregators that sum."""
+  shapes = jax.eval_shape(
+    lambda s: algorithm.aggregator.contribute(s, s, jnp.float32(1)), shared
+  )
+  values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  weights = {
+    key: jnp.zeros(blocks if tree.is_stacked(key) else ()) for key in shared
+  }
+  return Totals(values, weights)
+
+
+def train_one(
+  algorithm, frozen, shared, personal, table, rows, weight, key, plan: Plan
+):
+  """One client's training and contribution: (contribution, weight, personal,
+  sums). A client whose result is not finite contributes nothing and keeps
+  its personal state."""
+  roles = Roles(frozen, shared, personal)
+  result = client.run(algorithm, roles, table, rows, key, plan)
+  return contribution(algorithm, roles, result, weight, plan)
+
+
+def contribution(
+  algorithm: Algorithm, roles: Roles, result: ClientResult, weight, plan: Plan
+):
+  """What the server adds up of a client's result; see `train_one`."""
+  finite = tree.all_finite((result.shared, result.personal, result.sums))
+  before = tree.narrow(roles.shared, algorithm.masks(plan.active)[0])
+  value = algorithm.aggregator.contribute(before, result.shared, weight)
+  value = tree.where(finite, value, jax.tree.map(jnp.zeros_like, value))
+  personal = tree.where(finite, result.personal, roles.personal)
+  skipped = jnp.stack([1.0 - finite, jnp.float32(1)])
+  skipped = jnp.where(weight > 0, skipped, 0.0)
+  sums = tree.where(
+    finite & (weight > 0),
+    result.sums,
+    jax.tree.map(jnp.zeros_like, result.sums),
+  )
+  return (
+    value,
+    jnp.where(finite, weight, 0.0),
+    personal,
+    sums | {'skipped': skipped},
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 10), donate_argnums=(9,))
+def train_chunk(
+  algorithm: Algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  weights,
+  key,
+  ids,
+  totals,
+  plan: Plan,
+):
+  """Trains a chunk of clients and adds it to the totals.
+
+  Args:
+    algorithm: static. frozen, shared: unbatched. personal: [K, ...].
+    table: columns [M, ...]. rows: int32 [K, S, B]. weights: float32 [K], 0
+      for a client that only pads the chunk. key: the round's key. ids: int32
+      [K]. totals: donated; None to get contributions apart ('stack').
+    plan: static.
+
+  Returns:
+    (totals, personal [K, ...], sums of each client [K, 2]).
+  """
+  keys = rng.per_client(key, ids)
+  one = functools.partial(train_one, algorithm, frozen, shared)
+
+  def mapped(personal, rows, weight, key):
+    return one(personal, table, rows, weight, key, plan)
+
+  values, counted, personal, sums = over_clients(mapped)(
+    personal, rows, weights, keys
+  )
+  return collect(algorithm, totals, values, counted, plan), personal, sums
+
+
+def over_clients(function):
+  """`vmap` over the leading axis; a single client is run without it."""
+
+  def mapped(*args):
+    count = len(jax.tree.leaves(args)[-1])
+    if count > 1:
+      return jax.vmap(function)(*args)
+    out = function(*jax.tree.map(lambda x: x[0], args))
+    return jax.tree.map(lambda x: x[None], out)
+
+  return mapped
+
+
+def collect(algorithm: Algorithm, totals, values, counted, plan: Plan):
+  """Adds contributions [K, ...] with weights [K] to the totals; without
+  totals, gives them apart as `Totals` with a leading K."""
+  active = algorithm.masks(plan.active)[0]
+  rows = tree.indices(active)
+  held = jnp.asarray(active, jnp.float32)
+  weights = {
+    key: counted[:, None] * held if tree.is_stacked(key) else counted
+    for key in values
+  }
+  if totals is None:
+
+    def spread(x):
+      whole = jnp.zeros((x.shape[0], len(active), *x.shape[2:]), x.dtype)
+      return whole.at[:, rows].set(x)
+
+    return Totals(tree.map_stacked(spread, lambda x: x, values), weights)
+  summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
+  return Totals(
+    tree.map_stacked(
+      lambda t, x: t.at[rows].add(x), jnp.add, totals.values, summed
+    ),
+    {k: totals.weights[k] + jnp.sum(w, axis=0) for k, w in weights.items()},
+  )
+
+
+def train_stepwise(
+  algorithm: Algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  weights,
+  key,
+  ids,
+  totals,
+  plan: Plan,
+):
+  """`train_chunk` for one client, with one dispatch per real step.
+
+  No padded step is executed, nothing is compiled per number of steps, and
+  convolutions stay outside loops: the way to run on XLA:CPU.
+  """
+  roles = Roles(frozen, shared, jax.tree.map(lambda x: x[0], personal))
+  key, carry = _begin_stepwise(algorithm, roles, table, key, ids[0], plan)
+  for number in range(int((np.asarray(rows)[0] >= 0).any(axis=1).sum())):
+    carry = _step(
+      algorithm, carry, roles, table, rows[0][number], key, number, plan
+    )
+  return _finish_stepwise(algorithm, carry, roles, weights, totals, plan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _begin_stepwise(algorithm, roles, table, key, identity, plan):
+  state = algorithm.update.begin(roles, plan)
+  sums = client.zero_sums(algorithm, roles, table, plan)
+  return jax.random.fold_in(key, identity), (state, sums)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
+def _step(algorithm, carry, roles, table, rows, key, number, plan):
+  return client.one_step(
+    algorithm, carry, roles, table, rows, key, number, plan
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
+def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
+  state, sums = carry
+  shared, personal = algorithm.update.finish(state, roles, plan)
+  result = ClientResult(shared, personal, sums)
+  value, counted, personal, sums = jax.tree.map(
+    lambda x: x[None], contribution(algorithm, roles, result, weights[0], plan)
+  )
+  return collect(algorithm, totals, value, counted, plan), personal, sums
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def close(
+  algorithm: Algorithm, shared: Tree, server: ServerState, totals: Totals
+):
+  """The server's step: (shared, server state) after the round.
+
+  The difference to what the aggregator returns is the gradient of the server
+  optimizer (FedOpt, arXiv 2003.00295). What nobody held active is untouched,
+  optimizer state included.
+  """
+  merged = algorithm.aggregator.merge(shared, totals.values, totals.weights)
+  gradient = tree.subtract(shared, merged)
+  update = algorithm.server.update
+  new, states = {}, {}
+  for key, before in shared.items():
+    stacked = tree.is_stacked(key)
+    move = jax.vmap(update) if stacked else update
+    weight = totals.weights[key]
+    if algorithm.aggregator.reduction == 'stack':
+      weight = jnp.sum(weight, axis=0)
+    steps, state = move(gradient[key], server.states[key], before)
+    after = optax.apply_updates(before, steps)
+    new[key] = _where_held(weight > 0, after, before)
+    states[key] = _where_held(weight > 0, state, server.states[key])
+  return new, ServerState(states)
+
+
+def _where_held(held, after, before):
+  """`after` where the blocks [L] (or the scalar) were held, else `before`."""
+
+  def pick(x, y):
+    return jnp.where(
+      held.reshape(held.shape + (1,) * (x.ndim - held.ndim)), x, y
+    )
+
+  return jax.tree.map(pick, after, before)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+def evaluate_chunk(
+  algorithm: Algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  plan: Plan,
+  names: tuple[str, ...] | None,
+):
+  """Scores and stats of clients on row numbers [K, V]: each float32 [K, 2].
+
+  names: the predictions that are scored, and computed; None: all.
+  """
+
+  def one(personal, rows):
+    roles = Roles(frozen, shared, personal)
+    return evaluate(algorithm, roles, table, rows, plan, names)
+
+  return over_clients(one)(personal, rows)
+
+
+def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
+  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats."""
+  batch = columns.take(table, rows)
+  batch = columns.complete(
+    algorithm, Roles(roles.frozen, roles.shared, None), batch, plan
+  )
+  prediction = algorithm.predict(roles, batch, plan)
+  sums = {}
+  for name in names or prediction.logits:
+    logits = prediction.logits[name]
+    values, weights = algorithm.task.score(logits, batch)
+    sums[f'score/{name}'] = metrics.summed(values, weights)
+    loss = algorithm.task.loss(logits, batch)
+    sums[f'loss/{name}'] = metrics.summed(loss, batch['mask'])
+  for name, values in prediction.stats.items():
+    sums[name] = metrics.summed(values, batch['mask'])
+  return sums

@@ -1,0 +1,33 @@
+"""Seconds that went into compilation, as JAX itself reports them."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+
+EVENTS = (
+  '/jax/core/compile/jaxpr_trace_duration',
+  '/jax/core/compile/jaxpr_to_mlir_module_duration',
+  '/jax/core/compile/backend_compile_duration',
+)
+
+
+class Clock:
+  """Wall-clock seconds since its making, and those spent compiling."""
+
+  def __init__(self):
+    self._start = time.perf_counter()
+    self.compile_seconds = 0.0
+    self.compilations = 0
+    jax.monitoring.register_event_duration_secs_listener(self._note)
+
+  def _note(self, event: str, seconds: float, **unused) -> None:
+    if event in EVENTS:
+      self.compile_seconds += seconds
+      self.compilations += event == EVENTS[-1]
+
+  @property
+  def run_seconds(self) -> float:
+    """Everything but compilation."""
+    return time.perf_counter() - self._start - self.compile_seconds

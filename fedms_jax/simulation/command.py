@@ -1,0 +1,129 @@
+"""A run from its config: in a workdir or without, whole or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+
+import jax
+
+from fedms_jax import build, flags
+from fedms_jax.base import Federation
+from fedms_jax.config import Config
+from fedms_jax.data import partition
+from fedms_jax.simulation import (
+  clock,
+  driver,
+  evaluation,
+  keeper,
+  observer,
+  report,
+  signals,
+  writers,
+)
+from fedms_jax.simulation.state import Preempted
+from fedms_jax.simulation.workdir import Workdir
+
+
+def compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder, unless told where."""
+  if jax.config.jax_compilation_cache_dir is None:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(root) / 'fedms_jax' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def run(config: Config) -> int:
+  """Runs the config and prints its table; gives the exit code."""
+  compilation_cache()
+  timer = clock.Clock()
+  with contextlib.ExitStack() as stack:
+    request = stack.enter_context(signals.StopRequest())
+    workdir = None
+    if config.workdir:
+      workdir = stack.enter_context(
+        Workdir.open(
+          config.workdir,
+          flags.to_text(config),
+          config.resume,
+          config.break_lock,
+        )
+      )
+    try:
+      return _run(config, workdir, request, timer, stack)
+    except Preempted as stopped:
+      print(
+        f'fedms: stopped by {request.requested()} after {stopped}; saved. '
+        'Go on with --resume.',
+        file=sys.stderr,
+      )
+      return signals.EXIT_SAVED
+
+
+def _run(config: Config, workdir, request, timer, stack) -> int:
+  data = build.federation(config)
+  describe(data)
+  data = build.by_client(data)
+  model = build.backbone(config, data)
+  stages = build.stages(config, model, len(data.table.label_names))
+  records = observer.Recorder()
+  watch = observer.Observers(records, observer.Signals(request))
+  stack.callback(watch.close)
+  if config.progress:
+    watch.add(observer.Progress())
+  keep = keeper.Memory()
+  if workdir is not None:
+    keep = keeper.Disk(workdir, config.checkpoint.keep)
+  stack.callback(keep.close)
+  roles = keep.pretrained(
+    jax.eval_shape(lambda: build.initial(config, model)),
+    lambda: build.pretrained(config, model, data, watch),
+  )
+  simulation = driver.Simulation(
+    model,
+    data,
+    roles,
+    stages,
+    build.options(config),
+    keeper=keep,
+    observer=watch,
+  )
+  state = keep.restore(simulation)
+  if workdir is not None:
+    _attach(workdir, config.tensorboard, simulation, state, watch, records)
+  state = simulation.run(state)
+  watch.close()
+  scope = evaluation.Scope(config.eval.clients, config.eval.pooled_rows)
+  scores = evaluation.evaluate(simulation, state, scope)
+  result = report.summary(simulation, state, scores, records.records, timer)
+  if workdir is not None:
+    writers.write_summary(workdir.summary, result)
+  print(report.text(result))
+  return 0
+
+
+def _attach(workdir, board: bool, simulation, state, watch, records) -> None:
+  """Adds the workdir's files to the observers; a resumed run goes on where
+  its checkpoint was, and has the records of the rounds before."""
+  at = None if state is None else (state.stage, state.round - 1)
+  metrics = writers.MetricsFile(workdir.metrics, at)
+  names = [stage.name for stage in simulation.stages]
+  events = writers.TensorBoard(workdir.tensorboard, at) if board else None
+  watch.add(observer.Writers(metrics, events, names))
+  records.records += [
+    {**line, 'stage': names[line['stage']]}
+    for line in writers.read_metrics(workdir.metrics)
+  ]
+
+
+def describe(data: Federation) -> None:
+  """Prints the statistics of the partition."""
+  labels = data.table.columns['labels']
+  found = partition.describe(data.train, labels, len(data.table.label_names))
+  print(
+    f'{len(labels)} rows, {len(data.public)} public; training rows of '
+    f'clients: {partition.sentence(found)}'
+  )

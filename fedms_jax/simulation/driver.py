@@ -1,0 +1,337 @@
+"""THE driver: the only loop over rounds.
+
+It keeps one round in flight: the metrics of round t - 1 are fetched while
+round t runs, so a schedule sees a score one round late, resumed or not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedms_jax import activation, metrics, rng, rounds
+from fedms_jax.base import Backbone, Federation, Plan, Roles
+from fedms_jax.simulation import cohorts, execution
+from fedms_jax.simulation.importance import block_importance
+from fedms_jax.simulation.state import (
+  Handover,
+  NonFiniteError,
+  Options,
+  Preempted,
+  Stage,
+  StageState,
+)
+from fedms_jax.simulation.tables import Tables
+from fedms_jax.systems.ledger import Entry, Meter
+
+
+class InFlight(NamedTuple):
+  """A dispatched round whose metrics are still on the device."""
+
+  cohort: cohorts.Cohort
+  chunks: Sequence[execution.Chunk]
+  validation: Any
+  record: dict[str, Any]
+
+
+class Simulation:
+  """Runs stages over a federation.
+
+  keeper: saves and restores, see `keeper.py`. observer: is told of rounds and
+  asked whether to stop, see `observer.py`. ledgers: one `Entry` per stage.
+  """
+
+  def __init__(
+    self,
+    backbone: Backbone,
+    federation: Federation,
+    roles: Roles,
+    stages: Sequence[Stage],
+    options: Options,
+    *,
+    keeper,
+    observer,
+  ):
+    self.backbone = backbone
+    self.federation = federation
+    self.stages = stages
+    self.options = options
+    self.keeper = keeper
+    self.observer = observer
+    self.ledgers: dict[str, Entry] = {}
+    self.tables = Tables(
+      federation.table.columns,
+      scope=options.scope,
+      budget=options.budget,
+      block=options.block,
+    )
+    self.initial = roles
+    self._finite: dict[str, Any] = {}
+
+  def run(self, state: StageState | None = None) -> StageState:
+    """Runs all stages, or goes on from `state`; gives the state after the
+    last round."""
+    if state is None:
+      state = self._begin(0, self.initial, None, None)
+    while True:
+      state = self._run_stage(state)
+      self.ledgers[self.stages[state.stage].name] = state.ledger
+      if state.stage + 1 == len(self.stages):
+        return state
+      state = self._begin(
+        state.stage + 1, state.roles, state.last, state.importance
+      )
+
+  def plan(self, state: StageState) -> Plan:
+    """The plan by which the models of a state are evaluated."""
+    boundary = activation.boundary(state.ever)
+    return Plan((True,) * self.backbone.blocks, boundary)
+
+  def sampler(self, stage: int):
+    """The cohorts of a stage: a pure function of the round."""
+    o = self.options
+    return cohorts.sampler(
+      self.federation,
+      seed=o.seed,
+      stage=stage,
+      size=o.cohort,
+      batch_size=o.batch_size,
+      epochs=o.epochs,
+      steps=o.steps,
+      validation_rows=o.validation_rows,
+    )
+
+  def version(self, state: StageState) -> int:
+    """Rounds done over all stages."""
+    return sum(s.rounds for s in self.stages[: state.stage]) + state.round
+
+  def _begin(self, index: int, before: Roles, inherited, importance):
+    """The state before the first round of a stage."""
+    stage = self.stages[index]
+    key = rng.stream(self.options.seed, rng.INIT, index)
+    roles = jax.jit(stage.algorithm.begin)(key, before)
+    measured = [importance]
+
+    def measure():
+      if measured[0] is None:
+        measured[0] = block_importance(self, index, roles)
+      return measured[0]
+
+    schedule = stage.schedule(Handover(inherited, measure))
+    return StageState(
+      stage=index,
+      round=0,
+      roles=roles,
+      server=rounds.begin_server(stage.algorithm, roles.shared),
+      progress=schedule.init,
+      late=(),
+      reports={},
+      ever=(False,) * self.backbone.blocks,
+      inherited=inherited,
+      last=inherited,
+      importance=measured[0],
+      ledger=Entry(),
+    )
+
+  def _run_stage(self, state: StageState) -> StageState:
+    """All rounds of a stage that are left."""
+    stage, o = self.stages[state.stage], self.options
+    importance = state.importance
+    schedule = stage.schedule(Handover(state.inherited, lambda: importance))
+    store = self.keeper.store(stage.name, state.roles.personal)
+    sample = self.sampler(state.stage)
+    self.tables.forget()
+    self._met = (
+      {int(i) for t in range(state.round) for i in sample(t).ids}
+      if state.round
+      else set()
+    )
+    self.observer.stage(stage.name, state.round, stage.rounds)
+    flight = None
+    left = range(state.round, stage.rounds)
+    for cohort in cohorts.ahead(sample, left, o.prefetch):
+      state, dispatched = self._dispatch(state, schedule, store, cohort)
+      if flight is not None:
+        state = self._settle(state, flight)
+      flight = dispatched
+      self.keeper.after_round(self, state, store)
+      stop = self.observer.stop_requested()
+      last = cohort.round + 1 == stage.rounds
+      due = self.keeper.persistent and state.round % o.checkpoint_every == 0
+      if stop or last or due:
+        state, flight = self._settle(state, flight), None
+        self.keeper.save(self, state, store)
+        if stop and not (last and state.stage + 1 == len(self.stages)):
+          raise Preempted(f'{stage.name}, round {cohort.round + 1}')
+    return state
+
+  def _dispatch(self, state: StageState, schedule, store, cohort):
+    """Starts a round: the state after it, and what is still in flight."""
+    start = time.perf_counter()
+    algorithm = self.stages[state.stage].algorithm
+    # The last round may or may not have been fetched; it is not looked at.
+    progress, late = state.progress, state.late
+    while late and late[0][0] < cohort.round - 1:
+      progress, late = schedule.observe(progress, late[0][1]), late[1:]
+    active = [
+      schedule.active(progress, cohort.round, int(i)) for i in cohort.ids
+    ]
+    ever = tuple(map(any, zip(state.ever, *active, strict=True)))
+    boundary = activation.boundary(ever)
+    plans = [Plan(a, boundary) for a in active]
+    personal = jax.tree.map(jnp.asarray, store.gather(cohort.ids))
+    key = rng.stream(self.options.seed, rng.CLIENT, state.stage, cohort.round)
+    needed = np.concatenate([cohort.rows.ravel(), cohort.validation.ravel()])
+    before = self.tables.derived_rows
+    whole = Plan((True,) * len(ever), boundary)
+    table, translate = self.tables.view(algorithm, state.roles, needed, whole)
+    how = execution.choose(
+      self.options.clients,
+      self.options.chunk,
+      self.backbone,
+      self.options.batch_size,
+      state.roles,
+    )
+    shared, server, chunks = execution.train(
+      algorithm,
+      state.roles,
+      state.server,
+      personal,
+      table,
+      cohort,
+      translate(cohort.rows),
+      plans,
+      key,
+      how,
+    )
+    roles = state.roles._replace(shared=shared)
+    validation = execution.validate(
+      algorithm, roles, chunks, table, translate(cohort.validation), whole
+    )
+    for chunk in chunks:
+      count = len(chunk.places)
+      kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
+      store.scatter(cohort.ids[chunk.places], kept, self.version(state) + 1)
+    derived = self.tables.derived_rows - before
+    entry = self._entry(state, cohort, plans, ever, derived)
+    record = {
+      'stage': self.stages[state.stage].name,
+      'round': cohort.round,
+      'depth': float(np.mean([sum(a) for a in active])),
+      'active': sum(1 << b for b, on in enumerate(ever) if on),
+      'clients': len(cohort.ids),
+      'started': start,
+    } | entry._asdict()
+    state = state._replace(
+      round=cohort.round + 1,
+      roles=roles,
+      server=server,
+      progress=progress,
+      late=late,
+      ever=ever,
+      last=max(active, key=sum),
+      ledger=state.ledger.plus(entry),
+    )
+    return state, InFlight(cohort, chunks, validation, record)
+
+  def _entry(self, state, cohort, plans, ever, derived: int) -> Entry:
+    """The ledger's entry of a round."""
+    stage = self.stages[state.stage]
+    meter = Meter(
+      self.backbone,
+      stage.algorithm,
+      state.roles,
+      batch=self.options.batch_size,
+      slots=self.options.slots,
+    )
+    entry, plan_of = Entry(), np.array([hash(p) for p in plans])
+    for plan in dict.fromkeys(plans):
+      places = np.flatnonzero(plan_of == hash(plan))
+      ids = {int(i) for i in cohort.ids[places]}
+      entry = entry.plus(
+        meter.group(
+          plan,
+          ever,
+          clients=len(places),
+          newcomers=len(ids - self._met),
+          examples=float((cohort.rows[places] >= 0).sum()),
+          derived=derived,
+          scope=self.tables.scope,
+        )
+      )
+      self._met |= ids
+      derived = 0  # counted once
+    return entry
+
+  def _settle(self, state: StageState, flight: InFlight) -> StageState:
+    """Fetches a round's metrics, reports them, and notes its score."""
+    count = len(flight.cohort.ids)
+    trained = _gathered(count, [(c.places, c.sums) for c in flight.chunks])
+    held = _gathered(count, flight.validation)
+    skipped = trained.pop('skipped')[:, 0] > 0
+    served = self.stages[state.stage].algorithm.served
+    record = dict(flight.record)
+    record['seconds'] = time.perf_counter() - record.pop('started')
+    losses, scores = trained.pop('loss'), trained.pop('score')
+    record['train_loss'] = metrics.mean_over_clients(losses)
+    record['train_score'] = metrics.mean_over_clients(scores)
+    record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
+    for name, values in trained.items():
+      record[name] = metrics.mean_over_clients(values)
+    record['skipped'] = int(skipped.sum())
+    if skipped.any():
+      self._complain(flight.cohort, skipped, record)
+    else:
+      self._finite = record
+    reported = {
+      'validation': held[f'score/{served}'],
+      'train_accuracy': scores,
+      'train_loss': losses,
+    }[self.options.score]
+    reports = self._reports(state.reports, flight.cohort.ids, reported)
+    record['capability'] = metrics.mean_over_clients(list(reports.values()))
+    self.observer.round(record)
+    late = (*state.late, (flight.cohort.round, record['capability']))
+    return state._replace(late=late, reports=reports)
+
+  def _reports(self, before, ids, sums):
+    """The newest report of each client, the latest ones of all.
+
+    A cohort's own mean moves with who is in it, by more than any threshold
+    of a schedule; the mean over everybody's newest report does not.
+    """
+    new = {
+      int(i): (float(s), float(w)) for i, (s, w) in zip(ids, sums, strict=True)
+    }
+    if not self.options.reports:
+      return new
+    kept = {i: pair for i, pair in before.items() if i not in new} | new
+    return dict(list(kept.items())[-max(self.options.reports, len(new)) :])
+
+  def _complain(self, cohort, skipped, record) -> None:
+    """Stops at a non-finite update, unless the client is to be skipped."""
+    if self.options.on_nan == 'skip':
+      return
+    clients = ', '.join(str(i) for i in cohort.ids[skipped])
+    shown = ('round', 'train_loss', 'train_score', 'score')
+    finite = {k: self._finite[k] for k in shown if k in self._finite}
+    raise NonFiniteError(
+      f'{record["stage"]}, round {cohort.round}: non-finite update of client '
+      f'{clients}. Last finite metrics: {finite or "none"}. Lower '
+      '--client.learning_rate, or drop such updates with --on_nan=skip.'
+    )
+
+
+def _gathered(count: int, parts) -> dict[str, np.ndarray]:
+  """Metrics [count, 2] on the host, from chunks of (places, sums)."""
+  out: dict[str, np.ndarray] = {}
+  for places, sums in jax.device_get(list(parts)):
+    for name, values in sums.items():
+      whole = out.setdefault(name, np.zeros((count, 2), np.float32))
+      whole[places] = values[: len(places)]
+  return out

@@ -1,0 +1,239 @@
+"""What a run keeps: nothing beyond its life, or a workdir."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fedms_jax import rounds
+from fedms_jax.base import Roles
+from fedms_jax.simulation.checkpoint import Checkpointer
+from fedms_jax.simulation.client_store import ClientStore
+from fedms_jax.simulation.state import StageState
+from fedms_jax.systems.ledger import Entry
+
+
+class NoPersonal:
+  """The store of an algorithm without a personal part."""
+
+  version = -1
+
+  def __init__(self, initial: Any):
+    self._initial = initial
+
+  def gather(self, ids):
+    del ids
+    return self._initial
+
+  def scatter(self, ids, stacked, version) -> None:
+    """Nothing to keep."""
+
+  def collect(self, version) -> None:
+    """Nothing to drop."""
+
+  def rollback(self, version) -> None:
+    """Nothing to drop."""
+
+  def flush(self) -> None:
+    """Nothing to write."""
+
+  def close(self) -> None:
+    """Nothing to close."""
+
+
+class Memory:
+  """Keeps the personal state of clients in memory, and no checkpoints."""
+
+  def __init__(self):
+    self._stores: dict[str, ClientStore] = {}
+
+  def pretrained(self, shapes: Roles, train: Callable[[], Roles]) -> Roles:
+    """The roles that `train` gives, or gave to the run of this workdir."""
+    del shapes
+    return train()
+
+  def restore(self, simulation) -> StageState | None:
+    """The state of the last checkpoint, None if there is none."""
+    del simulation
+    return None
+
+  persistent = False  # whether `save` is worth waiting for a round's metrics
+
+  def after_round(self, simulation, state: StageState, store) -> None:
+    """A round is dispatched; older personal states are not needed again."""
+    store.collect(simulation.version(state))
+
+  def save(self, simulation, state: StageState, store: ClientStore) -> None:
+    """Saves the state between two rounds."""
+
+  def store(self, name: str, initial: Any) -> ClientStore:
+    """The personal store of a stage."""
+    if not jax.tree.leaves(initial):
+      return NoPersonal(initial)
+    if name not in self._stores:
+      self._stores[name] = ClientStore(initial, self._path(name))
+    return self._stores[name]
+
+  def close(self) -> None:
+    for store in self._stores.values():
+      store.close()
+
+  def _path(self, name: str):
+    return None
+
+
+class Disk(Memory):
+  """Keeps checkpoints and personal states in a workdir.
+
+  A checkpoint holds server state, schedule and round; the base model is not
+  in it, because it never changes. Personal states carry the number of their
+  round, so that a resumed run sees those of its checkpoint.
+  """
+
+  def __init__(self, workdir, keep: int):
+    super().__init__()
+    self._workdir = workdir
+    self._checkpoints = Checkpointer(workdir.checkpoints, keep)
+
+  def _path(self, name):
+    return self._workdir.clients / name
+
+  persistent = True
+
+  def after_round(self, simulation, state, store):
+    """Older states are dropped when a checkpoint is safe, not before."""
+
+  def pretrained(self, shapes, train):
+    once = Checkpointer(self._workdir.root / 'pretrained', 1)
+    try:
+      found = once.restore_latest({'frozen': shapes.frozen})
+      if found is not None:
+        frozen = jax.tree.map(jax.numpy.asarray, found[1]['frozen'])
+        return Roles(frozen, {}, {})
+      roles = train()
+      once.save(0, {'frozen': roles.frozen}, {})
+      return roles
+    finally:
+      once.close()
+
+  def save(self, simulation, state, store):
+    store.flush()
+    version = simulation.version(state)
+    oldest = self._checkpoints.oldest()
+    plain = _plain(simulation, state) | {'store': store.version}
+    self._checkpoints.save(version, _arrays(state), plain)
+    if oldest is not None:
+      store.collect(oldest)
+
+  def restore(self, simulation):
+    found = self._checkpoints.restore_latest(
+      lambda plain: _template(simulation, plain)
+    )
+    if found is None:
+      return None
+    _, arrays, plain = found
+    state = _state(simulation, arrays, plain)
+    store = self.store(
+      simulation.stages[state.stage].name, state.roles.personal
+    )
+    store.rollback(simulation.version(state))
+    if store.version != plain['store']:
+      raise ValueError(
+        f'{self._workdir.clients} does not hold the personal states of the '
+        f'checkpoint (version {store.version}, not {plain["store"]}). Bring '
+        'the folder back, or start the run again in another one.'
+      )
+    return state
+
+  def close(self):
+    super().close()
+    self._checkpoints.close()
+
+
+def _arrays(state: StageState) -> dict[str, Any]:
+  frozen = {k: v for k, v in state.roles.frozen.items() if k != 'base'}
+  return {
+    'frozen': frozen,
+    'shared': state.roles.shared,
+    'personal': state.roles.personal,
+    'server': state.server.states,
+  }
+
+
+def _plain(simulation, state: StageState) -> dict[str, Any]:
+  """The part of the state that JSON holds."""
+  names = (
+    'stage',
+    'round',
+    'progress',
+    'late',
+    'ever',
+    'inherited',
+    'last',
+    'importance',
+  )
+  return {name: getattr(state, name) for name in names} | {
+    'reports': [[k, *v] for k, v in state.reports.items()],
+    'ledger': state.ledger._asdict(),
+    'derived': simulation.tables.counted(),
+    'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
+  }
+
+
+def _template(simulation, plain: dict[str, Any]) -> dict[str, Any]:
+  """Shapes of what `_arrays` gave, found by running the stages' beginnings
+  on shapes."""
+  roles = simulation.initial
+  for stage in simulation.stages[: plain['stage'] + 1]:
+    roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
+  algorithm = simulation.stages[plain['stage']].algorithm
+  server = jax.eval_shape(
+    lambda s: rounds.begin_server(algorithm, s), roles.shared
+  )
+  state = StageState(
+    stage=plain['stage'],
+    round=0,
+    roles=roles,
+    server=server,
+    progress=None,
+    late=(),
+    reports={},
+    ever=(),
+    inherited=None,
+    last=None,
+    importance=None,
+    ledger=Entry(),
+  )
+  return _arrays(state)
+
+
+def _state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
+  """The state that was saved; inverts `_arrays` and `_plain`."""
+  arrays = jax.tree.map(jax.numpy.asarray, arrays)
+  base = simulation.initial.frozen.get('base', {})
+  frozen = {'base': base} | arrays['frozen']
+  simulation.ledgers.update(
+    {name: Entry(**entry) for name, entry in plain['ledgers'].items()}
+  )
+
+  simulation.tables.count_as_done(plain['derived'])
+
+  def active(bits):
+    return None if bits is None else tuple(bits)
+
+  return StageState(
+    stage=plain['stage'],
+    round=plain['round'],
+    roles=Roles(frozen, arrays['shared'], arrays['personal']),
+    server=rounds.ServerState(arrays['server']),
+    progress=plain['progress'],
+    late=tuple((int(t), float(s)) for t, s in plain['late']),
+    reports={int(k): (s, w) for k, s, w in plain['reports']},
+    ever=active(plain['ever']),
+    inherited=active(plain['inherited']),
+    last=active(plain['last']),
+    importance=plain['importance'],
+    ledger=Entry(**plain['ledger']),
+  )

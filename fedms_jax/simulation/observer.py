@@ -1,0 +1,126 @@
+"""What watches a run: by default nothing, in a terminal a progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Silent:
+  """An observer that shows nothing and never stops the run."""
+
+  def stage(self, name: str, done: int, total: int) -> None:
+    """A stage begins, or goes on after `done` of `total` rounds."""
+
+  def round(self, record: dict[str, Any]) -> None:
+    """The metrics of a round are known."""
+
+  def stop_requested(self) -> bool:
+    """Whether the run shall save and stop."""
+    return False
+
+  def close(self) -> None:
+    """The run has ended, well or not."""
+
+
+class Progress(Silent):
+  """A tqdm bar per stage, with the running score and depth."""
+
+  def __init__(self):
+    self._bar = None
+
+  def stage(self, name, done, total):
+    import tqdm
+
+    self.close()
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=done,
+      desc=f'{name:<9}',
+      unit='round',
+      dynamic_ncols=True,
+    )
+
+  def round(self, record):
+    shown = {'score': f'{record["score"]:.3f}'}
+    if 'depth' in record:
+      shown['depth'] = f'{record["depth"]:g}'
+    if 'gate_weight' in record:
+      shown['gate'] = f'{record["gate_weight"]:.2f}'
+    self._bar.set_postfix(shown, refresh=False)
+    self._bar.update()
+
+  def close(self):
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+
+class Recorder(Silent):
+  """Keeps the records of the rounds, for the depth curve of the summary."""
+
+  def __init__(self):
+    self.records: list[dict[str, Any]] = []
+
+  def round(self, record):
+    self.records.append(record)
+
+
+class Writers(Silent):
+  """metrics.jsonl and TensorBoard events of a workdir."""
+
+  def __init__(self, metrics, board, stages: list[str]):
+    self._metrics = metrics
+    self._board = board
+    self._stages = stages
+
+  def round(self, record):
+    if record['stage'] not in self._stages:
+      return  # pre-training comes before the first checkpoint
+    number = self._stages.index(record['stage'])
+    values = {k: v for k, v in record.items() if k not in ('stage', 'round')}
+    self._metrics.write(
+      number, record['round'], {'name': record['stage'], **values}
+    )
+    if self._board is not None:
+      self._board.write(number, record['round'], values)
+
+  def close(self):
+    self._metrics.close()
+    if self._board is not None:
+      self._board.close()
+      self._board = None
+
+
+class Signals(Silent):
+  """Stops the run at SIGTERM (see `signals.py`)."""
+
+  def __init__(self, request):
+    self._request = request
+
+  def stop_requested(self):
+    return bool(self._request.requested())
+
+
+class Observers(Silent):
+  """Several observers as one."""
+
+  def __init__(self, *observers: Silent):
+    self._observers = list(observers)
+
+  def add(self, observer: Silent) -> None:
+    self._observers.append(observer)
+
+  def stage(self, name, done, total):
+    for observer in self._observers:
+      observer.stage(name, done, total)
+
+  def round(self, record):
+    for observer in self._observers:
+      observer.round(record)
+
+  def stop_requested(self):
+    return any(o.stop_requested() for o in self._observers)
+
+  def close(self):
+    for observer in self._observers:
+      observer.close()

@@ -1,0 +1,93 @@
+"""Pre-training by the server on public rows (phase 1 of arXiv 2305.11414)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedms_jax import client, metrics, rng
+from fedms_jax.base import Algorithm, Federation, Plan, Roles, Tree
+
+
+def train(
+  algorithm: Algorithm,
+  federation: Federation,
+  before: Roles,
+  blocks: int,
+  *,
+  epochs: int,
+  batch_size: int,
+  seed: int,
+  observer,
+) -> Roles:
+  """The frozen part of a simulation, {'base', 'head'}, after pre-training.
+
+  algorithm: trains all weights (see `algorithms/full.py`). It runs as one
+  client whose rows are the public ones, one compiled pass per epoch.
+  """
+  public = federation.public
+  if not epochs or not len(public):
+    return before
+  plan = Plan((True,) * blocks, 0)
+  key = rng.stream(seed, rng.PRETRAIN)
+  roles = algorithm.begin(key, before)
+  raw = {k: v[public] for k, v in federation.table.columns.items()}
+  table = jax.tree.map(jnp.asarray, raw)
+  carry = (
+    algorithm.update.begin(roles, plan),
+    client.zero_sums(algorithm, roles, table, plan),
+  )
+  steps = steps_per_epoch(len(public), batch_size)
+  observer.stage('pretrain', 0, epochs)
+  for epoch in range(epochs):
+    start = time.perf_counter()
+    rows = _shuffled(len(public), batch_size, seed, epoch)
+    carry = _epoch(
+      algorithm, carry, roles, table, rows, key, epoch * steps, plan
+    )
+    sums = jax.device_get(carry[1])
+    carry = (carry[0], jax.tree.map(jnp.zeros_like, carry[1]))
+    observer.round(
+      {
+        'stage': 'pretrain',
+        'round': epoch,
+        'train_loss': float(metrics.mean(sums['loss'])),
+        'score': float(metrics.mean(sums['score'])),
+        'seconds': time.perf_counter() - start,
+      }
+    )
+  shared, _ = algorithm.update.finish(carry[0], roles, plan)
+  head = shared.pop('head')
+  return before._replace(frozen=before.frozen | {'base': shared, 'head': head})
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+  return math.ceil(rows / batch_size)
+
+
+def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
+  """Row numbers [S, B] of an epoch, -1 is padding."""
+  order = np.random.default_rng([seed, rng.PRETRAIN, epoch]).permutation(count)
+  steps = steps_per_epoch(count, batch_size)
+  rows = np.full(steps * batch_size, -1, np.int32)
+  rows[:count] = order
+  return rows.reshape(steps, batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
+def _epoch(algorithm, carry, roles: Roles, table: Tree, rows, key, first, plan):
+  """All steps of an epoch: carry -> carry; `first` is the first step."""
+
+  def body(carry, scanned):
+    step_rows, number = scanned
+    return client.one_step(
+      algorithm, carry, roles, table, step_rows, key, number, plan
+    ), None
+
+  numbers = first + jnp.arange(rows.shape[0])
+  return jax.lax.scan(body, carry, (rows, numbers))[0]

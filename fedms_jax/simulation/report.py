@@ -1,0 +1,143 @@
+"""The table at the end of a run, and the summary that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedms_jax import tree
+from fedms_jax.systems.ledger import Entry
+
+MODELS = {
+  'pretrained': 'pre-trained model',
+  'global': 'global expert',
+  'local': 'local expert alone',
+  'mixture': 'mixture',
+}
+COLUMNS = {
+  'own_mean': 'own test: mean',
+  'own_worst_decile': 'worst decile',
+  'own_std': 'spread',
+  'pooled': 'pooled test',
+  'unseen': 'unseen clients',
+}
+
+
+def summary(
+  simulation, state, evaluation: dict[str, Any], records, clock
+) -> dict[str, Any]:
+  """Everything that summary.json holds; its keys are in the README.
+
+  Only entries that end in `seconds`, and `compilations`, depend on the
+  machine's mood.
+  """
+  rounds = [r for r in records if 'depth' in r]
+  ledgers = simulation.ledgers
+  total = Entry()
+  for entry in ledgers.values():
+    total = total.plus(entry)
+  return {
+    'score': simulation.stages[-1].algorithm.task.name,
+    **evaluation,
+    'depth': {
+      stage.name: [r['depth'] for r in rounds if r['stage'] == stage.name]
+      for stage in simulation.stages
+    },
+    'ledger': {name: entry._asdict() for name, entry in ledgers.items()},
+    'total': total._asdict(),
+    'base_model_bytes': tree.nbytes(state.roles.frozen.get('base', {})),
+    'columns_scope': simulation.tables.scope,
+    'compile_seconds': clock.compile_seconds,
+    'run_seconds': clock.run_seconds,
+  }
+
+
+def text(result: dict[str, Any]) -> str:
+  """The summary as a person reads it."""
+  total, clients = result['total'], max(result['total']['client_rounds'], 1)
+  lines = [*_models(result), '']
+  for name, depths in result['depth'].items():
+    if depths:
+      lines.append(f'active blocks, {name} stage: {_runs(depths)}')
+  if 'gate_weight' in result:
+    lines.append(
+      f'gate: mean weight of the global expert {result["gate_weight"]:.2f}, '
+      f'mean entropy {result["gate_entropy"]:.2f} nats'
+    )
+  up, down = total['bytes_up'], total['bytes_down']
+  lines += [
+    f'bytes per client and round: {_bytes(up / clients)} up, '
+    f'{_bytes(down / clients)} down; in total {_bytes(up)} up, '
+    f'{_bytes(down)} down (once per client: base model '
+    f'{_bytes(result["base_model_bytes"])})',
+    f"a client's device: {_flops(total['client_flops'] / clients)} per "
+    f'round, at most {_bytes(total["peak_client_memory"])} of memory; all '
+    f'clients: {_flops(total["client_flops"])}',
+    f'the simulator: {_flops(total["simulator_flops"])} (columns scope '
+    f'{result["columns_scope"]}), {result["compile_seconds"]:.1f} s '
+    f'compiling, {result["run_seconds"]:.1f} s running',
+  ]
+  return '\n'.join(lines)
+
+
+def _models(result: dict[str, Any]) -> list[str]:
+  head = ['', *COLUMNS.values()]
+  body = [
+    [MODELS.get(name, name), *(_share(scores[c]) for c in COLUMNS)]
+    for name, scores in _in_order(result['models'])
+  ]
+  title = (
+    f'{result["score"]} in % ({result["clients"]} clients, '
+    f'{result["pooled_rows"]} pooled test rows, '
+    f'{result["unseen_clients"]} unseen clients)'
+  )
+  return [title, *grid([head, *body])]
+
+
+def _in_order(models: dict[str, Any]):
+  known = [name for name in MODELS if name in models]
+  return [(n, models[n]) for n in [*known, *(set(models) - set(known))]]
+
+
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Rows of cells as aligned lines, the first column to the left."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  ]
+
+
+def _share(value: float | None) -> str:
+  return '-' if value is None else f'{100 * value:.1f}'
+
+
+def _runs(depths: Sequence[float]) -> str:
+  """1 x12, 2 x5: how many rounds each depth lasted."""
+  runs: list[list[float]] = []
+  for depth in depths:
+    if runs and runs[-1][0] == depth:
+      runs[-1][1] += 1
+    else:
+      runs.append([depth, 1])
+  return ', '.join(f'{depth:g} x{count:g}' for depth, count in runs)
+
+
+def _bytes(value: float) -> str:
+  return _scaled(value, 1000, ('B', 'kB', 'MB', 'GB', 'TB'))
+
+
+def _flops(value: float) -> str:
+  units = ('FLOP', 'kFLOP', 'MFLOP', 'GFLOP', 'TFLOP', 'PFLOP', 'EFLOP')
+  return _scaled(value, 1000, units)
+
+
+def _scaled(value: float, step: float, units: Sequence[str]) -> str:
+  for unit in units[:-1]:
+    if value < step:
+      return f'{value:.3g} {unit}'
+    value /= step
+  return f'{value:.3g} {units[-1]}'

@@ -1,0 +1,94 @@
+"""The state of a simulation between two rounds, and what a run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fedms_jax.activation import Schedule
+from fedms_jax.base import ActiveSet, Algorithm, Roles
+from fedms_jax.rounds import ServerState
+from fedms_jax.systems.ledger import Entry
+
+
+class Handover(NamedTuple):
+  """What a schedule may know when its stage begins: the last active set of
+  the stage before (None for the first), and the importance of each block,
+  measured on demand."""
+
+  active: ActiveSet | None
+  importance: Callable[[], list[float]]
+
+
+class Stage(NamedTuple):
+  """A number of rounds of one algorithm under one schedule.
+
+  probe: the algorithm whose first dense gradient step measures the importance
+  of blocks; None: `algorithm` itself.
+  """
+
+  name: str
+  algorithm: Algorithm
+  rounds: int
+  schedule: Callable[[Handover], Schedule]
+  probe: Algorithm | None = None
+
+
+class Options(NamedTuple):
+  """How a simulation runs; see the flags of the same names.
+
+  reports: how many clients' newest scores the schedule's score averages; 0:
+  the cohort's alone. budget: bytes for derived columns. block: rows derived
+  together. slots: optimizer arrays per trained parameter, for the ledger.
+  """
+
+  seed: int = 0
+  cohort: int = 10
+  batch_size: int = 16
+  epochs: int = 1
+  steps: int = 0
+  clients: str = 'auto'
+  chunk: int = 0
+  scope: str = 'auto'
+  budget: float = 4e9
+  block: int = 256
+  prefetch: bool = True
+  validation_rows: int = 64
+  score: str = 'validation'
+  reports: int = 0
+  on_nan: str = 'stop'
+  slots: int = 0
+  checkpoint_every: int = 1
+
+
+class StageState(NamedTuple):
+  """Where a stage stands, between two rounds.
+
+  round: the next one. progress: state of the schedule. late: pairs (round,
+  score) that it has not seen yet; round t is planned by the scores up to
+  t - 2, so that t - 1 may still be in flight. reports: newest score and
+  weight of clients, by id. ever: blocks that have been active. inherited,
+  last: last active set of the stage before, and of this one so far.
+  importance: block scores, once measured. ledger: of this stage.
+  """
+
+  stage: int
+  round: int
+  roles: Roles
+  server: ServerState
+  progress: Any
+  late: tuple[tuple[int, float], ...]
+  reports: dict[int, tuple[float, float]]
+  ever: ActiveSet
+  inherited: ActiveSet | None
+  last: ActiveSet | None
+  importance: list[float] | None
+  ledger: Entry
+
+
+class NonFiniteError(ValueError):
+  """A client's update was not finite."""
+
+
+class Preempted(Exception):
+  """The run was asked to stop; its state is saved."""

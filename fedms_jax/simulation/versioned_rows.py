@@ -1,0 +1,290 @@
+"""Rows of bytes under (client, version), in memory or in LMDB.
+
+What lies beneath a `ClientStore`. Of a client the newest version is read;
+`rollback` makes an older one the newest again, `collect` forgets what no
+rollback will ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Rows(Protocol):
+  """K rows of `width` bytes each are uint8 `[K, width]`, ids int64 `[K]`."""
+
+  def version(self) -> int:
+    """The newest version there is, -1 if there is none."""
+
+  def touched(self) -> np.ndarray:
+    """All clients that have a row, int64, sorted."""
+
+  def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Puts the newest row of `ids[i]` into `out[i]`; bool `[K]`: has it one?"""
+
+  def write(self, ids: np.ndarray, rows: np.ndarray, version: int) -> None:
+    """Adds all rows, or none."""
+
+  def rollback(self, version: int) -> None:
+    """Drops everything newer than `version`.
+
+    Raises:
+      ValueError: `collect` has dropped what that version consists of.
+    """
+
+  def collect(self, version: int) -> None:
+    """Drops of each client what is older than its newest row <= `version`.
+
+    Takes time for what was written since the last call, not for the rest.
+    """
+
+  def sync(self) -> None:
+    """Returns when everything written would survive a loss of power."""
+
+  def close(self) -> None: ...
+
+
+def _check_rollback(version: int, collected: int) -> None:
+  if version < collected:
+    raise ValueError(
+      f'the client store cannot go back to version {version}: states that '
+      f'were replaced up to version {collected} are gone. Resume from a '
+      'newer checkpoint, or start the run again in another folder.'
+    )
+
+
+class MemoryRows:
+  """Rows in a dict. Lists are replaced, never changed: readers need no lock."""
+
+  def __init__(self):
+    self._rows: dict[int, list[tuple[int, np.ndarray]]] = {}
+    self._log: dict[int, set[int]] = {}  # version -> clients, since collected
+    self._version = self._collected = -1
+
+  def version(self) -> int:
+    return self._version
+
+  def touched(self) -> np.ndarray:
+    return np.array(sorted(self._rows), np.int64)
+
+  def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(ids), bool)
+    for i, client in enumerate(ids.tolist()):
+      states = self._rows.get(client)
+      if states:
+        out[i] = states[-1][1]
+        found[i] = True
+    return found
+
+  def write(self, ids: np.ndarray, rows: np.ndarray, version: int) -> None:
+    for client, row in zip(ids.tolist(), rows, strict=True):
+      # A copy: one row of a block would keep the whole block in memory.
+      states = self._rows.get(client, ())
+      self._rows[client] = [*states, (version, row.copy())]
+    self._log.setdefault(version, set()).update(ids.tolist())
+    self._version = max(self._version, version)
+
+  def rollback(self, version: int) -> None:
+    _check_rollback(version, self._collected)
+    for newer in [v for v in self._log if v > version]:
+      for client in self._log.pop(newer):
+        kept = [x for x in self._rows.get(client, ()) if x[0] <= version]
+        self._rows[client] = kept
+        if not kept:
+          del self._rows[client]
+    newest = (states[-1][0] for states in self._rows.values())
+    self._version = max(newest, default=-1)
+
+  def collect(self, version: int) -> None:
+    for v in [v for v in self._log if v <= version]:
+      for client in self._log.pop(v):
+        states = self._rows[client]
+        old = sum(x[0] <= version for x in states)
+        self._rows[client] = states[max(old - 1, 0) :]
+    self._collected = max(self._collected, version)
+
+  def sync(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+class LmdbRows:
+  """Rows in an LMDB environment.
+
+  `rows` maps client + inverted version to the bytes, so that one seek finds
+  the newest version; `log` has a key version + client for each of them, so
+  that rollback and collect look at recent rounds only.
+  """
+
+  def __init__(self, path: str | os.PathLike, layout: str):
+    """Opens or makes the folder `path`.
+
+    Args:
+      path: folder of the files.
+      layout: says how a row is to be read; kept with the rows.
+
+    Raises:
+      ValueError: the files are damaged, or hold rows of another layout.
+    """
+    import lmdb  # lazy: runs without a workdir need none
+
+    self._lmdb = lmdb
+    self._path = os.fspath(path)
+    os.makedirs(self._path, exist_ok=True)
+    try:
+      self._env = _open_largest(lmdb, self._path)
+      self._env.reader_check()  # killed readers would keep pages from reuse
+      self._rows = self._env.open_db(b'rows')
+      self._log = self._env.open_db(b'log')
+      self._meta = self._env.open_db(b'meta')
+    except lmdb.Error as e:
+      raise ValueError(
+        f'the client store {self._path} cannot be opened ({e}). If its files '
+        'are damaged, start the run again in another folder.'
+      ) from e
+    with self._env.begin(write=True) as txn:
+      found = txn.get(b'layout', db=self._meta)
+      if found is None:
+        txn.put(b'layout', layout.encode(), db=self._meta)
+    if found is not None and found.decode() != layout:
+      self._env.close()
+      raise ValueError(
+        f'the client store {self._path} is of another model: '
+        f'{_first_difference(json.loads(found), json.loads(layout))}. '
+        'Give the flags that it was made with, or choose another folder.'
+      )
+
+  def version(self) -> int:
+    with self._env.begin(db=self._log) as txn:
+      cursor = txn.cursor()
+      return _pair(cursor.key())[0] if cursor.last() else -1
+
+  def touched(self) -> np.ndarray:
+    with self._env.begin(db=self._rows) as txn:
+      keys = b''.join(txn.cursor().iternext(values=False))
+    pairs = np.frombuffer(keys, '>u8').reshape(-1, 2)
+    return np.unique(pairs[:, 0]).astype(np.int64)
+
+  def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(ids), bool)
+    prefixes = ids.astype('>u8').tobytes()
+    with self._env.begin(db=self._rows, buffers=True) as txn:
+      cursor = txn.cursor()
+      for i in range(len(ids)):
+        prefix = prefixes[8 * i : 8 * i + 8]
+        if cursor.set_range(prefix) and cursor.key()[:8] == prefix:
+          out[i] = np.frombuffer(cursor.value(), np.uint8)
+          found[i] = True
+    return found
+
+  def write(self, ids: np.ndarray, rows: np.ndarray, version: int) -> None:
+    def put(txn):
+      for i in np.argsort(ids).tolist():
+        client = int(ids[i])
+        txn.put(_row_key(client, version), rows[i], db=self._rows)
+        txn.put(_key(version, client), b'', db=self._log)
+
+    self._change(put)
+
+  def rollback(self, version: int) -> None:
+    def drop(txn):
+      _check_rollback(version, self._collected(txn))
+      for newer, client in self._logged(txn, version + 1):
+        txn.delete(_key(newer, client), db=self._log)
+        txn.delete(_row_key(client, newer), db=self._rows)
+
+    self._change(drop)
+
+  def collect(self, version: int) -> None:
+    def drop(txn):
+      collected = self._collected(txn)
+      cursor = txn.cursor(self._rows)
+      for client in {
+        client for v, client in self._logged(txn, collected + 1) if v <= version
+      }:
+        # The newest version to keep comes first, those to drop follow it.
+        more = cursor.set_range(_row_key(client, version)) and cursor.next()
+        while more and _pair(cursor.key())[0] == client:
+          old = _INVERT - _pair(cursor.key())[1]
+          txn.delete(_key(old, client), db=self._log)
+          more = cursor.delete() and cursor.key() != b''
+      if version > collected:
+        txn.put(b'collected', str(version).encode(), db=self._meta)
+
+    self._change(drop)
+
+  def sync(self) -> None:
+    self._env.sync(True)
+
+  def close(self) -> None:
+    self._env.close()
+
+  def _collected(self, txn) -> int:
+    return int(txn.get(b'collected', b'-1', db=self._meta))
+
+  def _logged(self, txn, version: int) -> list[tuple[int, int]]:
+    """(version, client) of everything logged from `version` on."""
+    cursor = txn.cursor(self._log)
+    if not cursor.set_range(_key(version, 0)):
+      return []
+    return [_pair(key) for key in cursor.iternext(values=False)]
+
+  def _change(self, change: Callable[[Any], None]) -> None:
+    """Runs one write transaction; on an error nothing of it remains."""
+    try:
+      with self._env.begin(write=True) as txn:
+        change(txn)
+    except self._lmdb.Error as e:
+      raise OSError(
+        f'the client store {self._path} cannot be written: {e}. Its disk, or '
+        f'the address space of this process, may be full.'
+      ) from e
+
+
+_INVERT = 2**64 - 1
+_PAIR = struct.Struct('>QQ')  # big-endian: bytes sort as the numbers do
+
+
+def _key(version: int, client: int) -> bytes:
+  return _PAIR.pack(version, client)
+
+
+def _row_key(client: int, version: int) -> bytes:
+  return _PAIR.pack(client, _INVERT - version)
+
+
+def _pair(key: bytes) -> tuple[int, int]:
+  return _PAIR.unpack(key)
+
+
+def _open_largest(lmdb, path: str):
+  """The environment with the largest map that the address space allows.
+
+  The map is virtual: files grow with what is written, and a map that never
+  has to grow needs no stop of all readers. Syncing of the meta page is left
+  to `sync`: a loss of power may undo the last commit, never damage the file.
+  """
+  size = 2**44
+  while True:
+    try:
+      return lmdb.open(path, map_size=size, max_dbs=3, metasync=False)
+    except lmdb.MemoryError:
+      size //= 4
+      if size < 2**30:
+        raise
+
+
+def _first_difference(theirs: list[Any], ours: list[Any]) -> str:
+  """The first leaf that differs between two layouts."""
+  for old, new in zip(theirs, ours, strict=False):
+    if old != new:
+      return f'{old} there, {new} in this run'
+  return f'{len(theirs)} arrays there, {len(ours)} in this run'

@@ -1,0 +1,87 @@
+"""Analytic costs: they depend on what is active, not on how it is simulated.
+
+FLOPs count matrix products, a multiply-add as 2. A backward pass through a
+frozen block costs one more forward (the gradient of its input), through
+trained weights one more again; it ends at the lowest active block.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from fedms_jax.base import BackboneCost, Plan, Tree, Work
+
+
+def lora_flops(stacked: Tree, tokens: int) -> float:
+  """Forward FLOPs of one block's LoRA for one example: 2 T R (d_in + d_out),
+  which is 2 T times its number of parameters."""
+  blocks = jax.tree.leaves(stacked)
+  return 2.0 * tokens * sum(np.prod(x.shape[1:]) for x in blocks)
+
+
+def _suffix(cost: BackboneCost, work: Work, plan: Plan, lora: float) -> float:
+  """Forward and backward of what lies above the frozen prefix."""
+  blocks = len(plan.active)
+  above = blocks - plan.boundary
+  lowest = plan.active.index(True) if any(plan.active) else blocks
+  active = sum(plan.active)
+  forward = above * cost.block + active * lora + cost.head
+  backward = (blocks - lowest) * cost.block * (2 if work.full else 1)
+  backward += 2 * active * lora + 2 * cost.head
+  return work.trained * (forward + backward)
+
+
+def _derived(cost: BackboneCost, work: Work, plan: Plan) -> float:
+  """The frozen prefix, and frozen towers above it."""
+  above = len(plan.active) - plan.boundary
+  tower = above * cost.block + cost.head
+  return cost.stem + plan.boundary * cost.block + work.frozen * tower
+
+
+def client_flops(
+  cost: BackboneCost, work: Work, plan: Plan, lora: float
+) -> float:
+  """FLOPs that a client's device spends on one example of one step; towers
+  share their frozen prefix, nothing is kept between steps."""
+  return _derived(cost, work, plan) + _suffix(cost, work, plan, lora)
+
+
+def simulator_flops(
+  cost: BackboneCost,
+  work: Work,
+  plan: Plan,
+  lora: float,
+  *,
+  examples: float,
+  derived: float,
+  scope: str,
+) -> float:
+  """FLOPs that the simulator spends: `examples` trained, `derived` rows
+  derived ahead; with scope `step`, every example derives its own."""
+  if scope == 'step':
+    derived = examples
+  return derived * _derived(cost, work, plan) + examples * _suffix(
+    cost, work, plan, lora
+  )
+
+
+def client_memory(
+  cost: BackboneCost,
+  work: Work,
+  plan: Plan,
+  *,
+  frozen: float,
+  trained: float,
+  slots: int,
+  batch: int,
+  width: int,
+) -> float:
+  """Peak bytes on a client's device: weights, gradient, optimizer slots, kept
+  activations of the blocks that back-propagate, and one block's workspace."""
+  blocks = len(plan.active)
+  lowest = plan.active.index(True) if any(plan.active) else blocks
+  kept = work.trained * (blocks - lowest) * cost.activation
+  stream = 4.0 * cost.tokens * width
+  workspace = batch * (kept + cost.activation + stream)
+  return frozen + trained * (2 + slots) + workspace

@@ -1,0 +1,146 @@
+"""The one ledger of a run: what clients would spend, what the simulator spent.
+
+It counts only what is active. All entries are plain numbers, so that a
+checkpoint carries the ledger as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from fedms_jax import tree
+from fedms_jax.base import ActiveSet, Algorithm, Backbone, Plan, Roles
+from fedms_jax.systems import cost
+
+
+class Entry(NamedTuple):
+  """One round, or a sum of rounds: bytes, FLOPs, and counts."""
+
+  bytes_up: float = 0.0
+  bytes_down: float = 0.0
+  client_flops: float = 0.0
+  simulator_flops: float = 0.0
+  client_rounds: int = 0
+  examples: float = 0.0
+  peak_client_memory: float = 0.0
+  peak_client_bytes_up: float = 0.0
+
+  def plus(self, other: Entry) -> Entry:
+    peaks = ('peak_client_memory', 'peak_client_bytes_up')
+    return Entry(
+      *(
+        max(a, b) if name in peaks else a + b
+        for name, a, b in zip(self._fields, self, other, strict=True)
+      )
+    )
+
+
+class Meter:
+  """Measures the rounds of one stage.
+
+  slots: optimizer state arrays per trained parameter.
+  """
+
+  def __init__(
+    self,
+    backbone: Backbone,
+    algorithm: Algorithm,
+    roles: Roles,
+    *,
+    batch: int,
+    slots: int,
+  ):
+    self._backbone = backbone
+    self._algorithm = algorithm
+    self._shapes = jax.eval_shape(lambda r: r, roles)
+    self._batch = batch
+    self._slots = slots
+
+  def up(self, active: ActiveSet) -> int:
+    """Bytes that one client sends."""
+    mask = self._algorithm.masks(active)[0]
+    return _part_bytes(self._shapes.shared, mask)
+
+  def down(self, ever: ActiveSet, newcomer: bool) -> int:
+    """Bytes that one client receives: what may have changed, and on its first
+    round of a stage the frozen adapters that stage works with."""
+    size = _part_bytes(self._shapes.shared, self._algorithm.masks(ever)[0])
+    return size + (self.handover() if newcomer else 0)
+
+  def handover(self) -> int:
+    """Bytes of what a stage freezes beyond the base model."""
+    frozen = self._shapes.frozen
+    return sum(
+      tree.nbytes(value)
+      for name, value in frozen.items()
+      if name not in ('base', 'start')
+    )
+
+  def group(
+    self,
+    plan: Plan,
+    ever: ActiveSet,
+    *,
+    clients: int,
+    newcomers: int,
+    examples: float,
+    derived: float,
+    scope: str,
+  ) -> Entry:
+    """The entry of clients that trained under one plan."""
+    a, b = self._algorithm, self._backbone
+    lora = self._lora()
+    args = (b.cost, a.work, plan, lora)
+    return Entry(
+      bytes_up=float(clients * self.up(plan.active)),
+      bytes_down=float(
+        clients * self.down(ever, False) + newcomers * self.handover()
+      ),
+      client_flops=examples * cost.client_flops(*args),
+      simulator_flops=cost.simulator_flops(
+        *args, examples=examples, derived=derived, scope=scope
+      ),
+      client_rounds=clients,
+      examples=examples,
+      peak_client_memory=self.memory(plan),
+      peak_client_bytes_up=float(self.up(plan.active)),
+    )
+
+  def memory(self, plan: Plan) -> float:
+    """Peak bytes of a client's device under a plan."""
+    shared, personal = self._algorithm.masks(plan.active)
+    trained = _part_bytes(self._shapes.shared, shared)
+    trained += _part_bytes(self._shapes.personal, personal)
+    total = tree.nbytes(self._shapes)
+    return cost.client_memory(
+      self._backbone.cost,
+      self._algorithm.work,
+      plan,
+      frozen=total - trained,
+      trained=trained,
+      slots=self._slots,
+      batch=self._batch,
+      width=self._backbone.width,
+    )
+
+  def _lora(self) -> float:
+    """LoRA FLOPs of one trained block, whichever role it is in."""
+    if self._algorithm.work.full:
+      return 0.0
+    for role in (self._shapes.personal, self._shapes.shared):
+      for key, value in role.items():
+        if tree.is_stacked(key):
+          return cost.lora_flops(value, self._backbone.cost.tokens)
+    return 0.0
+
+
+def _part_bytes(shapes: Mapping[str, Any], active: ActiveSet) -> int:
+  """Bytes of the active part of a role tree of shapes."""
+  share = sum(active) / len(active)
+  return sum(
+    round(tree.nbytes(value) * (share if tree.is_stacked(key) else 1))
+    for key, value in shapes.items()
+  )

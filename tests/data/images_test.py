@@ -1,0 +1,124 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedms_jax.data import images
+
+
+def encoded(*pictures, form='PNG', **kwargs):
+  for i, picture in enumerate(pictures):
+    file = io.BytesIO()
+    picture.save(file, form, **kwargs)
+    yield f'image {i}', {'bytes': file.getvalue(), 'path': None}
+
+
+def decode(*pictures, size=0, **kwargs):
+  return images.decode(encoded(*pictures, **kwargs), len(pictures), size)
+
+
+RED = Image.new('RGB', (4, 4), (255, 0, 0))
+GRAY = Image.new('L', (4, 4), 7)
+
+
+def test_gray_images_keep_one_channel():
+  assert decode(GRAY, GRAY).shape == (2, 4, 4, 1)
+
+
+@pytest.mark.parametrize('order', [(RED, GRAY), (GRAY, RED)])
+def test_one_color_image_makes_all_color(order):
+  pixels = decode(*order)
+  assert pixels.shape == (2, 4, 4, 3)
+  assert pixels[order.index(RED), 0, 0].tolist() == [255, 0, 0]
+  assert pixels[order.index(GRAY), 0, 0].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+  ('mode', 'channels'), [('1', 1), ('LA', 1), ('RGBA', 3), ('P', 3)]
+)
+def test_other_modes_become_gray_or_color(mode, channels):
+  assert decode(RED.convert(mode)).shape == (1, 4, 4, channels)
+
+
+def test_sizes_that_differ_need_a_size():
+  other = RED.resize((6, 4))
+  with pytest.raises(ValueError, match='image 1 is 4 x 6.*--data.image_size'):
+    decode(RED, other)
+  assert decode(RED, other, size=5).shape == (2, 5, 5, 3)
+
+
+def test_a_photo_is_resized_as_if_it_were_decoded_whole():
+  """A JPEG may be decoded at a fraction of its size: a ramp stays a ramp."""
+  ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+  pixels = decode(Image.fromarray(ramp), form='JPEG', size=16)
+  expected = np.arange(16) * 16 + 7.5
+  assert np.abs(pixels[0, :, :, 0] - expected).max() < 3
+
+
+def test_detail_that_the_size_can_show_is_kept():
+  rng = np.random.default_rng(0)
+  blocks = rng.integers(0, 256, (64, 64), np.uint8).repeat(4, 0).repeat(4, 1)
+  photo = Image.fromarray(blocks)
+  exact = images.resize(blocks[None, ..., None], 48)
+  lossy = decode(photo, form='JPEG', quality=95, size=48)
+  assert np.abs(exact.astype(float) - lossy).mean() < 8
+
+
+def test_the_orientation_of_a_photo_is_applied():
+  left_white = Image.fromarray(
+    np.repeat(np.asarray([[255, 0]], np.uint8), 2, 0).repeat(8, 0).repeat(8, 1)
+  )
+  exif = Image.Exif()
+  exif[0x0112] = 3  # upside down
+  pixels = decode(left_white, form='JPEG', exif=exif)[0, :, :, 0]
+  assert pixels[0, 0] < 50 and pixels[0, -1] > 200
+
+
+def test_a_file_is_opened_by_path(tmp_path):
+  RED.save(tmp_path / 'a.png')
+  item = {'bytes': None, 'path': str(tmp_path / 'a.png')}
+  assert images.decode([('a', item)], 1, 0)[0, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+  'item', [{'bytes': b'no image', 'path': None}, {'bytes': None, 'path': '/no'}]
+)
+def test_what_is_no_image_is_refused_by_place(item):
+  with pytest.raises(ValueError, match='row 3 is no readable image'):
+    images.decode([('row 3', item)], 1, 0)
+
+
+def test_deep_pixels_are_refused():
+  deep = Image.fromarray(np.full((4, 4), 1000, np.uint16))
+  with pytest.raises(ValueError, match='not 8 bit'):
+    decode(deep)
+
+
+def test_arrays_and_files_are_resized_alike():
+  rng = np.random.default_rng(0)
+  for shape in ((3, 9, 9, 3), (3, 9, 6, 1)):
+    pixels = rng.integers(0, 256, shape, np.uint8)
+    pictures = [Image.fromarray(each.squeeze()) for each in pixels]
+    np.testing.assert_array_equal(
+      images.resize(pixels, 6), decode(*pictures, size=6)
+    )
+
+
+def test_resize_to_the_same_size_changes_nothing():
+  pixels = np.arange(50, dtype=np.uint8).reshape(2, 5, 5, 1)
+  assert images.resize(pixels, 0) is pixels
+  assert images.resize(pixels, 5) is pixels
+
+
+def test_arrays_must_be_images_of_bytes():
+  plain = np.arange(18).reshape(2, 3, 3)
+  assert images.from_arrays(plain, 'here').shape == (2, 3, 3, 1)
+  color = np.zeros((2, 3, 3, 3), int)
+  assert images.from_arrays(color, 'here').dtype == np.uint8
+  for wrong in (plain * 20, plain - 1, plain / 18):
+    with pytest.raises(ValueError, match='here has .* 0 to 255'):
+      images.from_arrays(wrong, 'here')
+  for wrong in (plain[0], np.zeros((2, 3, 3, 2), int)):
+    with pytest.raises(ValueError, match='here has values of shape'):
+      images.from_arrays(wrong, 'here')
