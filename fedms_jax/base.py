@@ -141,14 +141,15 @@ class Backbone(NamedTuple):
 class Task(NamedTuple):
   """What is learned, one number per example.
 
-  loss: logits, batch -> [B]. score: logits, batch -> (values [B], weights
-  [B]), higher is better; a mean score is sum(values * weights) /
-  sum(weights).
+  loss, score: logits, batch -> (values [B], weights [B]); a mean is
+  sum(values * weights) / sum(weights), and padding weighs 0. Of scores the
+  higher is better. perplexity: exp(loss) is what people read.
   """
 
   name: str
-  loss: Callable[[Any, Batch], Any]
+  loss: Callable[[Any, Batch], tuple[Any, Any]]
   score: Callable[[Any, Batch], tuple[Any, Any]]
+  perplexity: bool = False
 
 
 class ClientResult(NamedTuple):

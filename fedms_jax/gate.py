@@ -20,7 +20,11 @@ GLOBAL, LOCAL = 0, 1  # places on the expert axis E
 
 class GateSpec(NamedTuple):
   """kind: softmax, sigmoid or per_class. bias: starting log-odds of the
-  global expert. mix: logits, probabilities, features or top1."""
+  global expert. mix: logits, probabilities, features or top1. level: of
+  features per token [B, T, D], what one weighing is for: a 'token', a
+  'sequence' (their mean), or, for next tokens, the sequence as read so far
+  ('running' mean), because a gate that has read on would give the answer
+  away."""
 
   width: int
   classes: int
@@ -28,6 +32,7 @@ class GateSpec(NamedTuple):
   reduction: int = 4
   bias: float = 0.0
   mix: str = 'logits'
+  level: str = 'token'
 
 
 def outputs(spec: GateSpec) -> int:
@@ -56,13 +61,27 @@ def init(key, spec: GateSpec) -> Tree:
   }
 
 
-def weights(spec: GateSpec, params: Tree, features):
+def _levelled(spec: GateSpec, x, mask):
+  """Features [B, T, D] as the gate sees them: [B, T, D], or [B, D]."""
+  if spec.level == 'token':
+    return x
+  held = jnp.ones(x.shape[:2], bool) if mask is None else mask
+  held = held[..., None].astype(x.dtype)
+  add = jnp.sum if spec.level == 'sequence' else jnp.cumsum
+  return add(x * held, axis=1) / jnp.maximum(add(held, axis=1), 1.0)
+
+
+def weights(spec: GateSpec, params: Tree, features, mask=None):
   """Expert weights [B, E, 1], or [B, E, C] per class, that sum to 1 over E.
 
-  features: frozen pooled features [..., D]; the leading axes are kept.
+  features: of the frozen base, pooled [B, D], or per token [B, T, D] with
+  their mask (bool [B, T], None: all). Then the weights are [B, T, E, 1],
+  unless one weighing is for the sequence.
   """
   adapter, linear = params['adapter'], params['linear']
   x = features.astype(jnp.float32)
+  if x.ndim == 3:
+    x = _levelled(spec, x, mask)
   hidden = jax.nn.gelu(x @ adapter['down'] + adapter['down_bias'])
   x = x + hidden @ adapter['up'] + adapter['up_bias']
   y = x @ linear['kernel'] + linear['bias']
@@ -80,8 +99,10 @@ def _hard(w):
 
 
 def mix(spec: GateSpec, w, experts):
-  """Mixed logits [B, C] of expert outputs [B, E, C] with weights [B, E, 1 or
-  C]; probabilities are mixed in log space, so the result is logits again."""
+  """Mixed logits [..., C] of expert outputs [..., E, C] with weights [..., E,
+  1 or C]; probabilities are mixed in log space: the result is logits again.
+  Weights of a sequence hold for each of its tokens."""
+  w = w[:, None] if w.ndim < experts.ndim else w
   if spec.mix == 'top1':
     w = _hard(w)
   if spec.mix == 'probabilities':

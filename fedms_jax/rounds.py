@@ -297,8 +297,7 @@ def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
     logits = prediction.logits[name]
     values, weights = algorithm.task.score(logits, batch)
     sums[f'score/{name}'] = metrics.summed(values, weights)
-    loss = algorithm.task.loss(logits, batch)
-    sums[f'loss/{name}'] = metrics.summed(loss, batch['mask'])
+    sums[f'loss/{name}'] = metrics.summed(*algorithm.task.loss(logits, batch))
   for name, values in prediction.stats.items():
     sums[name] = metrics.summed(values, batch['mask'])
   return sums

@@ -29,7 +29,7 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.losses import masked_mean
+from fedms_jax.losses import weighted_mean
 
 
 class Setting(NamedTuple):
@@ -72,7 +72,7 @@ def _prefix(backbone: Backbone, base, blocks, batch, boundary: int):
 
 def _sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
   return {
-    'loss': metrics.summed(loss, batch['mask']),
+    'loss': metrics.summed(*loss),
     'score': metrics.summed(*task.score(logits, batch)),
   }
 
@@ -117,7 +117,7 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     del key
     out = logits(roles.frozen, roles.shared, batch, plan)
     loss = task.loss(out, batch)
-    return masked_mean(loss, batch['mask']), _sums(task, out, loss, batch)
+    return weighted_mean(*loss), _sums(task, out, loss, batch)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     experts = {'pretrained': roles.frozen['start'], 'global': roles.shared}
@@ -246,13 +246,29 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
       if name == 'start' and choice.tower == 'lora':
         out['gate_prefix'] = x
     out['base_features'] = features['start']
-    head = roles.frozen['global']['head']
-    out['global_logits'] = backbone.logits(base, head, features['global'])
-    if choice.gate.mix == 'features':
+    logits = _global_logits(backbone, roles, features['global'])
+    # A column holds what is smaller, and a vocabulary is wider than D; logits
+    # against other rows of the batch are no column at all.
+    wide = features['global'].ndim > 2 or logits.size > features['global'].size
+    if wide or choice.gate.mix == 'features':
       out['global_features'] = features['global']
+    if not wide:
+      out['global_logits'] = logits
     return out
 
   return columns
+
+
+def _global_logits(backbone: Backbone, roles: Roles, features):
+  head = roles.frozen['global']['head']
+  return backbone.logits(roles.frozen['base'], head, features)
+
+
+def _looked_up(backbone: Backbone, roles: Roles, batch: Batch):
+  """The global expert's logits, from the column that there is."""
+  if 'global_logits' in batch:
+    return batch['global_logits']
+  return _global_logits(backbone, roles, batch['global_features'])
 
 
 def _experts(setting: Setting, choice: Personal) -> Callable:
@@ -299,7 +315,10 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
     )
     local = backbone.logits(base, head, features)
     weights = gate.weights(
-      spec, roles.shared['gate'], gate_features(roles, batch, plan)
+      spec,
+      roles.shared['gate'],
+      gate_features(roles, batch, plan),
+      _mask(backbone, batch),
     )
     if spec.mix == 'features':
       pair = jnp.stack([batch['global_features'], features], axis=-2)
@@ -307,7 +326,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
       mixed = backbone.logits(base, head, gate.mix(spec, weights, pair))
     else:
       inner = jax.lax.stop_gradient(local) if detach else local
-      pair = jnp.stack([batch['global_logits'], inner], axis=-2)
+      pair = jnp.stack([_looked_up(backbone, roles, batch), inner], axis=-2)
       mixed = gate.mix(spec, weights, pair)
     return weights, local, mixed
 
@@ -322,25 +341,30 @@ def _personal_objective(setting: Setting, choice: Personal, experts):
     own = choice.local_loss == 'own'
     weights, local, mixed = experts(roles, batch, plan, detach=own)
     loss = task.loss(mixed, batch)
-    total = masked_mean(loss, batch['mask'])
+    total = weighted_mean(*loss)
     if choice.local_loss != 'mixture':
-      total += masked_mean(task.loss(local, batch), batch['mask'])
+      total += weighted_mean(*task.loss(local, batch))
     sums = _sums(task, mixed, loss, batch)
-    for name, value in _gate_stats(weights).items():
+    stats = _gate_stats(weights, _mask(setting.backbone, batch))
+    for name, value in stats.items():
       sums[name] = metrics.summed(value, batch['mask'])
     return total, sums
 
   return objective
 
 
-def _gate_stats(weights) -> dict[str, Any]:
-  """Weight of the global expert and entropy in nats, one per example."""
+def _gate_stats(weights, mask) -> dict[str, Any]:
+  """Weight of the global expert and entropy in nats, one per example: means
+  over its tokens, mask [B, T], where they are weighed apart."""
 
   def per_example(x):
-    return jnp.mean(x.reshape(x.shape[0], -1), axis=-1)
+    if x.ndim == 1:
+      return x
+    held = jnp.ones(x.shape) if mask is None else mask.astype(x.dtype)
+    return jnp.sum(x * held, -1) / jnp.maximum(jnp.sum(held, -1), 1.0)
 
   return {
-    'gate_weight': per_example(weights[..., gate.GLOBAL, :]),
+    'gate_weight': per_example(jnp.mean(weights[..., gate.GLOBAL, :], -1)),
     'gate_entropy': per_example(gate.entropy(weights)),
   }
 
@@ -358,10 +382,10 @@ def _personal_predict(setting: Setting, experts) -> Callable:
     weights, local, mixed = experts(whole, batch, plan)
     out = {
       'pretrained': backbone.logits(base, head, batch['base_features']),
-      'global': batch['global_logits'],
+      'global': _looked_up(backbone, roles, batch),
       'local': local,
       'mixture': mixed,
     }
-    return Prediction(out, _gate_stats(weights))
+    return Prediction(out, _gate_stats(weights, _mask(backbone, batch)))
 
   return predict

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fedms_jax import activation, client, metrics
 from fedms_jax.algorithms.fedms import Setting
 from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Span, Work
-from fedms_jax.losses import masked_mean
+from fedms_jax.losses import weighted_mean
 
 
 def full_model(setting: Setting) -> Algorithm:
@@ -36,10 +36,10 @@ def full_model(setting: Setting) -> Algorithm:
     out = logits(roles.shared, batch, plan)
     loss = task.loss(out, batch)
     sums = {
-      'loss': metrics.summed(loss, batch['mask']),
+      'loss': metrics.summed(*loss),
       'score': metrics.summed(*task.score(out, batch)),
     }
-    return masked_mean(loss, batch['mask']), sums
+    return weighted_mean(*loss), sums
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     shared = client.rest(roles.shared, backbone.blocks)

@@ -17,6 +17,7 @@ class Stream(enum.IntEnum):
   UNSEEN = 5
   COHORT = 6
   BATCHES = 7
+  MASKS = 8  # which tokens are masked
 
 
 def generator(seed: int, stream: Stream, *words: int) -> np.random.Generator:

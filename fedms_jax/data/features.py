@@ -19,9 +19,11 @@ LABEL_NAMES = frozenset(
   'sentiment intent'.split()
 )
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif')
+TEXTS = ('string', 'large_string')
 BATCH = 1000  # rows that are decoded at a time
 
-EncodeText = Callable[[list[str]], dict[str, np.ndarray]]
+# Texts, and what belongs to each where the data has it -> columns.
+EncodeText = Callable[..., dict[str, np.ndarray]]
 
 
 def read(
@@ -32,26 +34,41 @@ def read(
   group_column: str,
   image_size: int,
   encode_text: EncodeText | None,
+  target_column: str = '',
+  need_labels: bool = True,
+  prepare: images.Prepare | None = None,
 ) -> tuple[Table, np.ndarray | None]:
   """The table of all rows, split after split, and each row's group.
 
-  splits: the training split first, then others with the same columns. The
+  splits: the training split first, then others with the same columns.
+  target_column: texts that belong to the inputs: completions of texts, which
+  `encode_text` gets beside them, or captions of images, which become the
+  column 'texts'. need_labels: without, data that has no labels has one class.
+  prepare: makes each image what a model wants, in place of `image_size`. The
   groups are int32 [M], -1 outside the training split, or None without a
   `group_column`.
   """
-  first = next(iter(splits.values()))
-  label_column = find_label(first.features, label_column, group_column)
-  input_column = find_input(
-    first.features, input_column, (label_column, group_column)
-  )
+  features = next(iter(splits.values())).features
+  others = (group_column, target_column)
+  if need_labels or label_column or _label_columns(features, others):
+    label_column = find_label(features, label_column, *others)
+  input_column = find_input(features, input_column, (label_column, *others))
+  used = {'input': input_column, 'label': label_column, 'target': target_column}
   for name, split in splits.items():
-    for flag, column in (('input', input_column), ('label', label_column)):
-      kind = f'column of the {name} split'
-      names.pick(f'--data.{flag}_column', column, split.features, kind)
+    for flag, column in used.items():
+      if column:
+        kind = f'column of the {name} split'
+        names.pick(f'--data.{flag}_column', column, split.features, kind)
   groups = _groups(splits, group_column) if group_column else None
-  labels, label_names = _labels(splits, label_column)
-  inputs = _inputs(splits, input_column, image_size, encode_text)
-  return Table(inputs | {'labels': labels}, label_names), groups
+  if label_column:
+    labels, label_names = _labels(splits, label_column)
+  else:
+    count = sum(len(split) for split in splits.values())
+    labels, label_names = np.zeros(count, np.int32), ('all',)
+  columns = _inputs(
+    splits, input_column, target_column, image_size, encode_text, prepare
+  )
+  return Table(columns | {'labels': labels}, label_names), groups
 
 
 def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
@@ -67,19 +84,23 @@ def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
   return _only(found, features, 'images or texts', 'input_column')
 
 
-def find_label(features: Any, column: str, group_column: str) -> str:
+def find_label(features: Any, column: str, *others: str) -> str:
   """The column of labels: as named, or the only one with a usual name, or
-  the only one of labels by type."""
-  import datasets
-
+  the only one of labels by type; never one of `others`."""
   if column:
     return names.pick('--data.label_column', column, features, 'column')
-  free = {k: v for k, v in features.items() if k != group_column}
+  found = _label_columns(features, others)
+  return _only(found, features, 'labels', 'label_column')
+
+
+def _label_columns(features, others) -> list[str]:
+  import datasets
+
+  free = {k: v for k, v in features.items() if k not in others}
   found = [k for k in free if k.lower() in LABEL_NAMES]
-  found = found or [
+  return found or [
     k for k, v in free.items() if isinstance(v, datasets.ClassLabel)
   ]
-  return _only(found, features, 'labels', 'label_column')
 
 
 def _only(found, features, what, flag):
@@ -143,18 +164,31 @@ def _groups(splits, column):
   return np.asarray(groups + [-1] * sum(len(s) for _, s in others), np.int32)
 
 
-def _inputs(splits, column, image_size, encode_text) -> dict[str, np.ndarray]:
+def _inputs(
+  splits, column, target_column, image_size, encode_text, prepare
+) -> dict[str, np.ndarray]:
+  import datasets
+
+  feature = next(iter(splits.values())).features[column]
+  if isinstance(feature, datasets.Value) and feature.dtype in TEXTS:
+    _check_no_image_size(column, image_size)
+    return _texts(splits, (column, target_column), encode_text)
+  columns = {'inputs': _images(splits, column, image_size, prepare)}
+  if target_column:
+    captions = _texts(splits, (target_column, ''), encode_text)
+    columns['texts'] = captions['inputs']
+  return columns
+
+
+def _images(splits, column, image_size, prepare) -> np.ndarray:
   import datasets
 
   feature = next(iter(splits.values())).features[column]
   count = sum(len(split) for split in splits.values())
+  prepare = prepare or images.square(image_size)
   if isinstance(feature, datasets.Image):
-    return {
-      'inputs': images.decode(_encoded(splits, column), count, image_size)
-    }
+    return images.decode(_encoded(splits, column), count, prepare)
   if isinstance(feature, datasets.Value):
-    if feature.dtype in ('string', 'large_string'):
-      return _texts(splits, column, count, image_size, encode_text)
     raise ValueError(
       f'column {column!r} has {feature.dtype} values; allowed: images, texts, '
       'or arrays of pixels. Name another: --data.input_column.'
@@ -171,9 +205,7 @@ def _inputs(splits, column, image_size, encode_text) -> dict[str, np.ndarray]:
     raise ValueError(
       f'{where} has arrays of different shapes ({error}).'
     ) from error
-  return {
-    'inputs': images.resize(images.from_arrays(arrays, where), image_size)
-  }
+  return images.resize(images.from_arrays(arrays, where), prepare)
 
 
 def _encoded(splits, column) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -189,32 +221,44 @@ def _encoded(splits, column) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f'{column!r} of row {i} of the {name} split', item
 
 
-def _texts(splits, column, count, image_size, encode_text):
-  texts = [text for split in splits.values() for text in _values(split, column)]
-  if any(text is None for text in texts):
-    raise ValueError(
-      f'row {texts.index(None)} has no {column!r}. Remove such rows, or name '
-      'another column: --data.input_column.'
-    )
+def _texts(splits, pair, encode_text) -> dict[str, np.ndarray]:
+  """The columns of texts, alone or with the texts that belong to them."""
+  found = [_strings(splits, column) for column in pair if column]
+  texts, column = found[0], pair[0]
   if texts and all(text.lower().endswith(IMAGE_SUFFIXES) for text in texts):
     raise ValueError(
       f'column {column!r} has names of image files, which are not followed. '
       'Put the images in one folder per label, or in Parquet.'
-    )
-  if image_size:
-    raise ValueError(
-      f'--data.image_size={image_size} is for images; column {column!r} has '
-      'texts. Leave it 0.'
     )
   if encode_text is None:
     raise ValueError(
       f'column {column!r} has texts, which needs a text model: --model.name. '
       'Or name a column of images: --data.input_column.'
     )
-  columns = {k: np.asarray(v) for k, v in encode_text(texts).items()}
+  columns = {k: np.asarray(v) for k, v in encode_text(*found).items()}
   for name, values in columns.items():
-    if len(values) != count:
+    if len(values) != len(texts):
       raise ValueError(
-        f'encode_text gave {len(values)} rows of {name!r} for {count} texts.'
+        f'encode_text gave {len(values)} rows of {name!r} for {len(texts)} '
+        'texts.'
       )
   return columns
+
+
+def _strings(splits, column) -> list[str]:
+  texts = [text for split in splits.values() for text in _values(split, column)]
+  if any(not isinstance(text, str) for text in texts):
+    row = next(i for i, text in enumerate(texts) if not isinstance(text, str))
+    raise ValueError(
+      f'row {row} has no text in {column!r}. Remove such rows, or name another '
+      'column: --data.input_column, --data.target_column.'
+    )
+  return texts
+
+
+def _check_no_image_size(column: str, image_size: int) -> None:
+  if image_size:
+    raise ValueError(
+      f'--data.image_size={image_size} is for images; column {column!r} has '
+      'texts. Leave it 0.'
+    )

@@ -3,25 +3,107 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
+class Prepare(NamedTuple):
+  """What a model wants done to an image before it is numbers.
+
+  height, width: resize to these, the aspect ratio is not kept; 0: as it is.
+  shortest: or resize so that the shorter side has this length. resample:
+  Pillow's number of the filter (0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic).
+  crop: then cut (height, width) from the middle, None: nothing. color: always
+  make three channels.
+  """
+
+  height: int = 0
+  width: int = 0
+  shortest: int = 0
+  resample: int = 2
+  crop: tuple[int, int] | None = None
+  color: bool = False
+
+  def __call__(self, image: Any) -> Any:
+    """The prepared `PIL.Image`."""
+    image = image.convert('RGB') if self.color else image
+    size = self._size(*image.size)
+    if size != image.size:
+      image = image.resize(size, self.resample)
+    return image if self.crop is None else _center(image, *self.crop)
+
+  def changes(self, width: int, height: int) -> bool:
+    """Whether anything is done to an image of this size."""
+    whole = self.crop is None and self._size(width, height) == (width, height)
+    return self.color or not whole
+
+  def _size(self, width: int, height: int) -> tuple[int, int]:
+    if self.shortest:
+      short, long = sorted((width, height))
+      long = int(self.shortest * long / short)
+      return (
+        (self.shortest, long) if width <= height else (long, self.shortest)
+      )
+    return (self.width or width, self.height or height)
+
+
+def square(size: int) -> Prepare:
+  """Resizes to `size` x `size` as well as is cheap; 0 leaves images alone."""
+  return Prepare(height=size, width=size)
+
+
+def for_checkpoint(preprocessor: Mapping[str, Any]) -> Prepare:
+  """What the preprocessor_config.json of an image model asks for, scaling and
+  normalization apart: those are the model's, so that images stay uint8."""
+  p = dict(preprocessor)
+  size, crop = p.get('size', {}), p.get('crop_size', {})
+  if not p.get('do_resize', True):
+    size = {}
+  elif isinstance(size, int):  # as older files have it
+    key = 'shortest_edge' if p.get('do_center_crop') else 'both'
+    size = {key: size} if key != 'both' else {'height': size, 'width': size}
+  if isinstance(crop, int):
+    crop = {'height': crop, 'width': crop}
+  unknown = set(size) - {'height', 'width', 'shortest_edge'}
+  if unknown:
+    raise ValueError(
+      f'preprocessor_config.json has size {size}; allowed: height and width, '
+      'or shortest_edge.'
+    )
+  return Prepare(
+    height=size.get('height', 0),
+    width=size.get('width', 0),
+    shortest=size.get('shortest_edge', 0),
+    resample=int(p.get('resample', 2)),
+    crop=(
+      (crop['height'], crop['width'])
+      if p.get('do_center_crop') and crop
+      else None
+    ),
+    color=True,
+  )
+
+
+def _center(image: Any, height: int, width: int) -> Any:
+  """The middle of an image; what lies beyond its edge is black."""
+  left, top = (image.width - width) // 2, (image.height - height) // 2
+  return image.crop((left, top, left + width, top + height))
+
+
 def decode(
-  encoded: Iterable[tuple[str, dict[str, Any]]], count: int, size: int
+  encoded: Iterable[tuple[str, dict[str, Any]]], count: int, prepare: Prepare
 ) -> np.ndarray:
-  """Decodes and resizes images to uint8 [M, H, W, 3], or [M, H, W, 1] if all
+  """Decodes and prepares images to uint8 [M, H, W, 3], or [M, H, W, 1] if all
   are grayscale.
 
   encoded: `count` pairs of where an image is from (for errors) and a dict
-  with its 'bytes', or else its 'path'. size: the side to resize to (squares,
-  the aspect ratio is not kept); 0 leaves them, and they must be of one size.
+  with its 'bytes', or else its 'path'. Prepared, they must be of one size.
   """
   out = np.zeros((0, 0, 0, 1), np.uint8)
   for i, (where, item) in enumerate(encoded):
-    pixels = _pixels(where, item, size)
+    pixels = _pixels(where, item, prepare)
     if not i:
       out = np.zeros((count, *pixels.shape), np.uint8)
     if pixels.shape[:2] != out.shape[1:3]:
@@ -36,18 +118,18 @@ def decode(
   return out
 
 
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [M, H, W, C] images resized to `size` x `size` (0: as they are)."""
-  if not size or images.shape[1:3] == (size, size):
-    return images
+def resize(images: np.ndarray, prepare: Prepare) -> np.ndarray:
+  """uint8 [M, H, W, C] images, prepared."""
   from PIL import Image
 
-  out = np.zeros((len(images), size, size, images.shape[3]), np.uint8)
-  for i, pixels in enumerate(images):
-    image = Image.fromarray(pixels.squeeze(-1) if out.shape[3] == 1 else pixels)
-    resized = image.resize((size, size), Image.Resampling.BILINEAR)
-    out[i] = np.asarray(resized).reshape(out.shape[1:])
-  return out
+  if not prepare.changes(*images.shape[2:0:-1]):
+    return images
+  out = []
+  for pixels in images:
+    gray = pixels.shape[-1] == 1
+    image = prepare(Image.fromarray(pixels.squeeze(-1) if gray else pixels))
+    out.append(np.asarray(image).reshape(image.height, image.width, -1))
+  return np.stack(out)
 
 
 def from_arrays(values: np.ndarray, where: str) -> np.ndarray:
@@ -72,7 +154,7 @@ def from_arrays(values: np.ndarray, where: str) -> np.ndarray:
   return values.astype(np.uint8)
 
 
-def _pixels(where, item, size):
+def _pixels(where, item, prepare):
   from PIL import Image, ImageOps
 
   try:
@@ -80,17 +162,16 @@ def _pixels(where, item, size):
     with Image.open(
       item['path'] if data is None else io.BytesIO(data)
     ) as image:
-      if size:
+      if prepare.height and prepare == square(prepare.height):
         # JPEG can be decoded at 1/2, 1/4 or 1/8, which is far quicker; twice
-        # the side is kept for the resize to filter.
-        image.draft(None, (2 * size, 2 * size))
+        # the side is kept for the resize to filter. A checkpoint's pixels
+        # are to be its reference's: those are decoded whole.
+        image.draft(None, (2 * prepare.width, 2 * prepare.height))
       if image.mode[0] in 'IF':
         raise ValueError(f'its pixels are of mode {image.mode}, not 8 bit')
       gray = image.mode in ('1', 'L', 'LA')
       image = ImageOps.exif_transpose(image).convert('L' if gray else 'RGB')
-      if size and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-      pixels = np.asarray(image)
+      pixels = np.asarray(prepare(image))
   except Exception as error:  # decoders raise all sorts
     raise ValueError(f'{where} is no readable image: {error}.') from error
   return pixels.reshape(*pixels.shape[:2], -1)

@@ -44,13 +44,18 @@ def load(
   synthetic_rows: int = 4000,
   synthetic_classes: int = 10,
   encode_text: features.EncodeText | None = None,
+  target_column: str = '',
+  need_labels: bool = True,
+  prepare: images.Prepare | None = None,
 ) -> Source:
   """Loads `digits`, `synthetic`, or what `datasets` finds at `source`.
 
   `max_rows` > 0 keeps a random choice of so many rows of each split. Images
-  are uint8, resized to `image_size` unless 0. Labels of all splits share one
-  map. Texts become the columns that `encode_text` makes of them. Raises
-  `ValueError` if the source or a column cannot be found or read.
+  are uint8, resized to `image_size` unless 0, or made ready by `prepare`.
+  Labels of all splits share one map. Texts become the columns that
+  `encode_text` makes of them. For `target_column` and `need_labels` see
+  `features.read`. Raises `ValueError` if the source or a column cannot be
+  found or read.
   """
   if source in EMBEDDED:
     _check_unused(
@@ -60,11 +65,13 @@ def load(
       input_column=input_column,
       label_column=label_column,
       group_column=group_column,
+      target_column=target_column,
     )
+    prepare = prepare or images.square(image_size)
     if source == 'digits':
-      return _whole(*_digits(), image_size, max_rows, seed, 'dim')
+      return _whole(*_digits(), prepare, max_rows, seed, 'dim')
     examples = _synthetic(synthetic_rows, synthetic_classes, seed)
-    return _whole(*examples, image_size, max_rows, seed, 'none')
+    return _whole(*examples, prepare, max_rows, seed, 'none')
   train, test = splits.read(
     source,
     embedded=EMBEDDED,
@@ -85,6 +92,9 @@ def load(
     group_column=group_column,
     image_size=image_size,
     encode_text=encode_text,
+    target_column=target_column,
+    need_labels=need_labels,
+    prepare=prepare,
   )
   rows = np.arange(len(table.columns['labels']), dtype=np.int32)
   count = len(parts['train'])
@@ -100,11 +110,11 @@ def _check_unused(source, **flags):
       )
 
 
-def _whole(pixels, labels, num_classes, image_size, max_rows, seed, shift):
+def _whole(pixels, labels, num_classes, prepare, max_rows, seed, shift):
   """The source of embedded examples, which have no test split."""
   kept = _kept(len(labels), max_rows, seed, 0)
   columns = {
-    'inputs': images.resize(pixels[kept], image_size),
+    'inputs': images.resize(pixels[kept], prepare),
     'labels': labels[kept],
   }
   table = Table(columns, tuple(str(label) for label in range(num_classes)))

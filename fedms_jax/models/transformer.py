@@ -24,7 +24,7 @@ class TransformerConfig:
   """What distinguishes the blocks of one family from those of another.
 
   gated: the MLP is `down(act(gate(x)) * up(x))`. rotary: base of the rotary
-  angles, 0 without. lora_scale: alpha / R.
+  angles, 0 without; rotary_scaling: see `frequencies`. lora_scale: alpha / R.
   """
 
   blocks: int
@@ -40,6 +40,7 @@ class TransformerConfig:
   gated: bool = False
   causal: bool = False
   rotary: float = 0.0
+  rotary_scaling: tuple[float, ...] = ()
   qkv_bias: bool = True
   out_bias: bool = True
   mlp_bias: bool = True
@@ -68,7 +69,10 @@ ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-  """A linear layer that adds LoRA, `x @ A @ B * scale`, where it is given."""
+  """A linear layer that adds LoRA, `x @ A @ B * scale`, where it is given.
+
+  A frozen kernel may be int8; `kernel_scale` [d_out] then gives its unit.
+  """
 
   features: int
   use_bias: bool
@@ -80,6 +84,9 @@ class Dense(nn.Module):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
     y = x @ kernel.astype(self.dtype)
+    if self.has_variable('params', 'kernel_scale'):
+      unit = self.get_variable('params', 'kernel_scale')
+      y = y * unit.astype(self.dtype)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, shape[1:])
       y = y + bias.astype(self.dtype)
@@ -112,11 +119,31 @@ class Norm(nn.Module):
     return x.astype(self.dtype)
 
 
-def rotate(x, base: float):
+def frequencies(half: int, base: float, scaling: tuple[float, ...] = ()):
+  """Angles per position of the rotary pairs, float32 [half].
+
+  scaling: () as in RoFormer (arXiv 2104.09864); (factor,) divides all of them
+  (position interpolation, arXiv 2306.15595); (factor, low, high, context)
+  divides those that turn less than `low` times within the original context,
+  leaves those that turn more than `high` times, and blends in between (Llama
+  3.1, arXiv 2407.21783).
+  """
+  plain = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if not scaling:
+    return plain
+  slow = plain / scaling[0]
+  if len(scaling) == 1:
+    return slow
+  _, low, high, context = scaling
+  turns = context * plain / (2 * jnp.pi)
+  share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return share * plain + (1.0 - share) * slow
+
+
+def rotate(x, base: float, scaling: tuple[float, ...] = ()):
   """Rotary position embedding of x [B, T, H, Dh] (RoFormer, arXiv 2104.09864),
   in the half-split layout of LLaMA checkpoints."""
-  half = x.shape[-1] // 2
-  inverse = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  inverse = frequencies(x.shape[-1] // 2, base, scaling)
   angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * inverse
   cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -141,7 +168,7 @@ class Attention(nn.Module):
     q, k = heads('q', c.heads), heads('k', c.groups)
     v = heads('v', c.groups)
     if c.rotary:
-      q, k = rotate(q, c.rotary), rotate(k, c.rotary)
+      q, k = (rotate(y, c.rotary, c.rotary_scaling) for y in (q, k))
     y = attention.attend(q, k, v, mask, causal=c.causal)
     return dense('o', c.width, c.out_bias)(y.reshape(*x.shape[:-1], -1))
 
@@ -181,6 +208,12 @@ class Block(nn.Module):
       return x + mlp(norm2(x))
     x = norm1(x + attn(x, mask))
     return norm2(x + mlp(x))
+
+
+def normalize(config: TransformerConfig, params: Tree, x, dtype: str = ''):
+  """The family's norm outside of its blocks, in `dtype` or the compute type."""
+  norm = Norm(config.norm, config.norm_eps, dtype or config.dtype)
+  return norm.apply({'params': params}, x)
 
 
 def init_blocks(config: TransformerConfig, key) -> Tree:

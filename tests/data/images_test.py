@@ -15,7 +15,9 @@ def encoded(*pictures, form='PNG', **kwargs):
 
 
 def decode(*pictures, size=0, **kwargs):
-  return images.decode(encoded(*pictures, **kwargs), len(pictures), size)
+  return images.decode(
+    encoded(*pictures, **kwargs), len(pictures), images.square(size)
+  )
 
 
 RED = Image.new('RGB', (4, 4), (255, 0, 0))
@@ -60,7 +62,7 @@ def test_detail_that_the_size_can_show_is_kept():
   rng = np.random.default_rng(0)
   blocks = rng.integers(0, 256, (64, 64), np.uint8).repeat(4, 0).repeat(4, 1)
   photo = Image.fromarray(blocks)
-  exact = images.resize(blocks[None, ..., None], 48)
+  exact = images.resize(blocks[None, ..., None], images.square(48))
   lossy = decode(photo, form='JPEG', quality=95, size=48)
   assert np.abs(exact.astype(float) - lossy).mean() < 8
 
@@ -78,7 +80,8 @@ def test_the_orientation_of_a_photo_is_applied():
 def test_a_file_is_opened_by_path(tmp_path):
   RED.save(tmp_path / 'a.png')
   item = {'bytes': None, 'path': str(tmp_path / 'a.png')}
-  assert images.decode([('a', item)], 1, 0)[0, 0, 0].tolist() == [255, 0, 0]
+  pixels = images.decode([('a', item)], 1, images.square(0))
+  assert pixels[0, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_a_file_is_opened_by_path(tmp_path):
 )
 def test_what_is_no_image_is_refused_by_place(item):
   with pytest.raises(ValueError, match='row 3 is no readable image'):
-    images.decode([('row 3', item)], 1, 0)
+    images.decode([('row 3', item)], 1, images.square(0))
 
 
 def test_deep_pixels_are_refused():
@@ -101,14 +104,14 @@ def test_arrays_and_files_are_resized_alike():
     pixels = rng.integers(0, 256, shape, np.uint8)
     pictures = [Image.fromarray(each.squeeze()) for each in pixels]
     np.testing.assert_array_equal(
-      images.resize(pixels, 6), decode(*pictures, size=6)
+      images.resize(pixels, images.square(6)), decode(*pictures, size=6)
     )
 
 
 def test_resize_to_the_same_size_changes_nothing():
   pixels = np.arange(50, dtype=np.uint8).reshape(2, 5, 5, 1)
-  assert images.resize(pixels, 0) is pixels
-  assert images.resize(pixels, 5) is pixels
+  assert images.resize(pixels, images.square(0)) is pixels
+  assert images.resize(pixels, images.square(5)) is pixels
 
 
 def test_arrays_must_be_images_of_bytes():

@@ -1,0 +1,184 @@
+"""Texts as tokens, by the tokenizer that belongs to the checkpoint.
+
+Columns are int32 [M, T], as wide as the longest text, and -1 is padding.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedms_jax.data import draws
+from fedms_jax.data.sources import Source
+
+PADDING = -1
+HIDDEN, REPLACED = 0.8, 0.1  # shares of masked tokens; the rest stays
+
+
+def tokenizer(folder: str | os.PathLike) -> Any:
+  """The `tokenizers.Tokenizer` of a checkpoint, without its own padding."""
+  import tokenizers
+
+  path = pathlib.Path(folder) / 'tokenizer.json'
+  if not path.is_file():
+    raise ValueError(
+      f'{path} does not exist, and texts need it. Make it with '
+      'transformers.AutoTokenizer.from_pretrained(folder)'
+      '.save_pretrained(folder).'
+    )
+  try:
+    found = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the reader raises nothing narrower
+    raise ValueError(f'{path} is no tokenizer: {error}.') from error
+  found.no_padding()
+  return found
+
+
+class Encoder(NamedTuple):
+  """Turns texts into the columns that a task learns from.
+
+  objective: 'whole' gives 'inputs' alone. 'next' ends each text with the
+  token `end` (-1: no such token); with completions, 'inputs' are prompt and
+  completion, and 'targets' the completion alone. 'masked' hides a `fraction`
+  of the tokens behind the token `mask`, drawn once by `seed` (as BERT's own
+  training did, arXiv 1810.04805), and 'targets' are what was hidden.
+  Negative targets are not learned.
+  """
+
+  tokenizer: Any
+  max_tokens: int
+  objective: str = 'whole'
+  end: int = -1
+  mask: int = -1
+  fraction: float = 0.15
+  seed: int = 0
+
+  def __call__(
+    self, texts: Sequence[str], completions: Sequence[str] | None = None
+  ) -> dict[str, np.ndarray]:
+    if self.objective == 'next':
+      return self._next(texts, completions)
+    found = self._encoded(texts)
+    columns = {'inputs': padded([e.ids for e in found])}
+    if self.objective == 'whole':
+      return columns
+    special = padded([e.special_tokens_mask for e in found])
+    return masked(
+      columns['inputs'],
+      special == 0,
+      mask=self.mask,
+      words=self.tokenizer.get_vocab_size(),
+      fraction=self.fraction,
+      seed=self.seed,
+    )
+
+  def _encoded(self, texts, special: bool = True, room: int = 0):
+    self.tokenizer.enable_truncation(self.max_tokens - room)
+    return self.tokenizer.encode_batch(list(texts), add_special_tokens=special)
+
+  def _next(self, texts, completions):
+    room = int(self.end >= 0 and completions is None)
+    rows = [e.ids for e in self._encoded(texts, room=room)]
+    end = [self.end] if self.end >= 0 else []
+    if completions is None:
+      return {'inputs': padded([row + end for row in rows])}
+    answers = [e.ids for e in self._encoded(completions, special=False)]
+    both, targets = [], []
+    for row, answer in zip(rows, answers, strict=True):
+      answer = answer + end
+      both.append((row + answer)[: self.max_tokens])
+      targets.append(([PADDING] * len(row) + answer)[: self.max_tokens])
+    columns = {'inputs': padded(both), 'targets': padded(targets)}
+    if not (columns['targets'] >= 0).any():
+      raise ValueError(
+        f'no completion fits into {self.max_tokens} tokens beside its prompt. '
+        'Raise --data.max_tokens.'
+      )
+    return columns
+
+
+def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+  """Rows of different lengths as int32 [M, T]."""
+  out = np.full((len(rows), max(map(len, rows), default=0)), PADDING, np.int32)
+  for i, row in enumerate(rows):
+    out[i, : len(row)] = row
+  return out
+
+
+def masked(
+  tokens: np.ndarray,
+  allowed: np.ndarray,
+  *,
+  mask: int,
+  words: int,
+  fraction: float,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Hides tokens [M, T] where `allowed`: {'inputs', 'targets'}.
+
+  Of a `fraction`, 8 in 10 become `mask`, 1 in 10 any of `words`, 1 stays.
+  """
+  rng = draws.generator(seed, draws.Stream.MASKS)
+  chosen = (rng.random(tokens.shape) < fraction) & allowed
+  fate = rng.random(tokens.shape)
+  others = rng.integers(0, words, tokens.shape)
+  inputs = np.where(chosen & (fate < HIDDEN), mask, tokens)
+  replaced = chosen & (fate >= HIDDEN) & (fate < HIDDEN + REPLACED)
+  inputs = np.where(replaced, others, inputs)
+  targets = np.where(chosen, tokens, PADDING)
+  return {
+    'inputs': inputs.astype(np.int32),
+    'targets': targets.astype(np.int32),
+  }
+
+
+def pack(source: Source, max_tokens: int) -> Source:
+  """Puts whole texts one after another into rows of `max_tokens`.
+
+  Only texts of the same split, label and group share a row, so that rows are
+  dealt to clients as texts were, and none is cut in two, one half of which
+  could be a test row. A text sees those before it in its row.
+  """
+  tokens = {
+    name: column
+    for name, column in source.table.columns.items()
+    if name in ('inputs', 'targets')
+  }
+  lengths = (tokens['inputs'] != PADDING).sum(axis=1)
+  labels = source.table.columns['labels']
+  groups = source.groups if source.groups is not None else np.zeros_like(labels)
+  tested = np.isin(np.arange(len(labels)), source.test_rows)
+  open_bins: dict[tuple, list[int]] = {}
+  bins: list[tuple[bool, list[int]]] = []
+  used: dict[tuple, int] = {}
+  keys = zip(tested.tolist(), labels.tolist(), groups.tolist(), strict=True)
+  for row, key in enumerate(keys):
+    if key not in open_bins or used[key] + lengths[row] > max_tokens:
+      open_bins[key], used[key] = [], 0
+      bins.append((key[0], open_bins[key]))
+    open_bins[key].append(row)
+    used[key] += int(lengths[row])
+  bins.sort(key=lambda one: one[0])  # stable: training rows first
+  members = [rows for _, rows in bins]
+  columns = {
+    name: padded([_joined(column, lengths, rows) for rows in members])
+    for name, column in tokens.items()
+  }
+  first = np.array([rows[0] for rows in members], np.int64)
+  columns['labels'] = labels[first]
+  count = sum(not test for test, _ in bins)
+  numbers = np.arange(len(members), dtype=np.int32)
+  return source._replace(
+    table=source.table._replace(columns=columns),
+    train_rows=numbers[:count],
+    test_rows=numbers[count:],
+    groups=None if source.groups is None else groups[first],
+  )
+
+
+def _joined(column: np.ndarray, lengths: np.ndarray, rows: list[int]):
+  return np.concatenate([column[row, : lengths[row]] for row in rows])

@@ -1,0 +1,292 @@
+"""What the families of loaded models have in common.
+
+A family is a function `model(config.json, Options) -> Model`: it turns the
+words of its config.json into a `TransformerConfig`, and says its stem, its
+head and how the tensors of its files are named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.base import Backbone, Tree
+from fedms_jax.models import transformer
+from fedms_jax.models.transformer import TransformerConfig
+
+STORAGES = ('float32', 'bfloat16', 'int8')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a user chooses of a loaded model; the rest says its config.json.
+
+  head: classification, causal_lm, masked_lm, zero_shot or contrast. pooling:
+  the feature of a sequence ('': the first that the family allows). tower: of
+  CLIP, the one whose blocks adapt: image, text or both. tokens: T of the
+  inputs, for the cost (0: the most that the model takes). dtype: compute
+  type. storage: type of the frozen parameters; int8 stores the kernels of the
+  blocks so, and the rest in the compute type. image_mean, image_std: pixels
+  become (x / 255 - mean) / std, one value per channel.
+  """
+
+  head: str = 'classification'
+  classes: int = 0
+  pooling: str = ''
+  tower: str = 'image'
+  tokens: int = 0
+  dtype: str = 'float32'
+  storage: str = 'float32'
+  remat: bool = False
+  lora_scale: float = 1.0
+  image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+  image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+class Name(NamedTuple):
+  """Where a leaf lies in a family's files.
+
+  tensor: its name there; `{}` stands for the number of the block. axes: the
+  permutation of the file's axes that gives ours, () for none. part: (i, n)
+  for the i-th of n equal pieces along the file's last axis. first: number of
+  the first block.
+  """
+
+  tensor: str
+  axes: tuple[int, ...] = ()
+  part: tuple[int, int] = (0, 1)
+  first: int = 0
+
+
+class Model(NamedTuple):
+  """A loadable model.
+
+  names: our paths -> theirs: a `Name` for one leaf ('stem/word'), or the name
+  of a module ('blocks/attn/q' -> 'h.{}.q') whose kernel, scale and bias are
+  called weight, weight and bias in the files. prefix: what files of the bare
+  model leave out of their tensors' names. ignored: patterns of tensors that
+  files may have and this model does not use.
+  """
+
+  backbone: Backbone
+  names: Mapping[str, str | Name]
+  prefix: str = ''
+  ignored: tuple[str, ...] = ()
+
+
+class Head(NamedTuple):
+  """The last layer. init, logits: as in `Backbone`. flops: of one example."""
+
+  init: Callable[[Any], Tree]
+  logits: Callable[[Tree, Tree, Any], Any]
+  flops: float
+
+
+def choose(what: str, got: str, allowed: Collection[str]) -> str:
+  """`got`, or the first that is allowed if it is empty."""
+  if not got:
+    return next(iter(allowed))
+  if got not in allowed:
+    raise ValueError(
+      f'{what}={got!r} does not fit this model; allowed: {", ".join(allowed)}.'
+    )
+  return got
+
+
+ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'quick_gelu': 'quick_gelu',
+  'silu': 'silu',
+  'swish': 'silu',
+  'relu': 'relu',
+}
+
+
+def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
+  """A `TransformerConfig` from what config.json says and a user chooses."""
+  choose('storage', options.storage, STORAGES)
+  choose('hidden_act in config.json', activation, ACTIVATIONS)
+  t = TransformerConfig(
+    activation=ACTIVATIONS[activation],
+    dtype=options.dtype,
+    remat=options.remat,
+    lora_scale=options.lora_scale,
+    **fields,
+  )
+  if not t.head_width and t.width % t.heads or t.heads % t.groups:
+    raise ValueError(
+      f'config.json asks for {t.heads} heads over a width of {t.width} and '
+      f'{t.groups} key and value heads; allowed: divisors. Mend config.json.'
+    )
+  return t
+
+
+def refuse(config: dict, **usual) -> None:
+  """Raises `ValueError` where config.json asks for what is not built."""
+  for key, value in usual.items():
+    if config.get(key, value) not in (value, None):
+      raise ValueError(
+        f'config.json has {key}={config[key]!r}; allowed: {value!r}. This '
+        'variant of the model is not supported.'
+      )
+
+
+def length(options: Options, most: int) -> int:
+  """T of the inputs; `ValueError` if the model has fewer positions."""
+  if options.tokens > most:
+    raise ValueError(
+      f'inputs of {options.tokens} tokens are longer than the {most} positions '
+      'of the model; shorten the texts.'
+    )
+  return options.tokens or most
+
+
+def table(key, *axes: int):
+  """A fresh embedding table."""
+  return 0.02 * jax.random.normal(key, axes)
+
+
+def dense(key, rows: int, columns: int, bias: bool = True) -> Tree:
+  """A fresh linear layer."""
+  out = {'kernel': table(key, rows, columns)}
+  return out | {'bias': jnp.zeros(columns)} if bias else out
+
+
+def norm(t: TransformerConfig) -> Tree:
+  """A fresh norm."""
+  scale = {'scale': jnp.ones(t.width)}
+  return scale if t.norm == 'rms' else scale | {'bias': jnp.zeros(t.width)}
+
+
+def affine(params: Tree, x):
+  """`x @ kernel + bias`, in the type of `x`."""
+  y = x @ params['kernel'].astype(x.dtype)
+  return y + params['bias'].astype(x.dtype) if 'bias' in params else y
+
+
+def linear_head(width: int, classes: int, bias: bool = True) -> Head:
+  """A new linear layer over features [B, D], in float32."""
+  return Head(
+    init=lambda key: dense(key, width, classes, bias),
+    logits=lambda params, head, x: affine(head, x.astype(jnp.float32)),
+    flops=2.0 * width * classes,
+  )
+
+
+def readout(t: TransformerConfig, tokens: int, vocabulary: int) -> Head:
+  """Logits [B, T, V] by a frozen table [V, D]: `final/readout`, or the input
+  embedding if they are tied; `final/bias` is added where there is one."""
+
+  def logits(params, head, x):
+    final = params['final']
+    rows = final.get('readout', params['stem'].get('word'))
+    y = jnp.einsum(
+      '...d,vd->...v',
+      x,
+      rows.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return y + final['bias'].astype(jnp.float32) if 'bias' in final else y
+
+  flops = 2.0 * tokens * t.width * vocabulary
+  return Head(lambda key: {}, logits, flops)
+
+
+def last(x, mask):
+  """The last token of each sequence that the mask [B, T] has: [B, D]."""
+  places = jnp.arange(mask.shape[1])
+  place = jnp.max(jnp.where(mask, places, 0), axis=1)
+  return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+
+
+def mean(x, mask):
+  """Mean of the tokens that the mask [B, T] has, float32 [B, D]."""
+  weights = mask.astype(jnp.float32)[..., None]
+  total = jnp.sum(x.astype(jnp.float32) * weights, axis=1)
+  return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
+
+
+def quantize(kernel, numpy=jnp):
+  """int8 values of kernel [..., d_in, d_out] and their unit [..., d_out]:
+  symmetric, one unit for each output channel."""
+  unit = numpy.abs(kernel).max(axis=-2) / 127.0
+  unit = numpy.where(unit == 0, 1.0, unit).astype('float32')
+  values = numpy.round(kernel / unit[..., None, :]).astype('int8')
+  return values, unit
+
+
+def _quantized(tree: Tree) -> Tree:
+  """The tree with each `kernel` as int8 beside its `kernel_scale`."""
+  out = {k: _quantized(v) for k, v in tree.items() if isinstance(v, dict)}
+  out |= {k: v for k, v in tree.items() if not isinstance(v, dict)}
+  if 'kernel' in out:
+    out['kernel'], out['kernel_scale'] = quantize(out['kernel'])
+  return out
+
+
+def stored(params: Tree, options: Options) -> Tree:
+  """Parameters in the type that they are stored in."""
+  dtype = options.dtype if options.storage == 'int8' else options.storage
+  out = jax.tree.map(lambda x: x.astype(dtype), params)
+  if options.storage == 'int8':
+    out['blocks'] = jax.tree.map(
+      lambda new, old: new if new.dtype == jnp.int8 else new.astype(old),
+      *_aligned(params['blocks'], dtype),
+    )
+  return out
+
+
+def backbone(
+  t: TransformerConfig,
+  options: Options,
+  *,
+  stem: Callable[[Any], Tree],
+  final: Callable[[Any], Tree],
+  embed: Callable[[Tree, Any], Any],
+  features: Callable[[Tree, Any, Any], Any],
+  head: Head,
+  tokens: int,
+  stem_flops: float = 0.0,
+  mask: Callable[[Any], Any] = lambda inputs: None,
+  masked: bool = True,
+  width: int = 0,
+) -> Backbone:
+  """A `Backbone` on the stacked blocks.
+
+  stem: three keys -> params. final: key -> params. masked: whether the blocks
+  need the mask; behind causal attention, padding on the right is never seen.
+  width: of the features, if it is not D.
+  """
+
+  def init(key) -> Tree:
+    *keys, blocks = jax.random.split(key, 4)
+    params = {
+      'stem': stem(keys),
+      'blocks': transformer.init_blocks(t, blocks),
+      'final': final(jax.random.fold_in(blocks, t.blocks)),
+    }
+    return stored(params, options)
+
+  def run(spans, x, mask):
+    return transformer.run(t, spans, x, mask if masked else None)
+
+  return Backbone(
+    blocks=t.blocks,
+    width=width or t.width,
+    lora_scale=t.lora_scale,
+    init=init,
+    embed=embed,
+    mask=mask,
+    run=run,
+    features=features,
+    init_head=head.init,
+    logits=head.logits,
+    cost=transformer.cost(t, tokens, stem_flops, head.flops),
+  )

@@ -1,0 +1,31 @@
+"""Settings of all tests: several CPU devices, quick compilation, --slow."""
+
+import os
+
+# Both must be set before JAX starts. Optimization costs more time than it
+# saves at the sizes of these tests.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  + ' --xla_backend_optimization_level=0'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
+
+import pytest  # noqa: E402
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--slow', action='store_true', help='run the tests marked slow, too'
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption('--slow'):
+    return
+  skip = pytest.mark.skip(reason='slow: run with --slow')
+  for item in items:
+    if 'slow' in item.keywords:
+      item.add_marker(skip)

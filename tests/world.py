@@ -1,0 +1,210 @@
+"""A small world that the tests share: data, model, stages, a simulation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedms_jax import activation, aggregation, gate, losses, rounds
+from fedms_jax.algorithms import fedms
+from fedms_jax.base import Federation, Partition, Plan, Table
+from fedms_jax.models import transformer, vit
+from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.simulation.state import Options, Stage
+
+BLOCKS, WIDTH, CLASSES, ROWS = 3, 8, 4, 96
+TARGETS = ('attn/q', 'attn/v')
+DENSE = Plan((True,) * BLOCKS, 0)
+TOP = Plan((False, False, True), 2)
+GAP = Plan((True, False, True), 0)
+
+
+@functools.cache
+def backbone():
+  shape = transformer.TransformerConfig(
+    blocks=BLOCKS, width=WIDTH, heads=2, mlp_width=12, lora_scale=2.0
+  )
+  config = vit.VitConfig(
+    shape, image=8, channels=1, patch=4, classes=CLASSES
+  )
+  return vit.backbone(config)
+
+
+@functools.cache
+def start():
+  """The roles before stage 1, of a model with random weights."""
+  model = backbone()
+  base = jax.jit(model.init)(jax.random.key(0))
+  return fedms.start(base, model.init_head(jax.random.key(1)))
+
+
+def setting(optimizer=None, server=None, aggregator=None):
+  return fedms.Setting(
+    backbone(),
+    losses.classification(),
+    optimizer or optax.sgd(0.5),
+    server or optax.sgd(1.0),
+    aggregator or aggregation.mean(),
+    TARGETS,
+    2,
+  )
+
+
+def spec(**kwargs):
+  return gate.GateSpec(width=WIDTH, classes=CLASSES, **kwargs)
+
+
+def trained(roles, scale=0.3):
+  """The roles with LoRA that does something: every B is random."""
+  keys = iter(jax.random.split(jax.random.key(9), 99))
+
+  def moved(path, x):
+    if path[-1].key in ('b', 'kernel', 'bias'):
+      return x + scale * jax.random.normal(next(keys), x.shape)
+    return x
+
+  shared = jax.tree_util.tree_map_with_path(moved, roles.shared)
+  return roles._replace(shared=shared)
+
+
+def first_stage(**kwargs):
+  """(algorithm, roles) of stage 1."""
+  algorithm = fedms.global_stage(setting(**kwargs))
+  return algorithm, algorithm.begin(jax.random.key(2), start())
+
+
+def second_stage(choice=None, **kwargs):
+  """(algorithm, roles) of stage 2, after a stage 1 that learned something."""
+  _, before = first_stage()
+  choice = choice or fedms.Personal(spec())
+  algorithm = fedms.personal_stage(setting(**kwargs), choice)
+  return algorithm, algorithm.begin(jax.random.key(3), trained(before))
+
+
+def columns(seed=0):
+  """Images whose class shows in one bright quadrant, int32 labels."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, CLASSES, ROWS).astype(np.int32)
+  images = rng.integers(0, 128, (ROWS, 8, 8, 1)).astype(np.uint8)
+  for image, label in zip(images, labels, strict=True):
+    y, x = 4 * (label // 2), 4 * (label % 2)
+    image[y : y + 4, x : x + 4] += 100
+  return {'inputs': images, 'labels': labels}
+
+
+def table():
+  return jax.tree.map(jnp.asarray, columns())
+
+
+def cohort_rows(clients=3, steps=2, batch=4):
+  """Row numbers [K, S, B]; client 1 has a padded batch and a padded step."""
+  rng = np.random.default_rng(1)
+  rows = 1 + rng.permutation(ROWS - 1)[: clients * steps * batch]
+  rows = rows.astype(np.int32).reshape(clients, steps, batch)
+  if clients > 1:
+    rows[1, 0, 3:] = -1
+    rows[1, 1:] = -1
+  return rows
+
+
+def stacked(tree, count):
+  return jax.tree.map(lambda x: jnp.stack([x] * count), tree)
+
+
+def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
+          weights=None, ids=None, personal=None):  # fmt: skip
+  """One round over all clients: (shared, personal [K, ...], sums)."""
+  count = len(rows)
+  data = table() if data is None else data
+  if weights is None:
+    weights = (rows >= 0).sum((1, 2)).astype(np.float32)
+  ids = np.arange(count, dtype=np.uint32) if ids is None else ids
+  personal = stacked(roles.personal, count) if personal is None else personal
+  totals = rounds.empty_totals(algorithm, roles.shared, BLOCKS)
+  width = {'vmap': count, 'chunk': 1, 'loop': 1}[how]
+  function = rounds.train_stepwise if how == 'loop' else rounds.train_chunk
+  parts = []
+  for i in range(0, count, width):
+    cut = slice(i, i + width)
+    mine = jax.tree.map(lambda x, cut=cut: x[cut], personal)
+    totals, new, sums = function(
+      algorithm, roles.frozen, roles.shared, mine, data, rows[cut],
+      weights[cut], jax.random.key(5), ids[cut], totals, plan,
+    )  # fmt: skip
+    parts.append((new, sums))
+  server = rounds.begin_server(algorithm, roles.shared)
+  shared, _ = rounds.close(algorithm, roles.shared, server, totals)
+  new, sums = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+  return shared, new, sums
+
+
+def partition(*groups):
+  sizes = [len(g) for g in groups]
+  return Partition(
+    np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+    np.concatenate(groups).astype(np.int32),
+  )
+
+
+def federation(clients=6, unseen=1):
+  """Each client has 10 rows: 6 to train, 2 to validate, 2 to test."""
+  pieces = np.arange((clients + unseen) * 10).reshape(-1, 10)
+  mine = pieces[:clients]
+  test = partition(*mine[:, 8:])
+  new = partition(*pieces[clients:])
+  return Federation(
+    Table(columns(), tuple('abcd')),
+    partition(*mine[:, :6]),
+    partition(*mine[:, 6:8]),
+    test,
+    new,
+    np.concatenate([test.rows, new.rows]),
+    np.arange(80, ROWS, dtype=np.int32),
+  )
+
+
+def stages(rounds_each=3, trigger=None, **kwargs):
+  """Both stages of FedMS, one block deeper each round, top down."""
+  trigger = trigger or activation.fixed(1, BLOCKS, interval=1, step=1)
+  order = activation.order('top_down', BLOCKS, 0)
+
+  def schedule(handover):
+    return activation.schedule(trigger, order)
+
+  choice = fedms.Personal(spec())
+  first = fedms.global_stage(setting(**kwargs))
+  second = fedms.personal_stage(setting(**kwargs), choice)
+  return [
+    Stage('global', first, rounds_each, schedule),
+    Stage('personal', second, rounds_each, schedule),
+  ]
+
+
+def simulate(stages, *, keep=None, watch=None, state=None, data=None, **options):
+  """(simulation, final state, records)."""
+  options = {'cohort': 3, 'batch_size': 4, 'block': 32, **options}
+  records = observer.Recorder()
+  watchers = observer.Observers(records, *([watch] if watch else []))
+  simulation = driver.Simulation(
+    backbone(), data or federation(), start(), stages, Options(**options),
+    keeper=keep or keeper.Memory(), observer=watchers,
+  )  # fmt: skip
+  return simulation, simulation.run(state), records.records
+
+
+def close(a, b, atol=2e-5):
+  """Asserts that two trees agree to float32 rounding."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, atol=atol, rtol=1e-4)
+
+
+def same(a, b):
+  """Asserts that two trees agree bitwise."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
