@@ -143,13 +143,15 @@ class Task(NamedTuple):
 
   loss, score: logits, batch -> (values [B], weights [B]); a mean is
   sum(values * weights) / sum(weights), and padding weighs 0. Of scores the
-  higher is better. perplexity: exp(loss) is what people read.
+  higher is better. perplexity: exp(loss) is what people read. within_batch:
+  the logits of a row compare it with the other rows of its batch.
   """
 
   name: str
   loss: Callable[[Any, Batch], tuple[Any, Any]]
   score: Callable[[Any, Batch], tuple[Any, Any]]
   perplexity: bool = False
+  within_batch: bool = False
 
 
 class ClientResult(NamedTuple):
@@ -167,6 +169,7 @@ class ClientResult(NamedTuple):
 class ClientUpdate(NamedTuple):
   """Local training of ONE client, in three pure functions.
 
+  sums: names of the metrics that a step reports, float32 [2] each.
   begin: (roles, plan) -> carry. step: (carry, roles, batch, key, plan) ->
   carry, one local step on a batch with at least one row. finish: (carry,
   roles, plan) -> ClientResult. `roles` holds the state at the start of the
@@ -176,6 +179,7 @@ class ClientUpdate(NamedTuple):
   begin: Callable[..., Tree]
   step: Callable[..., Tree]
   finish: Callable[..., ClientResult]
+  sums: tuple[str, ...] = ('loss', 'score')
 
 
 class Aggregator(NamedTuple):
@@ -218,8 +222,9 @@ class Algorithm(NamedTuple):
 
   begin: (key, roles of the stage before) -> roles; personal is one client's.
   columns: (roles, batch, plan) -> derived columns of a raw batch; they depend
-  on frozen values alone (roles.personal is not given). update: local
-  training. predict: (roles, batch, plan) -> Prediction, for whole trees.
+  on frozen values alone (roles.personal is not given). derived: names among
+  them that are there exactly if all are. update: local training. predict:
+  (roles, batch, plan) -> Prediction, for whole trees.
   server: turns the mean update into a step. masks: active set -> the sets
   that train in the stacked keys of shared and of personal. served: the
   prediction that users are served with; its score drives the schedule.
@@ -230,6 +235,7 @@ class Algorithm(NamedTuple):
   task: Task
   begin: Callable[[Any, Roles], Roles]
   columns: Callable[[Roles, Batch, Plan], Batch]
+  derived: tuple[str, ...]
   update: ClientUpdate
   predict: Callable[[Roles, Batch, Plan], Prediction]
   aggregator: Aggregator

@@ -7,6 +7,7 @@ anything is compiled. Below this file there are no config objects.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,24 +16,28 @@ import optax
 from fedms_jax import (
   activation,
   aggregation,
+  foundation,
   gate,
-  losses,
   optimizers,
   rng,
 )
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms import fedms, full
-from fedms_jax.base import Backbone, Federation, Roles
+from fedms_jax.algorithms import fedms, full, probe
+from fedms_jax.base import Backbone, Federation, Roles, Tree
 from fedms_jax.config import Config
 from fedms_jax.data import federation as federations
-from fedms_jax.data import sources
-from fedms_jax.models import transformer, vit
+from fedms_jax.data import sources, text
+
+from fedms_jax.models.checkpoints import Checkpoint
+from fedms_jax.models.family import Model
 from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Handover, Options, Stage
 
 
-def federation(config: Config) -> Federation:
-  """Loads the data and deals it to the clients."""
+def federation(
+  config: Config, checkpoint: Checkpoint | None = None
+) -> Federation:
+  """Loads the data, as the checkpoint reads it, and deals it to the clients."""
   d, p = config.data, config.partition
   source = sources.load(
     d.source,
@@ -48,7 +53,10 @@ def federation(config: Config) -> Federation:
     seed=config.seed,
     synthetic_rows=d.synthetic_rows,
     synthetic_classes=d.synthetic_classes,
+    **foundation.reading(config, checkpoint),
   )
+  if d.pack:
+    source = text.pack(source, d.max_tokens)
   return federations.build(
     source,
     num_clients=p.num_clients,
@@ -69,70 +77,105 @@ def federation(config: Config) -> Federation:
   )
 
 
-def backbone(config: Config, data: Federation) -> Backbone:
-  """The model, in the shape of the data."""
-  m, images = config.model, data.table.columns['inputs']
-  if m.name != 'vit':
-    raise ValueError(f'--model.name={m.name!r} is no model. Models: vit.')
-  _, height, width, channels = images.shape
-  if height != width:
-    raise ValueError(
-      f'images are {height} x {width}; allowed: square ones. Set '
-      '--data.image_size.'
-    )
-  shape = transformer.TransformerConfig(
-    blocks=m.blocks,
-    width=m.width,
-    heads=m.heads,
-    mlp_width=round(m.width * m.mlp_ratio),
-    dtype=m.dtype,
-    remat=m.remat,
-    lora_scale=config.lora.alpha / config.lora.rank,
-  )
-  return vit.backbone(
-    vit.VitConfig(
-      shape,
-      image=height,
-      channels=channels,
-      patch=m.patch,
-      classes=len(data.table.label_names),
-      pooling=m.pooling,
-    )
+class World(NamedTuple):
+  """What a config describes, before anything is computed.
+
+  checkpoint: where the model is loaded from; None: the built-in one. data:
+  sorted by client. stages: of the algorithm.
+  """
+
+  checkpoint: Checkpoint | None
+  data: Federation
+  model: Model
+  stages: list[Stage]
+
+
+def world(config: Config) -> World:
+  """Finds, reads and checks everything that a run needs."""
+  checkpoint = foundation.find(config)
+  data = by_client(federation(config, checkpoint))
+  model = foundation.model(config, data, checkpoint)
+  classes = len(data.table.label_names)
+  return World(
+    checkpoint, data, model, stages(config, model.backbone, classes)
   )
 
 
-def initial(config: Config, model: Backbone) -> Roles:
-  """The untrained model."""
+def initial(config: Config, world: World) -> Roles:
+  """The model before this run has trained anything: random, or as loaded."""
   key = rng.stream(config.seed, rng.INIT)
+  if world.checkpoint is not None:
+    names = world.data.table.label_names
+    return fedms.start(
+      *foundation.load(config, world.model, names, world.checkpoint, key)
+    )
 
   @jax.jit  # one compilation instead of one per operation
   def init(key):
     base, head = jax.random.split(key)
+    model = world.model.backbone
     return fedms.start(model.init(base), model.init_head(head))
 
   return init(key)
 
 
+def pretrain_mode(config: Config) -> str:
+  """What the server trains: 'full', 'probe' or 'none'."""
+  m, mode = config.model, config.pretrain.mode
+  if mode != 'auto':
+    if mode == 'full' and m.storage != 'float32':
+      raise ValueError(
+        f'--pretrain.mode=full does not go with --model.storage={m.storage}: '
+        'trained weights are float32. Change one of them.'
+      )
+    if mode == 'probe' and m.head != 'classification':
+      raise ValueError(
+        f'--pretrain.mode=probe trains a linear head, which --model.head='
+        f'{m.head} has not; allowed: full, none.'
+      )
+    return mode
+  if m.name == foundation.BUILT_IN:
+    return 'full'
+  new = m.head == 'classification' and not m.keep_head
+  return 'probe' if new else 'none'
+
+
+def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
+  """Shapes of what `pretrained` gives: {'base', 'head'}, or the head alone."""
+  model, key = world.model.backbone, jax.random.key(0)
+  head = {'head': jax.eval_shape(model.init_head, key)}
+  if pretrain_mode(config) != 'full':
+    return head
+  return head | {'base': jax.eval_shape(model.init, key)}
+
+
 def pretrained(
-  config: Config, model: Backbone, data: Federation, observer
-) -> Roles:
-  """The model after the server's pre-training."""
-  p = config.pretrain
+  config: Config, world: World, before: Roles, observer
+) -> dict[str, Tree]:
+  """What the server's pre-training makes of the model `before` it."""
+  p, mode = config.pretrain, pretrain_mode(config)
+  model, data = world.model.backbone, world.data
+  if mode == 'none':
+    return {'head': before.frozen['head']}
   per_epoch = pretraining.steps_per_epoch(len(data.public), p.batch_size)
   optimizer = optimizers.pretraining(
     p.learning_rate, p.weight_decay, p.epochs * per_epoch
   )
   setting = _setting(config, model)._replace(optimizer=optimizer)
-  return pretraining.train(
-    full.full_model(setting),
+  method = full.full_model if mode == 'full' else probe.linear_probe
+  shared = pretraining.train(
+    method(setting),
     data,
-    initial(config, model),
+    before,
     model.blocks,
     epochs=p.epochs,
     batch_size=p.batch_size,
     seed=config.seed,
     observer=observer,
   )
+  if mode == 'probe':
+    return shared
+  return {'head': shared.pop('head'), 'base': shared}
 
 
 def _targets(config: Config) -> tuple[str, ...]:
@@ -153,7 +196,7 @@ def _setting(config: Config, model: Backbone) -> fedms.Setting:
   )
   return fedms.Setting(
     backbone=model,
-    task=losses.classification(),
+    task=foundation.task(config),
     optimizer=optimizer,
     server=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
     aggregator=aggregation.mean(),
@@ -162,8 +205,32 @@ def _setting(config: Config, model: Backbone) -> fedms.Setting:
   )
 
 
-def stages(config: Config, model: Backbone, classes: int) -> list[Stage]:
-  """The stages of the algorithm, with their schedules."""
+def _gate(config: Config, model: Backbone, classes: int) -> gate.GateSpec:
+  g, learned = config.gate, foundation.task(config)
+  if g.kind == 'per_class' and (learned.perplexity or learned.within_batch):
+    raise ValueError(
+      f'--gate.kind=per_class weighs classes, which --model.head='
+      f'{config.model.head} has not; allowed: softmax, sigmoid.'
+    )
+  level = g.level
+  if level == 'sequence' and config.model.head == 'causal_lm':
+    level = 'running'
+  return gate.GateSpec(
+    width=model.width,
+    classes=classes,
+    kind=g.kind,
+    reduction=g.reduction,
+    bias=g.bias,
+    mix=g.mix,
+    level=level,
+  )
+
+
+def stages(
+  config: Config, model: Backbone, classes: int, adapter: Tree | None = None
+) -> list[Stage]:
+  """The stages of the algorithm, with their schedules; adapter: the LoRA that
+  the first one starts from, None: fresh."""
   a, g = config.algorithm, config.gate
   if a.name != 'fedms':
     raise ValueError(
@@ -172,15 +239,8 @@ def stages(config: Config, model: Backbone, classes: int) -> list[Stage]:
   base = jax.eval_shape(model.init, jax.random.key(0))
   lora.check(base['blocks'], _targets(config), config.lora.rank)
   setting = _setting(config, model)
-  probe = setting._replace(optimizer=optax.sgd(1.0))
-  spec = gate.GateSpec(
-    width=model.width,
-    classes=classes,
-    kind=g.kind,
-    reduction=g.reduction,
-    bias=g.bias,
-    mix=g.mix,
-  )
+  slope = setting._replace(optimizer=optax.sgd(1.0))
+  spec = _gate(config, model, classes)
   choice = fedms.Personal(
     gate=spec,
     local_start=a.local_start,
@@ -190,17 +250,17 @@ def stages(config: Config, model: Backbone, classes: int) -> list[Stage]:
   )
   first = Stage(
     'global',
-    fedms.global_stage(setting),
+    fedms.global_stage(setting, adapter=adapter),
     a.stage1_rounds,
     schedule(config, model.blocks, a.stage1_rounds, 'restart'),
-    probe=fedms.global_stage(probe),
+    probe=fedms.global_stage(slope, adapter=adapter),
   )
   second = Stage(
     'personal',
     fedms.personal_stage(setting, choice),
     a.stage2_rounds,
     schedule(config, model.blocks, a.stage2_rounds, a.stage2_depth),
-    probe=fedms.personal_stage(probe, choice),
+    probe=fedms.personal_stage(slope, choice),
   )
   # Stage 1 stays with no rounds, too: it makes the global expert.
   return [first, second] if a.stage2_rounds else [first]

@@ -47,6 +47,7 @@ def sgd(
   objective: Callable[..., tuple[Any, dict[str, Any]]],
   optimizer: optax.GradientTransformation,
   masks: Callable,
+  sums: tuple[str, ...] = ('loss', 'score'),
 ) -> ClientUpdate:
   """Local SGD on an objective.
 
@@ -56,6 +57,7 @@ def sgd(
     optimizer: acts on {'shared': part, 'personal': part}; fresh each round,
       so newly active blocks start without moments.
     masks: see `Algorithm.masks`.
+    sums: names of the metrics that the objective gives.
   """
 
   def begin(roles: Roles, plan: Plan):
@@ -91,7 +93,7 @@ def sgd(
     )
     return train['shared'], personal
 
-  return ClientUpdate(begin, step, finish)
+  return ClientUpdate(begin, step, finish, sums)
 
 
 def run(
@@ -99,7 +101,7 @@ def run(
 ) -> ClientResult:
   """Local training over row numbers [S, B]; a padded step keeps its carry."""
   update = algorithm.update
-  first = (update.begin(roles, plan), zero_sums(algorithm, roles, table, plan))
+  first = (update.begin(roles, plan), zero_sums(algorithm))
 
   def body(carry, scanned):
     step_rows, number = scanned
@@ -126,16 +128,6 @@ def one_step(algorithm, carry, roles, table, rows, key, number, plan: Plan):
   return state, {name: sums[name] + new[name] for name in sums}
 
 
-def zero_sums(algorithm, roles, table, plan: Plan) -> metrics.Sums:
+def zero_sums(algorithm: Algorithm) -> metrics.Sums:
   """Zeros for every metric that a step reports."""
-
-  def probe(roles, table):
-    batch = columns.take(table, jnp.zeros(1, jnp.int32))
-    shared = Roles(roles.frozen, roles.shared, None)
-    batch = columns.complete(algorithm, shared, batch, plan)
-    state = algorithm.update.begin(roles, plan)
-    key = jax.random.key(0)
-    return algorithm.update.step(state, roles, batch, key, plan)[1]
-
-  names = jax.eval_shape(probe, roles, table)
-  return {name: jnp.zeros(2, jnp.float32) for name in names}
+  return {name: jnp.zeros(2, jnp.float32) for name in algorithm.update.sums}

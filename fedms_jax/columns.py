@@ -27,9 +27,17 @@ def take(table: dict[str, jax.Array], rows) -> Batch:
   return batch
 
 
+def inputs(batch: Batch):
+  """What a model reads: the inputs, with their captions if there are any;
+  None in a batch that holds derived columns alone."""
+  if 'texts' in batch:
+    return {'image': batch['inputs'], 'text': batch['texts']}
+  return batch.get('inputs')
+
+
 def complete(algorithm: Algorithm, roles: Roles, batch: Batch, plan: Plan):
   """The batch with its derived columns, computed if the table lacks them."""
-  if all(name in batch for name in shapes(algorithm, roles, batch, plan)):
+  if all(name in batch for name in algorithm.derived):
     return batch
   return batch | jax.lax.stop_gradient(algorithm.columns(roles, batch, plan))
 

@@ -42,12 +42,33 @@ class DataConfig:
   revision: str = opt('', 'revision of a Hub data set')
   train_split: str = opt('train', 'split whose rows the clients and server get')
   test_split: str = opt(
-    'test', "split used as the pooled test set; if absent, clients' test rows"
+    'test',
+    "split used as the pooled test set; if absent, or the source's only "
+    "split, clients' test rows",
   )
   input_column: str = opt('', 'column of images or texts (empty: found)')
   label_column: str = opt('', 'column of labels (empty: found)')
+  target_column: str = opt(
+    '',
+    'column of texts that belong to the inputs: completions of prompts '
+    '(causal_lm), captions of images (contrast)',
+  )
   group_column: str = opt('', 'column of user or writer ids, for natural')
-  image_size: int = opt(0, 'resize images to this side (0: as they are)', low=0)
+  image_size: int = opt(
+    0,
+    'resize images to this side (0: as they are, or as the checkpoint wants '
+    'them)',
+    low=0,
+  )
+  max_tokens: int = opt(
+    128, 'T: cut texts to so many tokens, and to what the model takes', low=2
+  )
+  pack: bool = opt(
+    False, 'put several whole texts into a row of max_tokens (causal_lm)'
+  )
+  mask_fraction: float = opt(
+    0.15, 'part of the tokens to hide (masked_lm)', above=0.0, high=0.9
+  )
   max_rows: int = opt(0, 'use at most this many rows a split (0: all)', low=0)
   public_fraction: float = opt(
     0.3, 'part of the rows that the server pre-trains on', low=0.0, high=0.95
@@ -94,23 +115,69 @@ class CohortConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  name: str = opt('vit', 'vit: the built-in small vision transformer')
-  patch: int = opt(2, 'side of a square patch, in pixels', low=1)
-  width: int = opt(64, 'D, width of the transformer', low=4)
-  blocks: int = opt(6, 'L, number of transformer blocks', low=1)
-  heads: int = opt(4, 'attention heads', low=1)
-  mlp_ratio: float = opt(2.0, 'width of the MLP over D', above=0.0)
-  pooling: str = opt('cls', 'feature of an image', choices=('cls', 'mean'))
+  name: str = opt(
+    'vit',
+    'vit (the built-in small vision transformer), or a checkpoint of CLIP, '
+    'ViT, BERT, GPT-2 or LLaMA: a Hub id, or a local folder with config.json '
+    'and *.safetensors',
+  )
+  revision: str = opt('', 'revision of a Hub checkpoint')
+  head: str = opt(
+    'classification',
+    'what a checkpoint is for: a new linear head on its feature, next or '
+    "masked tokens, CLIP's class prompts, or image-text contrast",
+    choices=(
+      'classification',
+      'causal_lm',
+      'masked_lm',
+      'zero_shot',
+      'contrast',
+    ),
+  )
+  keep_head: bool = opt(
+    False, "keep the checkpoint's own classification head; else a new one"
+  )
+  tower: str = opt(
+    'image',
+    'tower of CLIP that adapts',
+    choices=('image', 'text', 'both'),
+  )
+  templates: str = opt(
+    'a photo of a {}.',
+    'class prompts for zero_shot, divided by |; their features are averaged',
+  )
+  patch: int = opt(2, 'vit: side of a square patch, in pixels', low=1)
+  width: int = opt(64, 'vit: D, width of the transformer', low=4)
+  blocks: int = opt(6, 'vit: L, number of transformer blocks', low=1)
+  heads: int = opt(4, 'vit: attention heads', low=1)
+  mlp_ratio: float = opt(2.0, 'vit: width of the MLP over D', above=0.0)
+  pooling: str = opt(
+    '',
+    'feature of an image or text (empty: the usual of the model)',
+    choices=('', 'cls', 'mean', 'pooler', 'last'),
+  )
   dtype: str = opt(
     'float32',
     'compute type of the transformer',
     choices=('float32', 'bfloat16'),
+  )
+  storage: str = opt(
+    'float32',
+    "type of a checkpoint's frozen parameters",
+    choices=('float32', 'bfloat16', 'int8'),
   )
   remat: bool = opt(False, 'rematerialize blocks in the backward pass')
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
+  mode: str = opt(
+    'auto',
+    "what the server trains on the public rows: full (all weights; the vit's "
+    'default), probe (a linear head on frozen features; the default of a '
+    'checkpoint with a new head), none',
+    choices=('auto', 'full', 'probe', 'none'),
+  )
   epochs: int = opt(30, 'server epochs on the public rows', low=0)
   batch_size: int = opt(64, 'server batch size', low=1)
   learning_rate: float = opt(1e-3, 'server learning rate (AdamW)', above=0.0)
@@ -128,7 +195,7 @@ class AlgorithmConfig:
     choices=('global', 'zero'),
   )
   local_loss: str = opt(
-    'mixture',
+    'both',
     'what trains the local expert: the loss of the mixture, its own, or both',
     choices=('mixture', 'own', 'both'),
   )
@@ -150,6 +217,9 @@ class LoraConfig:
   rank: int = opt(4, 'R, rank of the LoRA matrices', low=1)
   alpha: float = opt(8.0, 'LoRA scale is alpha / R', above=0.0)
   targets: str = opt('attn/q,attn/v', 'comma-separated kernels that carry LoRA')
+  init: str = opt(
+    '', 'start stage 1 from the PEFT adapter in this folder (empty: fresh)'
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +311,12 @@ class GateConfig:
     choices=('frozen', 'lora'),
   )
   reduction: int = opt(4, 'D over the width of the gate adapter', low=1)
+  level: str = opt(
+    'token',
+    'of language models: weigh the experts for each token, or for a sequence '
+    '(of next tokens: for what has been read of it)',
+    choices=('token', 'sequence'),
+  )
   bias: float = opt(0.0, 'start of the gate: log-odds of the global expert')
   learning_rate: float = opt(
     1e-4, 'for the gate (0: client.learning_rate)', low=0.0
@@ -290,6 +366,20 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+  coordinator: str = opt(
+    '', 'host:port of process 0 (empty: from the environment)'
+  )
+  processes: int = opt(
+    0, "processes of the run (0: from the scheduler's environment)", low=0
+  )
+  process_id: int = opt(
+    -1, 'number of this process (-1: from the environment)', low=-1
+  )
+  timeout: int = opt(60, 'seconds after which a lost process is noticed', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """A whole run."""
 
@@ -321,6 +411,7 @@ class Config:
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
+  distributed: DistributedConfig = section(DistributedConfig)
 
 
 def flatten(config: Any, prefix: str = '') -> dict[str, dataclasses.Field]:

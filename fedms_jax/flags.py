@@ -11,24 +11,33 @@ import dataclasses
 import difflib
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
 
+from fedms_jax import commands
 from fedms_jax import config as config_lib
 
 # Short names for what is typed most: alias -> flag.
 ALIASES = {'schedule': 'schedule.name'}
 # These say how one command runs, not what the run computes: flags.txt leaves
 # them out, so that it can be fed to a run in another folder.
-PER_COMMAND = ('workdir', 'resume', 'break_lock')
+PER_COMMAND = (
+  'workdir',
+  'resume',
+  'break_lock',
+  'distributed.coordinator',
+  'distributed.processes',
+  'distributed.process_id',
+  'distributed.timeout',
+)
 
 _USAGE = """\
 fedms: federated fine-tuning of foundation models, simulated.
 
 Usage: fedms [--name=value ...]
-
+{commands}
 A bool `--x` is also switched off by `--nox`. `--flagfile=FILE` reads flags
 from a file, one per line; of a flag given twice the last one counts.
 """
@@ -99,10 +108,18 @@ def read(flag_values: absl_flags.FlagValues) -> config_lib.Config:
 
 
 def parse(argv: Sequence[str]) -> config_lib.Config:
-  """The validated config of a command line.
+  """The validated config of a command line; see `parse_command`."""
+  return parse_command(argv, {})[0]
+
+
+def parse_command(
+  argv: Sequence[str], extra: Mapping[str, tuple[Any, str]]
+) -> tuple[config_lib.Config, dict[str, Any]]:
+  """The validated config of a command line, and its further flags.
 
   Args:
     argv: the words of the command line, the program's name first.
+    extra: default and help of the flags that only one command has, by name.
 
   Raises:
     ValueError: an unknown flag, a value that is not allowed, an unreadable
@@ -110,6 +127,17 @@ def parse(argv: Sequence[str]) -> config_lib.Config:
     SystemExit: with code 0, after `--help` was printed.
   """
   flag_values = define(absl_flags.FlagValues())
+  for name, (default, text) in extra.items():
+    absl_flags.DEFINE_flag(
+      absl_flags.Flag(
+        _Parser(type(default), ()),
+        absl_flags.ArgumentSerializer(),
+        name,
+        default,
+        text,
+      ),
+      flag_values,
+    )
   for name in ('help', 'helpfull'):
     absl_flags.DEFINE_bool(
       name, False, 'show this help', flag_values=flag_values
@@ -125,7 +153,7 @@ def parse(argv: Sequence[str]) -> config_lib.Config:
     text = str(e).removeprefix('flag ').removeprefix('ERROR:: ')
     raise ValueError(text) from None
   if flag_values['help'].value or flag_values['helpfull'].value:
-    print(help_text())
+    print(help_text(extra))
     raise SystemExit(0)
   if rest:
     raise ValueError(
@@ -133,7 +161,7 @@ def parse(argv: Sequence[str]) -> config_lib.Config:
     )
   config = read(flag_values)
   config_lib.validate(config)
-  return config
+  return config, {name: flag_values[name].value for name in extra}
 
 
 def to_text(config: config_lib.Config) -> str:
@@ -159,9 +187,12 @@ def to_text(config: config_lib.Config) -> str:
   return ''.join(lines)
 
 
-def help_text() -> str:
-  """Every flag, by section, with its default, its help and what it allows."""
-  lines = [_USAGE]
+def help_text(extra: Mapping[str, tuple[Any, str]]) -> str:
+  """Every flag, by section, with its default, its help and what it allows;
+  first those of the command."""
+  lines = [_USAGE.format(commands=commands.usage())]
+  for name, (default, text) in extra.items():
+    lines += [f'  --{name}={default}', f'      {text}']
   section = None
   for name, field in config_lib.flatten(config_lib.Config).items():
     if _section(name) != section:

@@ -68,7 +68,7 @@ def contrast() -> Task:
     by_image, _, own = both(logits, batch)
     return _hits(by_image, own), _rows(batch)
 
-  return Task('retrieval accuracy', loss, score)
+  return Task('retrieval accuracy', loss, score, within_batch=True)
 
 
 def weighted_mean(values, weights):

@@ -1,4 +1,4 @@
-"""The `fedms` command: parse, build, run.
+"""The `fedms` command: parse, build, run; or one of `commands.py`.
 
 Exit codes: 0 done; 2 the user can mend it (flags, data, a non-finite loss);
 75 saved after a signal, start again with --resume.
@@ -14,10 +14,14 @@ EXIT_USER = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; gives the exit code."""
-  from fedms_jax import flags  # jax is imported only after the flags are read
+  # jax is imported only after the flags are read.
+  from fedms_jax import commands, flags
 
   try:
-    config = flags.parse(sys.argv if argv is None else argv)
+    name, words = commands.split(sys.argv if argv is None else argv)
+    if name:
+      return commands.run(name, words)
+    config = flags.parse(words)
     from fedms_jax.simulation import command
 
     return command.run(config)

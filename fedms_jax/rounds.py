@@ -202,7 +202,7 @@ def train_stepwise(
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _begin_stepwise(algorithm, roles, table, key, identity, plan):
   state = algorithm.update.begin(roles, plan)
-  sums = client.zero_sums(algorithm, roles, table, plan)
+  sums = client.zero_sums(algorithm)
   return jax.random.fold_in(key, identity), (state, sums)
 
 

@@ -28,9 +28,7 @@ def backbone():
   shape = transformer.TransformerConfig(
     blocks=BLOCKS, width=WIDTH, heads=2, mlp_width=12, lora_scale=2.0
   )
-  config = vit.VitConfig(
-    shape, image=8, channels=1, patch=4, classes=CLASSES
-  )
+  config = vit.VitConfig(shape, image=8, channels=1, patch=4, classes=CLASSES)
   return vit.backbone(config)
 
 
@@ -42,15 +40,17 @@ def start():
   return fedms.start(base, model.init_head(jax.random.key(1)))
 
 
-def setting(optimizer=None, server=None, aggregator=None):
+# One object each, so that tests share compiled programs.
+# Adam's usual eps would turn the rounding of a zero gradient into a step.
+SGD, ADAM = optax.sgd(0.5), optax.adam(0.01, eps=1e-2)
+DECAY = optax.adamw(0.1, weight_decay=0.5)
+PLAIN = optax.sgd(1.0)
+TASK, MEAN = losses.classification(), aggregation.mean()
+
+
+def setting(optimizer=SGD, server=PLAIN, aggregator=MEAN):
   return fedms.Setting(
-    backbone(),
-    losses.classification(),
-    optimizer or optax.sgd(0.5),
-    server or optax.sgd(1.0),
-    aggregator or aggregation.mean(),
-    TARGETS,
-    2,
+    backbone(), TASK, optimizer, server, aggregator, TARGETS, 2
   )
 
 
@@ -71,18 +71,21 @@ def trained(roles, scale=0.3):
   return roles._replace(shared=shared)
 
 
+@functools.cache
 def first_stage(**kwargs):
   """(algorithm, roles) of stage 1."""
   algorithm = fedms.global_stage(setting(**kwargs))
-  return algorithm, algorithm.begin(jax.random.key(2), start())
+  return algorithm, jax.jit(algorithm.begin)(jax.random.key(2), start())
 
 
+@functools.cache
 def second_stage(choice=None, **kwargs):
   """(algorithm, roles) of stage 2, after a stage 1 that learned something."""
   _, before = first_stage()
   choice = choice or fedms.Personal(spec())
   algorithm = fedms.personal_stage(setting(**kwargs), choice)
-  return algorithm, algorithm.begin(jax.random.key(3), trained(before))
+  begin = jax.jit(algorithm.begin)
+  return algorithm, begin(jax.random.key(3), trained(before))
 
 
 def columns(seed=0):
@@ -96,6 +99,7 @@ def columns(seed=0):
   return {'inputs': images, 'labels': labels}
 
 
+@functools.cache
 def table():
   return jax.tree.map(jnp.asarray, columns())
 
@@ -167,24 +171,34 @@ def federation(clients=6, unseen=1):
   )
 
 
+@functools.cache
+def algorithms(**kwargs):
+  """The algorithms of both stages."""
+  choice = fedms.Personal(spec())
+  return (
+    fedms.global_stage(setting(**kwargs)),
+    fedms.personal_stage(setting(**kwargs), choice),
+  )
+
+
 def stages(rounds_each=3, trigger=None, **kwargs):
-  """Both stages of FedMS, one block deeper each round, top down."""
+  """Both stages of FedMS, by default a block deeper each round, top down."""
   trigger = trigger or activation.fixed(1, BLOCKS, interval=1, step=1)
   order = activation.order('top_down', BLOCKS, 0)
 
   def schedule(handover):
     return activation.schedule(trigger, order)
 
-  choice = fedms.Personal(spec())
-  first = fedms.global_stage(setting(**kwargs))
-  second = fedms.personal_stage(setting(**kwargs), choice)
+  first, second = algorithms(**kwargs)
   return [
     Stage('global', first, rounds_each, schedule),
     Stage('personal', second, rounds_each, schedule),
   ]
 
 
-def simulate(stages, *, keep=None, watch=None, state=None, data=None, **options):
+def simulate(
+  stages, *, keep=None, watch=None, state=None, data=None, **options
+):
   """(simulation, final state, records)."""
   options = {'cohort': 3, 'batch_size': 4, 'block': 32, **options}
   records = observer.Recorder()
@@ -194,6 +208,12 @@ def simulate(stages, *, keep=None, watch=None, state=None, data=None, **options)
     keeper=keep or keeper.Memory(), observer=watchers,
   )  # fmt: skip
   return simulation, simulation.run(state), records.records
+
+
+@functools.cache
+def reference():
+  """A run of two rounds a stage that several tests compare with."""
+  return simulate(stages(2), scope='run')
 
 
 def close(a, b, atol=2e-5):

@@ -29,6 +29,7 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
+from fedms_jax.columns import inputs
 from fedms_jax.losses import weighted_mean
 
 
@@ -53,7 +54,7 @@ def start(base: Tree, head: Tree) -> Roles:
 
 
 def _mask(backbone: Backbone, batch: Batch):
-  return backbone.mask(batch.get('inputs'))
+  return backbone.mask(inputs(batch))
 
 
 def _features(backbone: Backbone, base, stacks, x, batch, boundary: int):
@@ -65,7 +66,7 @@ def _features(backbone: Backbone, base, stacks, x, batch, boundary: int):
 
 def _prefix(backbone: Backbone, base, blocks, batch, boundary: int):
   """Activations [B, T, D] that enter block `boundary`."""
-  x = backbone.embed(base, batch['inputs'])
+  x = backbone.embed(base, inputs(batch))
   spans = activation.prefix(base['blocks'], blocks, boundary)
   return backbone.run(spans, x, _mask(backbone, batch))
 
@@ -134,6 +135,7 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     task=task,
     begin=begin,
     columns=columns,
+    derived=('prefix',),
     update=client.sgd(objective, setting.optimizer, _everywhere),
     predict=predict,
     aggregator=setting.aggregator,
@@ -176,8 +178,12 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     task=setting.task,
     begin=_begin_personal(setting, choice),
     columns=_personal_columns(setting, choice),
+    derived=('prefix', 'base_features'),
     update=client.sgd(
-      _personal_objective(setting, choice, experts), setting.optimizer, masks
+      _personal_objective(setting, choice, experts),
+      setting.optimizer,
+      masks,
+      ('loss', 'score', 'gate_weight', 'gate_entropy'),
     ),
     predict=_personal_predict(setting, experts),
     aggregator=setting.aggregator,
@@ -250,6 +256,7 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
     # A column holds what is smaller, and a vocabulary is wider than D; logits
     # against other rows of the batch are no column at all.
     wide = features['global'].ndim > 2 or logits.size > features['global'].size
+    wide = wide or setting.task.within_batch
     if wide or choice.gate.mix == 'features':
       out['global_features'] = features['global']
     if not wide:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fedms_jax import activation, client, metrics
 from fedms_jax.algorithms.fedms import Setting
 from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Span, Work
+from fedms_jax.columns import inputs
 from fedms_jax.losses import weighted_mean
 
 
@@ -22,8 +23,8 @@ def full_model(setting: Setting) -> Algorithm:
     return Roles({}, base | {'head': head}, {})
 
   def logits(shared, batch: Batch, plan: Plan):
-    mask = backbone.mask(batch.get('inputs'))
-    x = backbone.embed(shared, batch['inputs'])
+    mask = backbone.mask(inputs(batch))
+    x = backbone.embed(shared, inputs(batch))
     spans = [
       Span(s.start, s.stop, (s.params, None))
       for s in activation.spans([shared['blocks']], 0)
@@ -53,6 +54,7 @@ def full_model(setting: Setting) -> Algorithm:
     task=task,
     begin=begin,
     columns=lambda roles, batch, plan: {},
+    derived=(),
     update=client.sgd(objective, setting.optimizer, everywhere),
     predict=predict,
     aggregator=setting.aggregator,

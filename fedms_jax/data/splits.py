@@ -30,14 +30,13 @@ def read(
 
   Raises `ValueError` that says what was tried if nothing can be read.
   """
-  if not train_split:
+  if train_split == test_split == 'test':
+    test_split = ''  # its default; the rows of such a source are dealt whole
+  if not train_split or train_split == test_split:
     raise ValueError(
-      '--data.train_split is empty; allowed: a split. Name it, such as '
-      '--data.train_split=train.'
+      f'--data.train_split={train_split!r} and --data.test_split='
+      f'{test_split!r}: they must be two splits, or the test split empty.'
     )
-  if train_split == test_split:
-    # A source of one split, 'test' perhaps: clients test on rows of it.
-    test_split = ''
   splits = _open(source, embedded, subset, revision)
   names.pick('--data.train_split', train_split, splits, 'split')
   if test_split not in splits:

@@ -8,14 +8,14 @@ head and how the tensors of its files are named.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedms_jax.base import Backbone, Tree
-from fedms_jax.models import transformer
+from fedms_jax.models import linear, transformer
 from fedms_jax.models.transformer import TransformerConfig
 
 STORAGES = ('float32', 'bfloat16', 'int8')
@@ -31,7 +31,8 @@ class Options:
   inputs, for the cost (0: the most that the model takes). dtype: compute
   type. storage: type of the frozen parameters; int8 stores the kernels of the
   blocks so, and the rest in the compute type. image_mean, image_std: pixels
-  become (x / 255 - mean) / std, one value per channel.
+  become (x / 255 - mean) / std, one value per channel ((): as the family's
+  are).
   """
 
   head: str = 'classification'
@@ -43,8 +44,8 @@ class Options:
   storage: str = 'float32'
   remat: bool = False
   lora_scale: float = 1.0
-  image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-  image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+  image_mean: tuple[float, ...] = ()
+  image_std: tuple[float, ...] = ()
 
 
 class Name(NamedTuple):
@@ -65,15 +66,16 @@ class Name(NamedTuple):
 class Model(NamedTuple):
   """A loadable model.
 
-  names: our paths -> theirs: a `Name` for one leaf ('stem/word'), or the name
-  of a module ('blocks/attn/q' -> 'h.{}.q') whose kernel, scale and bias are
-  called weight, weight and bias in the files. prefix: what files of the bare
-  model leave out of their tensors' names. ignored: patterns of tensors that
-  files may have and this model does not use.
+  names: our paths -> theirs. The path of a leaf ('stem/word') names its
+  tensor, the path of a layer ('blocks/attn/q') names the layer, whose kernel
+  (transposed), scale and bias are its weight, weight and bias. Text is short
+  for a `Name`. prefix: what files of the bare model leave out of their
+  tensors' names. ignored: patterns of tensors that files may have and this
+  model does not use.
   """
 
   backbone: Backbone
-  names: Mapping[str, str | Name]
+  names: Mapping[str, Name | str]
   prefix: str = ''
   ignored: tuple[str, ...] = ()
 
@@ -148,15 +150,23 @@ def length(options: Options, most: int) -> int:
   return options.tokens or most
 
 
+def pixels(
+  options: Options, channels: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """(mean, std) of pixels: as chosen, else as the family's are."""
+  chosen = options.image_mean or tuple(mean), options.image_std or tuple(std)
+  for name, values in zip(('image_mean', 'image_std'), chosen, strict=True):
+    if len(values) != channels:
+      raise ValueError(
+        f'{name}={values} has {len(values)} values, but the model has '
+        f'{channels} channels; allowed: one value per channel.'
+      )
+  return chosen
+
+
 def table(key, *axes: int):
   """A fresh embedding table."""
   return 0.02 * jax.random.normal(key, axes)
-
-
-def dense(key, rows: int, columns: int, bias: bool = True) -> Tree:
-  """A fresh linear layer."""
-  out = {'kernel': table(key, rows, columns)}
-  return out | {'bias': jnp.zeros(columns)} if bias else out
 
 
 def norm(t: TransformerConfig) -> Tree:
@@ -165,17 +175,11 @@ def norm(t: TransformerConfig) -> Tree:
   return scale if t.norm == 'rms' else scale | {'bias': jnp.zeros(t.width)}
 
 
-def affine(params: Tree, x):
-  """`x @ kernel + bias`, in the type of `x`."""
-  y = x @ params['kernel'].astype(x.dtype)
-  return y + params['bias'].astype(x.dtype) if 'bias' in params else y
-
-
 def linear_head(width: int, classes: int, bias: bool = True) -> Head:
   """A new linear layer over features [B, D], in float32."""
   return Head(
-    init=lambda key: dense(key, width, classes, bias),
-    logits=lambda params, head, x: affine(head, x.astype(jnp.float32)),
+    init=lambda key: linear.init(key, width, classes, bias),
+    logits=lambda params, head, x: linear.apply(head, x),
     flops=2.0 * width * classes,
   )
 
@@ -222,31 +226,30 @@ def quantize(kernel, numpy=jnp):
   return values, unit
 
 
-def _quantized(tree: Tree) -> Tree:
+def _quantized(tree: Tree, dtype: str) -> Tree:
   """The tree with each `kernel` as int8 beside its `kernel_scale`."""
-  out = {k: _quantized(v) for k, v in tree.items() if isinstance(v, dict)}
-  out |= {k: v for k, v in tree.items() if not isinstance(v, dict)}
-  if 'kernel' in out:
-    out['kernel'], out['kernel_scale'] = quantize(out['kernel'])
+  if not isinstance(tree, dict):
+    return tree.astype(dtype)
+  out = {name: _quantized(value, dtype) for name, value in tree.items()}
+  if 'kernel' in tree:
+    out['kernel'], out['kernel_scale'] = quantize(tree['kernel'])
   return out
 
 
-def stored(params: Tree, options: Options) -> Tree:
-  """Parameters in the type that they are stored in."""
-  dtype = options.dtype if options.storage == 'int8' else options.storage
-  out = jax.tree.map(lambda x: x.astype(dtype), params)
-  if options.storage == 'int8':
-    out['blocks'] = jax.tree.map(
-      lambda new, old: new if new.dtype == jnp.int8 else new.astype(old),
-      *_aligned(params['blocks'], dtype),
-    )
+def stored(params: Tree, storage: str, dtype: str) -> Tree:
+  """Parameters in the types that they are stored in; see `Options`. Scalars
+  stay as they are."""
+  plain = dtype if storage == 'int8' else storage
+  out = jax.tree.map(lambda x: x.astype(plain) if x.ndim else x, params)
+  if storage == 'int8':
+    out['blocks'] = _quantized(params['blocks'], dtype)
   return out
 
 
 def backbone(
   t: TransformerConfig,
-  options: Options,
   *,
+  storage: str,
   stem: Callable[[Any], Tree],
   final: Callable[[Any], Tree],
   embed: Callable[[Tree, Any], Any],
@@ -272,7 +275,7 @@ def backbone(
       'blocks': transformer.init_blocks(t, blocks),
       'final': final(jax.random.fold_in(blocks, t.blocks)),
     }
-    return stored(params, options)
+    return stored(params, storage, t.dtype)
 
   def run(spans, x, mask):
     return transformer.run(t, spans, x, mask if masked else None)

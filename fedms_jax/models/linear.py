@@ -1,4 +1,4 @@
-"""The linear head: float32 logits of pooled features."""
+"""The linear layer outside of blocks: heads, poolers, projections."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from fedms_jax.base import Tree
 
 
-def init(key, width: int, classes: int) -> Tree:
-  kernel = 0.02 * jax.random.normal(key, (width, classes))
-  return {'kernel': kernel, 'bias': jnp.zeros(classes)}
+def init(key, width: int, classes: int, bias: bool = True) -> Tree:
+  params = {'kernel': 0.02 * jax.random.normal(key, (width, classes))}
+  return params | {'bias': jnp.zeros(classes)} if bias else params
 
 
-def apply(head: Tree, features):
-  """Logits [B, C] of features [B, D], in float32."""
-  return features.astype(jnp.float32) @ head['kernel'] + head['bias']
+def apply(params: Tree, x, dtype: str = 'float32'):
+  """`x @ kernel + bias` of features [..., D], in `dtype`."""
+  y = x.astype(dtype) @ params['kernel'].astype(dtype)
+  return y + params['bias'].astype(dtype) if 'bias' in params else y

@@ -1,4 +1,7 @@
-"""The built-in vision transformer (ViT, arXiv 2010.11929)."""
+"""The vision transformer (ViT, arXiv 2010.11929): built-in and loaded.
+
+DeiT (arXiv 2012.12877) adds a distillation token beside the class token.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.base import Backbone, Tree
-from fedms_jax.models import linear, transformer
+from fedms_jax.models import family, transformer
+from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig
 
 
@@ -17,7 +21,8 @@ class VitConfig:
   """A ViT for uint8 images [image, image, channels].
 
   pooling: 'cls' (class token) or 'mean'. center, spread: pixels become
-  (x / 255 - center) / spread.
+  (x / 255 - center) / spread, one value for all channels or one for each.
+  distilled: whether there is a distillation token. storage: of the parameters.
   """
 
   transformer: TransformerConfig
@@ -26,8 +31,10 @@ class VitConfig:
   patch: int
   classes: int
   pooling: str = 'cls'
-  center: float = 0.5
-  spread: float = 0.5
+  center: float | tuple[float, ...] = 0.5
+  spread: float | tuple[float, ...] = 0.5
+  distilled: bool = False
+  storage: str = 'float32'
 
 
 def patches(images, side: int):
@@ -39,6 +46,16 @@ def patches(images, side: int):
   b, h, w, c = images.shape
   x = images.reshape(b, h // side, side, w // side, side, c)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, side * side * c)
+
+
+def embed_patches(kernel, images, center, spread):
+  """Patch embeddings [B, T, D] of uint8 images [B, H, W, C], by a kernel
+  [P, P, C, D], in the type of the kernel."""
+  center, spread = jnp.asarray(center), jnp.asarray(spread)
+  pixels = images.astype(kernel.dtype) / 255
+  pixels = (pixels - center.astype(kernel.dtype)) / spread.astype(kernel.dtype)
+  flat = kernel.reshape(-1, kernel.shape[-1])
+  return patches(pixels, kernel.shape[0]) @ flat
 
 
 def backbone(config: VitConfig) -> Backbone:
@@ -54,49 +71,116 @@ def backbone(config: VitConfig) -> Backbone:
       f'--model.heads={t.heads} does not divide --model.width={t.width}; '
       'allowed: a divisor. Change one of them.'
     )
-  tokens = (c.image // c.patch) ** 2
+  cells = (c.image // c.patch) ** 2
   values = c.patch**2 * c.channels
+  special = ['cls', 'distillation'] if c.distilled else ['cls']
+  tokens = cells + len(special)
 
-  def init(key) -> Tree:
-    k = jax.random.split(key, 4)
-    stem = {
-      'kernel': jax.random.normal(k[0], (values, t.width)) * values**-0.5,
+  def stem(keys) -> Tree:
+    kernel = jax.random.normal(keys[0], (values, t.width)) * values**-0.5
+    out = {
+      'kernel': kernel.reshape(c.patch, c.patch, c.channels, t.width),
       'bias': jnp.zeros(t.width),
-      'position': 0.02 * jax.random.normal(k[1], (tokens + 1, t.width)),
-      'cls': 0.02 * jax.random.normal(k[2], (t.width,)),
+      'position': family.table(keys[1], 1, tokens, t.width),
     }
-    final = {'scale': jnp.ones(t.width), 'bias': jnp.zeros(t.width)}
-    blocks = transformer.init_blocks(t, k[3])
-    return {'stem': stem, 'blocks': blocks, 'final': final}
+    for number, name in enumerate(special):
+      key = jax.random.fold_in(keys[2], number) if number else keys[2]
+      out[name] = family.table(key, 1, 1, t.width)
+    return out
 
   def embed(params, images):
     stem = jax.tree.map(lambda p: p.astype(t.dtype), params['stem'])
-    pixels = (images.astype(t.dtype) / 255 - c.center) / c.spread
-    x = patches(pixels, c.patch) @ stem['kernel'] + stem['bias']
-    cls = jnp.broadcast_to(stem['cls'], (x.shape[0], 1, t.width))
-    return jnp.concatenate([cls, x], axis=1) + stem['position']
+    x = embed_patches(stem['kernel'], images, c.center, c.spread)
+    x = x + stem['bias']
+    shape = (x.shape[0], 1, t.width)
+    first = [jnp.broadcast_to(stem[name], shape) for name in special]
+    return jnp.concatenate([*first, x], axis=1) + stem['position']
 
   def features(params, x, mask):
     del mask
-    norm = transformer.Norm('layer', t.norm_eps, 'float32')
-    x = x[:, 0] if c.pooling == 'cls' else jnp.mean(x[:, 1:], axis=1)
-    return norm.apply({'params': params['final']}, x)
+    first = len(special)
+    x = x[:, 0] if c.pooling == 'cls' else jnp.mean(x[:, first:], axis=1)
+    return transformer.normalize(t, params['final'], x, 'float32')
 
-  return Backbone(
-    blocks=t.blocks,
-    width=t.width,
-    lora_scale=t.lora_scale,
-    init=init,
+  return family.backbone(
+    t,
+    storage=c.storage,
+    stem=stem,
+    final=lambda key: family.norm(t),
     embed=embed,
-    mask=lambda images: None,
-    run=lambda spans, x, mask: transformer.run(t, spans, x, mask),
     features=features,
-    init_head=lambda key: linear.init(key, t.width, c.classes),
-    logits=lambda params, head, x: linear.apply(head, x),
-    cost=transformer.cost(
-      t,
-      tokens + 1,
-      stem=2.0 * tokens * values * t.width,
-      head=2.0 * t.width * c.classes,
-    ),
+    head=family.linear_head(t.width, c.classes),
+    tokens=tokens,
+    stem_flops=2.0 * cells * values * t.width,
+  )
+
+
+def names(root: str) -> dict[str, Name | str]:
+  """The names in files of ViT (`vit`) and DeiT (`deit`)."""
+  stem, block = f'{root}.embeddings', f'{root}.encoder.layer.{{}}'
+  patch = f'{stem}.patch_embeddings.projection'
+  return {
+    'stem/kernel': Name(f'{patch}.weight', (2, 3, 1, 0)),
+    'stem/bias': Name(f'{patch}.bias'),
+    'stem/position': Name(f'{stem}.position_embeddings'),
+    'stem/cls': Name(f'{stem}.cls_token'),
+    'stem/distillation': Name(f'{stem}.distillation_token'),
+    'blocks/norm1': f'{block}.layernorm_before',
+    'blocks/attn/q': f'{block}.attention.attention.query',
+    'blocks/attn/k': f'{block}.attention.attention.key',
+    'blocks/attn/v': f'{block}.attention.attention.value',
+    'blocks/attn/o': f'{block}.attention.output.dense',
+    'blocks/norm2': f'{block}.layernorm_after',
+    'blocks/mlp/up': f'{block}.intermediate.dense',
+    'blocks/mlp/down': f'{block}.output.dense',
+    'final': f'{root}.layernorm',
+    'head': 'classifier',
+  }
+
+
+_PIXELS = {
+  'vit': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  'deit': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def model(config: dict, options: Options) -> Model:
+  """A ViT or DeiT of config.json.
+
+  Of DeiT the class token alone is read, as its plain classifier does; the
+  pair of heads for the distillation token is left.
+  """
+  family.choose('head', options.head, ('classification',))
+  root = config['model_type']
+  t = family.shape(
+    options,
+    activation=config.get('hidden_act', 'gelu'),
+    blocks=config.get('num_hidden_layers', 12),
+    width=config.get('hidden_size', 768),
+    heads=config.get('num_attention_heads', 12),
+    mlp_width=config.get('intermediate_size', 3072),
+    norm_eps=config.get('layer_norm_eps', 1e-12),
+    qkv_bias=config.get('qkv_bias', True),
+  )
+  channels = config.get('num_channels', 3)
+  usual = _PIXELS[root]
+  center, spread = family.pixels(options, channels, *usual)
+  shape = VitConfig(
+    t,
+    image=config.get('image_size', 224),
+    channels=channels,
+    patch=config.get('patch_size', 16),
+    classes=options.classes,
+    pooling=family.choose('pooling', options.pooling, ('cls', 'mean')),
+    center=center,
+    spread=spread,
+    distilled=root == 'deit',
+    storage=options.storage,
+  )
+  heads = r'((cls_|distillation_)?classifier|decoder)\..*'
+  return Model(
+    backbone(shape),
+    names(root),
+    prefix=f'{root}.',
+    ignored=(rf'({root}\.)?pooler\..*', rf'({root}\.)?.*mask_token', heads),
   )

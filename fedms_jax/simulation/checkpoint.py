@@ -26,12 +26,15 @@ Layout = list[list[Any]]
 class Checkpointer:
   """Saves and restores the checkpoints of one folder."""
 
-  def __init__(self, folder: str | os.PathLike, keep: int):
+  def __init__(
+    self, folder: str | os.PathLike, keep: int, *, read_only: bool = False
+  ):
     """Opens the folder, which is made if absent.
 
     Args:
       folder: where each checkpoint has a folder named by its step.
       keep: how many of the newest are kept.
+      read_only: another process may save there; nothing is changed.
     """
     import orbax.checkpoint as ocp  # lazy: slow, and not every run saves
 
@@ -46,7 +49,10 @@ class Checkpointer:
       },
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        cleanup_tmp_directories=True,  # of a process killed while it saved
+        # Of a process killed while it saved.
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=not read_only,
         lightweight_initialize=True,  # a damaged step must not stop us here
         save_root_metadata=False,
       ),

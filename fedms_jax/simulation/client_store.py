@@ -200,6 +200,29 @@ class ClientStore:
       self._writes.popleft()[1].result()
 
 
+class ClientView:
+  """The personal trees of a store at one version, to read only."""
+
+  def __init__(self, initial: Tree, path: str | os.PathLike, version: int):
+    """Opens the folder of a store, which another process may write to.
+
+    Raises:
+      ValueError: the store has dropped what that version consists of.
+    """
+    self._layout = RowLayout(initial)
+    self._rows = versioned_rows.LmdbSnapshot(path, version)
+
+  def gather(self, ids: np.ndarray) -> Tree:
+    """The state of K clients, numpy arrays `[K, ...]`."""
+    ids = _checked(ids)
+    rows = np.repeat(self._layout.initial, len(ids), axis=0)
+    self._rows.read(ids, rows)
+    return self._layout.unpack(rows)
+
+  def close(self) -> None:
+    self._rows.close()
+
+
 class RowLayout:
   """A client's tree as a row of bytes: its leaves, one after another."""
 

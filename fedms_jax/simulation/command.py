@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import sys
@@ -10,7 +11,7 @@ import sys
 import jax
 
 from fedms_jax import build, flags
-from fedms_jax.base import Federation
+from fedms_jax.base import Federation, Roles
 from fedms_jax.config import Config
 from fedms_jax.data import partition
 from fedms_jax.simulation import (
@@ -64,11 +65,8 @@ def run(config: Config) -> int:
 
 
 def _run(config: Config, workdir, request, timer, stack) -> int:
-  data = build.federation(config)
-  describe(data)
-  data = build.by_client(data)
-  model = build.backbone(config, data)
-  stages = build.stages(config, model, len(data.table.label_names))
+  world = build.world(config)
+  describe(world.data)
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
   stack.callback(watch.close)
@@ -78,19 +76,7 @@ def _run(config: Config, workdir, request, timer, stack) -> int:
   if workdir is not None:
     keep = keeper.Disk(workdir, config.checkpoint.keep)
   stack.callback(keep.close)
-  roles = keep.pretrained(
-    jax.eval_shape(lambda: build.initial(config, model)),
-    lambda: build.pretrained(config, model, data, watch),
-  )
-  simulation = driver.Simulation(
-    model,
-    data,
-    roles,
-    stages,
-    build.options(config),
-    keeper=keep,
-    observer=watch,
-  )
+  simulation = simulated(config, world, keep, watch)
   state = keep.restore(simulation)
   if workdir is not None:
     _attach(workdir, config.tensorboard, simulation, state, watch, records)
@@ -103,6 +89,26 @@ def _run(config: Config, workdir, request, timer, stack) -> int:
     writers.write_summary(workdir.summary, result)
   print(report.text(result))
   return 0
+
+
+def simulated(config: Config, world: build.World, keep, watch):
+  """The simulation of a world. What its server trains ahead is kept, so that
+  a resumed run need not; a base model that was only loaded is read again."""
+  before = functools.cache(lambda: build.initial(config, world))
+  made = keep.pretrained(
+    build.pretrained_shapes(config, world),
+    lambda: build.pretrained(config, world, before(), watch),
+  )
+  loaded = {} if 'base' in made else before().frozen
+  return driver.Simulation(
+    world.model.backbone,
+    world.data,
+    Roles(loaded | made, {}, {}),
+    world.stages,
+    build.options(config),
+    keeper=keep,
+    observer=watch,
+  )
 
 
 def _attach(workdir, board: bool, simulation, state, watch, records) -> None:

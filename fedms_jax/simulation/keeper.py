@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from fedms_jax import rounds
-from fedms_jax.base import Roles
+from fedms_jax.base import Roles, Tree
 from fedms_jax.simulation.checkpoint import Checkpointer
 from fedms_jax.simulation.client_store import ClientStore
 from fedms_jax.simulation.state import StageState
@@ -49,8 +49,8 @@ class Memory:
   def __init__(self):
     self._stores: dict[str, ClientStore] = {}
 
-  def pretrained(self, shapes: Roles, train: Callable[[], Roles]) -> Roles:
-    """The roles that `train` gives, or gave to the run of this workdir."""
+  def pretrained(self, shapes: Tree, train: Callable[[], Tree]) -> Tree:
+    """The tree that `train` gives, or gave to the run of this workdir."""
     del shapes
     return train()
 
@@ -108,13 +108,12 @@ class Disk(Memory):
   def pretrained(self, shapes, train):
     once = Checkpointer(self._workdir.root / 'pretrained', 1)
     try:
-      found = once.restore_latest({'frozen': shapes.frozen})
+      found = once.restore_latest({'frozen': shapes})
       if found is not None:
-        frozen = jax.tree.map(jax.numpy.asarray, found[1]['frozen'])
-        return Roles(frozen, {}, {})
-      roles = train()
-      once.save(0, {'frozen': roles.frozen}, {})
-      return roles
+        return jax.tree.map(jax.numpy.asarray, found[1]['frozen'])
+      made = train()
+      once.save(0, {'frozen': made}, {})
+      return made
     finally:
       once.close()
 
@@ -129,12 +128,12 @@ class Disk(Memory):
 
   def restore(self, simulation):
     found = self._checkpoints.restore_latest(
-      lambda plain: _template(simulation, plain)
+      lambda plain: template(simulation, plain)
     )
     if found is None:
       return None
     _, arrays, plain = found
-    state = _state(simulation, arrays, plain)
+    state = saved_state(simulation, arrays, plain)
     store = self.store(
       simulation.stages[state.stage].name, state.roles.personal
     )
@@ -182,7 +181,7 @@ def _plain(simulation, state: StageState) -> dict[str, Any]:
   }
 
 
-def _template(simulation, plain: dict[str, Any]) -> dict[str, Any]:
+def template(simulation, plain: dict[str, Any]) -> dict[str, Any]:
   """Shapes of what `_arrays` gave, found by running the stages' beginnings
   on shapes."""
   roles = simulation.initial
@@ -209,7 +208,7 @@ def _template(simulation, plain: dict[str, Any]) -> dict[str, Any]:
   return _arrays(state)
 
 
-def _state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
+def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
   """The state that was saved; inverts `_arrays` and `_plain`."""
   arrays = jax.tree.map(jax.numpy.asarray, arrays)
   base = simulation.initial.frozen.get('base', {})

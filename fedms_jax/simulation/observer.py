@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 
@@ -78,9 +79,9 @@ class Writers(Silent):
       return  # pre-training comes before the first checkpoint
     number = self._stages.index(record['stage'])
     values = {k: v for k, v in record.items() if k not in ('stage', 'round')}
-    self._metrics.write(
-      number, record['round'], {'name': record['stage'], **values}
-    )
+    # `fedms status` finds the speed from when the lines were written.
+    stamps = {'name': record['stage'], 'unix_seconds': time.time()}
+    self._metrics.write(number, record['round'], stamps | values)
     if self._board is not None:
       self._board.write(number, record['round'], values)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedms_jax import client, metrics, rng
 from fedms_jax.base import Algorithm, Federation, Plan, Roles, Tree
+from fedms_jax.simulation.tables import Tables
 
 
 def train(
@@ -24,23 +25,25 @@ def train(
   batch_size: int,
   seed: int,
   observer,
-) -> Roles:
-  """The frozen part of a simulation, {'base', 'head'}, after pre-training.
+) -> Tree:
+  """The shared tree of an algorithm, trained by the server.
 
-  algorithm: trains all weights (see `algorithms/full.py`). It runs as one
-  client whose rows are the public ones, one compiled pass per epoch.
+  algorithm: trains all weights, or a head (`algorithms/full.py`, `probe.py`).
+  It runs as one client whose rows are the public ones, one compiled pass per
+  epoch; its derived columns are computed once.
   """
   public = federation.public
-  if not epochs or not len(public):
-    return before
   plan = Plan((True,) * blocks, 0)
   key = rng.stream(seed, rng.PRETRAIN)
   roles = algorithm.begin(key, before)
+  if not epochs or not len(public):
+    return roles.shared
   raw = {k: v[public] for k, v in federation.table.columns.items()}
-  table = jax.tree.map(jnp.asarray, raw)
+  rows = np.arange(len(public))
+  table, _ = Tables(raw, scope='run').view(algorithm, roles, rows, plan)
   carry = (
     algorithm.update.begin(roles, plan),
-    client.zero_sums(algorithm, roles, table, plan),
+    client.zero_sums(algorithm),
   )
   steps = steps_per_epoch(len(public), batch_size)
   observer.stage('pretrain', 0, epochs)
@@ -62,8 +65,7 @@ def train(
       }
     )
   shared, _ = algorithm.update.finish(carry[0], roles, plan)
-  head = shared.pop('head')
-  return before._replace(frozen=before.frozen | {'base': shared, 'head': head})
+  return shared
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

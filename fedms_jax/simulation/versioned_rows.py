@@ -249,6 +249,48 @@ class LmdbRows:
       ) from e
 
 
+class LmdbSnapshot:
+  """The rows of an environment at one moment, whoever writes to it later."""
+
+  def __init__(self, path: str | os.PathLike, version: int):
+    """Opens the folder `path`, to read what was newest at `version`.
+
+    Raises:
+      ValueError: the writer has dropped what that version consists of.
+    """
+    import lmdb
+
+    path = os.fspath(path)
+    lock = os.access(os.path.join(path, 'lock.mdb'), os.W_OK)
+    self._env = lmdb.open(path, readonly=True, lock=lock, max_dbs=3)
+    self._txn = self._env.begin()
+    self._version = version
+    meta = self._env.open_db(b'meta', self._txn, create=False)
+    self._rows = self._env.open_db(b'rows', self._txn, create=False)
+    collected = int(self._txn.get(b'collected', b'-1', db=meta))
+    if version < collected:
+      self.close()
+      _check_rollback(version, collected)
+
+  def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Puts the row of `ids[i]` into `out[i]`; bool `[K]`: has it one?"""
+    found = np.zeros(len(ids), bool)
+    cursor = self._txn.cursor(self._rows)
+    for i, client in enumerate(ids.tolist()):
+      # Newer versions sort before this key, older ones behind it.
+      if (
+        cursor.set_range(_row_key(client, self._version))
+        and _pair(cursor.key())[0] == client
+      ):
+        out[i] = np.frombuffer(cursor.value(), np.uint8)
+        found[i] = True
+    return found
+
+  def close(self) -> None:
+    self._txn.abort()
+    self._env.close()
+
+
 _INVERT = 2**64 - 1
 _PAIR = struct.Struct('>QQ')  # big-endian: bytes sort as the numbers do
 

@@ -18,6 +18,8 @@ import socket
 import time
 from typing import Any
 
+from fedms_jax.simulation import cluster
+
 # Options that change no number of the run; a run may go on with others. Names
 # that end in a dot stand for a whole section.
 NEUTRAL = ('progress', 'tensorboard', 'checkpoint.')
@@ -45,7 +47,7 @@ class Workdir:
     existed: a run was here before; its checkpoints may be gone on from.
   """
 
-  def __init__(self, root: pathlib.Path, existed: bool, lock: _Lock):
+  def __init__(self, root: pathlib.Path, existed: bool, lock: _Lock | None):
     self.root = root
     self.existed = existed
     self._lock = lock
@@ -85,6 +87,21 @@ class Workdir:
     except BaseException:
       workdir.close()
       raise
+    return workdir
+
+  @classmethod
+  def look(cls, path: str | os.PathLike) -> Workdir:
+    """The folder of a run, to read while others may write; it is not locked.
+
+    Raises:
+      ValueError: there is no run in it.
+    """
+    workdir = cls(pathlib.Path(path), True, None)
+    if not workdir.flags.is_file():
+      raise ValueError(
+        f'--workdir={path} holds no run: {workdir.flags} does not exist. Give '
+        'the folder of a run that was started with --workdir.'
+      )
     return workdir
 
   def _claim(self, config_text: str, resume: bool) -> None:
@@ -140,7 +157,8 @@ class Workdir:
 
   def close(self) -> None:
     """Gives the folder free. Idempotent."""
-    self._lock.release()
+    if self._lock is not None:
+      self._lock.release()
 
   def __enter__(self) -> Workdir:
     return self
@@ -184,6 +202,7 @@ class _Lock:
       'pid': pid,
       'started': _process_start(pid),
       'time': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+      'slurm': cluster.slurm_start(os.environ),
     }
     lock = cls(path, holder)
     while True:
@@ -213,7 +232,7 @@ class _Lock:
       theirs = _read(self._path)
       if theirs is None:
         return False
-      problem = _why_held(theirs, self._holder['host'], break_lock)
+      problem = _why_held(theirs, self._holder, break_lock)
       if problem:
         raise ValueError(f'{self._path.parent} is in use: {problem}')
       write_atomic(self._path, json.dumps(self._holder))
@@ -245,23 +264,52 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
   return holder if isinstance(holder, dict) else {}
 
 
-def _why_held(holder: dict[str, Any], host: str, break_lock: bool) -> str:
+def holder(root: pathlib.Path) -> tuple[dict[str, Any], bool | None] | None:
+  """What the lock of a run's folder says of the process that holds it, and
+  whether that is alive; None: it is of another host and cannot be seen from
+  here. Without a lock, None altogether."""
+  theirs = _read(root / 'lock.json')
+  if theirs is None:
+    return None
+  return theirs, _alive(theirs, socket.gethostname())
+
+
+def _alive(holder: dict[str, Any], host: str) -> bool | None:
+  """Whether the holder of a lock lives; None if `host` cannot know."""
+  if holder.get('host') != host or 'pid' not in holder:
+    return None
+  start = _process_start(holder['pid'])
+  # A dead one's number may have gone to another process.
+  return start is not None and start == holder.get('started')
+
+
+def _why_held(
+  theirs: dict[str, Any], ours: dict[str, Any], break_lock: bool
+) -> str:
   """Why a lock must be respected, or '' if it may be taken."""
-  if holder.get('host') == host and 'pid' in holder:
-    start = _process_start(holder['pid'])
-    if start is None or start != holder.get('started'):
-      return ''  # dead; its number may have gone to another process
+  alive = _alive(theirs, ours['host'])
+  if alive:
     return (
-      f'process {holder["pid"]} on this host has written to it since '
-      f'{holder["time"]}. Wait for it, stop it, or choose another folder.'
+      f'process {theirs["pid"]} on this host has written to it since '
+      f'{theirs["time"]}. Wait for it, stop it, or choose another folder.'
     )
-  if break_lock:
+  if alive is False or break_lock:
+    return ''
+  if _put_back(theirs.get('slurm'), ours['slurm']):
     return ''
   return (
-    f'process {holder.get("pid", "?")} on host {holder.get("host", "?")} has '
-    f'held it since {holder.get("time", "?")}, and whether it is alive cannot '
+    f'process {theirs.get("pid", "?")} on host {theirs.get("host", "?")} has '
+    f'held it since {theirs.get("time", "?")}, and whether it is alive cannot '
     'be seen from here. If it is not, add --break_lock.'
   )
+
+
+def _put_back(theirs: list | None, ours: list | None) -> bool:
+  """Whether an earlier start of our own SLURM job holds the lock: SLURM ends
+  all processes of a job before it starts the job again, on any nodes."""
+  if theirs is None or ours is None:
+    return False
+  return theirs[:-1] == ours[:-1] and theirs[-1] < ours[-1]
 
 
 def _process_start(pid: int) -> str | None:

@@ -64,6 +64,15 @@ def test_a_folder_saved_by_datasets(tmp_path):
   np.testing.assert_array_equal(source.table.columns['inputs'], PIXELS[:4])
 
 
+def test_the_only_split_of_a_source_may_be_called_test(tmp_path):
+  data = tmp_path / 'data'
+  data.mkdir()
+  write_parquet(data)
+  (data / 'train.parquet').unlink()
+  source = sources.load(str(data), train_split='test')
+  assert len(source.train_rows) == 2 and not len(source.test_rows)
+
+
 def test_one_file_is_the_training_split(tmp_path):
   write_parquet(tmp_path)
   source = sources.load(str(tmp_path / 'test.parquet'))

@@ -1,0 +1,64 @@
+"""The linear probe: the base is frozen, the head alone is trained.
+
+By the server on public rows it is the honest baseline of a pre-trained model
+with a new head; federated it is FedAvg of the head.
+"""
+
+from __future__ import annotations
+
+from fedms_jax import client, columns, metrics
+from fedms_jax.algorithms.fedms import Setting
+from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Work
+from fedms_jax.losses import weighted_mean
+from fedms_jax.models import pretrained
+
+
+def linear_probe(setting: Setting) -> Algorithm:
+  """FedAvg of the head on the features of the frozen base."""
+  backbone, task = setting.backbone, setting.task
+
+  def begin(key, before: Roles) -> Roles:
+    del key
+    base, head = before.frozen['base'], before.frozen['head']
+    return Roles({'base': base}, {'head': head}, {})
+
+  def derive(roles: Roles, batch: Batch, plan: Plan) -> Batch:
+    del plan
+    base, inputs = roles.frozen['base'], columns.inputs(batch)
+    return {'features': pretrained.encode(backbone, base, inputs)}
+
+  def logits(roles: Roles, batch: Batch):
+    base, head = roles.frozen['base'], roles.shared['head']
+    return backbone.logits(base, head, batch['features'])
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key, plan
+    out = logits(roles, batch)
+    loss = task.loss(out, batch)
+    sums = {
+      'loss': metrics.summed(*loss),
+      'score': metrics.summed(*task.score(out, batch)),
+    }
+    return weighted_mean(*loss), sums
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    del plan
+    return Prediction({'global': logits(roles, batch)}, {})
+
+  def everywhere(active):
+    return active, active
+
+  return Algorithm(
+    name='probe',
+    task=task,
+    begin=begin,
+    columns=derive,
+    derived=('features',),
+    update=client.sgd(objective, setting.optimizer, everywhere),
+    predict=predict,
+    aggregator=setting.aggregator,
+    server=setting.server,
+    masks=everywhere,
+    served='global',
+    work=Work(trained=0, frozen=1),
+  )

@@ -1,0 +1,283 @@
+"""The foundation model of a run, and what it asks of the data.
+
+Part of `build.py`: a checkpoint's tokenizer and image size are known before
+the data is read, the shape of its inputs only after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedms_jax import losses
+from fedms_jax.base import Federation, Task, Tree
+from fedms_jax.config import Config, ModelConfig, flatten
+from fedms_jax.data import images, text
+from fedms_jax.models import (
+  checkpoints,
+  clip,
+  family,
+  pretrained,
+  transformer,
+  vit,
+)
+from fedms_jax.models.checkpoints import Checkpoint
+from fedms_jax.models.family import Model, Options
+
+BUILT_IN = 'vit'
+# Flags of `--model` that say what a checkpoint says itself, or the reverse.
+OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
+OF_CHECKPOINT = (
+  'revision',
+  'head',
+  'keep_head',
+  'tower',
+  'templates',
+  'storage',
+)
+IMAGE_MODELS = ('vit', 'deit')
+TASKS = {
+  'classification': losses.classification,
+  'zero_shot': losses.classification,
+  'causal_lm': losses.causal_lm,
+  'masked_lm': losses.masked_lm,
+  'contrast': losses.contrast,
+}
+
+
+def find(config: Config, *, weights: bool = True) -> Checkpoint | None:
+  """The checkpoint of `--model.name`; None for the built-in model."""
+  m = config.model
+  if m.name == BUILT_IN:
+    _check_unused(m, OF_CHECKPOINT, 'for checkpoints, not for the built-in vit')
+    return None
+  _check_unused(m, OF_BUILT_IN, "the built-in vit's; a checkpoint has its own")
+  found = checkpoints.find(m.name, revision=m.revision, weights=weights)
+  _check_data_flags(config, found)
+  return found
+
+
+def task(config: Config) -> Task:
+  """What the model learns."""
+  return TASKS[config.model.head]()
+
+
+def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
+  """The arguments of `sources.load` that depend on the model."""
+  d, head = config.data, config.model.head
+  if checkpoint is None:
+    return {}
+  asked = {
+    'target_column': d.target_column,
+    'need_labels': head in ('classification', 'zero_shot'),
+  }
+  if _reads_images(config, checkpoint):
+    asked['prepare'] = images.for_checkpoint(_preprocessor(checkpoint))
+  if _reads_texts(config, checkpoint):
+    asked['encode_text'] = _encoder(config, checkpoint)
+  return asked
+
+
+def model(
+  config: Config, data: Federation, checkpoint: Checkpoint | None
+) -> Model:
+  """The model in the shape of the data."""
+  if checkpoint is None:
+    return Model(_built_in(config, data), {})
+  columns = data.table.columns
+  tokens = columns.get('texts', columns['inputs'])
+  return shaped(
+    config,
+    checkpoint,
+    classes=len(data.table.label_names),
+    tokens=tokens.shape[-1] if tokens.ndim == 2 else 0,
+  )
+
+
+def shaped(
+  config: Config, checkpoint: Checkpoint, *, classes: int, tokens: int
+) -> Model:
+  """The model of a checkpoint, for so many classes and tokens."""
+  m = config.model
+  options = Options(
+    head=m.head,
+    classes=classes,
+    pooling=m.pooling,
+    tower=m.tower,
+    tokens=tokens,
+    dtype=m.dtype,
+    storage=m.storage,
+    remat=m.remat,
+    lora_scale=config.lora.alpha / config.lora.rank,
+  )
+  return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
+
+
+def load(
+  config: Config,
+  model: Model,
+  names: Sequence[str],
+  checkpoint: Checkpoint,
+  key,
+) -> tuple[Tree, Tree]:
+  """(params, head) as the files have them; a head that they lack is new.
+
+  names: of the classes, for the prompts of zero_shot.
+  """
+  m, given = config.model, {}
+  if m.head == 'zero_shot':
+    given['final/classes'] = _class_features(config, names, checkpoint)
+  params, head = checkpoints.load(
+    model, checkpoint, head=m.keep_head, given=given
+  )
+  return params, model.backbone.init_head(key) if head is None else head
+
+
+def _built_in(config: Config, data: Federation):
+  m, pictures = config.model, data.table.columns['inputs']
+  if pictures.ndim != 4:
+    raise ValueError(
+      '--model.name=vit reads images, and these inputs are none. Name another '
+      'model, or another --data.input_column.'
+    )
+  _, height, width, channels = pictures.shape
+  if height != width:
+    raise ValueError(
+      f'images are {height} x {width}; allowed: square ones. Set '
+      '--data.image_size.'
+    )
+  shape = transformer.TransformerConfig(
+    blocks=m.blocks,
+    width=m.width,
+    heads=m.heads,
+    mlp_width=round(m.width * m.mlp_ratio),
+    dtype=m.dtype,
+    remat=m.remat,
+    lora_scale=config.lora.alpha / config.lora.rank,
+  )
+  return vit.backbone(
+    vit.VitConfig(
+      shape,
+      image=height,
+      channels=channels,
+      patch=m.patch,
+      classes=len(data.table.label_names),
+      pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
+    )
+  )
+
+
+def _class_features(
+  config: Config, names: Sequence[str], checkpoint: Checkpoint
+) -> np.ndarray:
+  """The text features [C, P] of CLIP's class prompts."""
+  prompts = clip.class_prompts(config.model.templates.split('|'), names)
+  tokens = _encoder(config, checkpoint)(prompts)['inputs']
+  options = Options(head='classification', tower='text')
+  tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
+  params, _ = checkpoints.load(tower, checkpoint)
+  encode = jax.jit(lambda p, x: pretrained.encode(tower.backbone, p, x))
+  return np.asarray(
+    clip.class_features(encode(params, tokens), classes=len(names))
+  )
+
+
+def _preprocessor(checkpoint: Checkpoint) -> dict:
+  """preprocessor_config.json, or what config.json says of the image size."""
+  config = checkpoint.config.get('vision_config', checkpoint.config)
+  side = config.get('image_size', 224)
+  return checkpoint.preprocessor or {'size': {'height': side, 'width': side}}
+
+
+def _reads_images(config: Config, checkpoint: Checkpoint) -> bool:
+  m = config.model
+  if checkpoint.config.get('model_type') != 'clip':
+    return checkpoint.config.get('model_type') in IMAGE_MODELS
+  return m.tower != 'text' or m.head in ('zero_shot', 'contrast')
+
+
+def _reads_texts(config: Config, checkpoint: Checkpoint) -> bool:
+  if config.model.head == 'contrast':
+    return True
+  return not _reads_images(config, checkpoint)
+
+
+def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
+  d, tokenizer = config.data, text.tokenizer(checkpoint.folder)
+  objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
+  return text.Encoder(
+    tokenizer,
+    max_tokens=min(d.max_tokens, _positions(checkpoint.config)),
+    objective=objective.get(config.model.head, 'whole'),
+    end=_end(checkpoint.config),
+    mask=_mask(tokenizer) if config.model.head == 'masked_lm' else -1,
+    fraction=d.mask_fraction,
+    seed=config.seed,
+  )
+
+
+def _positions(config: dict) -> int:
+  """The most tokens that a text model takes."""
+  config = config.get('text_config', config)
+  found = config.get('max_position_embeddings', config.get('n_positions'))
+  if config.get('model_type') == 'roberta':
+    found -= config.get('pad_token_id', 1) + 1  # positions begin behind it
+  return found
+
+
+def _end(config: dict) -> int:
+  """The token that ends a text, -1 if there is none."""
+  found = config.get('eos_token_id', -1)
+  return found[0] if isinstance(found, list) else -1 if found is None else found
+
+
+def _mask(tokenizer) -> int:
+  for token in ('[MASK]', '<mask>'):
+    found = tokenizer.token_to_id(token)
+    if found is not None:
+      return found
+  raise ValueError(
+    '--model.head=masked_lm needs a tokenizer with [MASK] or <mask>; this '
+    'one has none. Use causal_lm, or another checkpoint.'
+  )
+
+
+def _check_unused(m: ModelConfig, names: Sequence[str], why: str) -> None:
+  fields = flatten(ModelConfig)
+  for name in names:
+    value = getattr(m, name)
+    if value != fields[name].default:
+      raise ValueError(
+        f'--model.{name}={value!r} does not go with --model.name={m.name}: it '
+        f'is {why}. Leave it out.'
+      )
+
+
+def _check_data_flags(config: Config, checkpoint: Checkpoint) -> None:
+  """Flags of the data that this model would not look at."""
+  d, head = config.data, config.model.head
+  reads_images = _reads_images(config, checkpoint)
+  problems = {
+    f'--data.image_size={d.image_size}': (
+      d.image_size and reads_images,
+      'a checkpoint has its own image size. Leave it out',
+    ),
+    '--data.pack': (
+      d.pack and head != 'causal_lm',
+      'only --model.head=causal_lm packs texts. Leave it out',
+    ),
+    f'--data.target_column={d.target_column}': (
+      d.target_column and head not in ('causal_lm', 'contrast'),
+      'only --model.head=causal_lm and contrast have such texts. Leave it out',
+    ),
+    '--model.head=contrast': (
+      head == 'contrast' and not d.target_column,
+      'the captions are not named. Name them: --data.target_column',
+    ),
+  }
+  for flag, (wrong, why) in problems.items():
+    if wrong:
+      raise ValueError(f'{flag}: {why}.')

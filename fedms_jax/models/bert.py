@@ -1,0 +1,189 @@
+"""BERT (arXiv 1810.04805), its small kin such as MiniLM, and RoBERTa's layout
+(arXiv 1907.11692)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.base import Tree
+from fedms_jax.models import family, linear, transformer
+from fedms_jax.models.family import Model, Name, Options
+from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig
+
+HEADS = ('classification', 'masked_lm')
+POOLINGS = ('cls', 'mean', 'pooler')
+
+
+def split(inputs):
+  """Tokens [B, T] and their types [B, T] from [B, T] (one segment, type 0) or
+  from [B, 2, T]."""
+  if inputs.ndim == 2:
+    return inputs, jnp.zeros_like(inputs)
+  return inputs[:, 0], jnp.maximum(inputs[:, 1], 0)
+
+
+def mask(inputs):
+  """True where a token exists; padding is negative."""
+  return split(inputs)[0] >= 0
+
+
+def model(config: dict, options: Options) -> Model:
+  """A BERT or RoBERTa of config.json.
+
+  Features of a classification are the token CLS, the mean of the tokens, or
+  the pooler's output: tanh of a linear layer of CLS, which is what the
+  reference classifies.
+  """
+  family.choose('head', options.head, HEADS)
+  family.refuse(config, position_embedding_type='absolute', is_decoder=False)
+  roberta = config['model_type'] != 'bert'
+  t = family.shape(
+    options,
+    activation=config.get('hidden_act', 'gelu'),
+    blocks=config.get('num_hidden_layers', 12),
+    width=config.get('hidden_size', 768),
+    heads=config.get('num_attention_heads', 12),
+    mlp_width=config.get('intermediate_size', 3072),
+    norm_eps=config.get('layer_norm_eps', 1e-12),
+    pre_norm=False,
+  )
+  vocabulary = config.get('vocab_size', 30522)
+  positions = config.get('max_position_embeddings', 512)
+  # RoBERTa's positions start after the id of its padding.
+  offset = config.get('pad_token_id', 1) + 1 if roberta else 0
+  tokens = family.length(options, positions - offset)
+
+  def stem(keys) -> Tree:
+    return {
+      'word': family.table(keys[0], vocabulary, t.width),
+      'position': family.table(keys[1], positions, t.width),
+      'type': family.table(keys[2], config.get('type_vocab_size', 2), t.width),
+      'norm': family.norm(t),
+    }
+
+  def embed(params, inputs):
+    ids, types = split(inputs)
+    real = ids >= 0
+    place = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + offset
+    stem = params['stem']
+    rows = (
+      stem['word'][jnp.maximum(ids, 0)],
+      stem['position'][place],
+      stem['type'][types],
+    )
+    x = sum(row.astype(jnp.float32) for row in rows)
+    return transformer.normalize(t, stem['norm'], x)
+
+  tied = config.get('tie_word_embeddings', True)
+  if options.head == 'masked_lm':
+    final, features = _masked(t, vocabulary, tied)
+    head = family.readout(t, tokens, vocabulary)
+  else:
+    pooling = family.choose('pooling', options.pooling, POOLINGS)
+    final, features = _pooled(t, pooling)
+    head = family.linear_head(t.width, options.classes)
+  root = 'roberta' if roberta else 'bert'
+  return Model(
+    family.backbone(
+      t,
+      storage=options.storage,
+      stem=stem,
+      final=final,
+      embed=embed,
+      features=features,
+      head=head,
+      tokens=tokens,
+      mask=mask,
+    ),
+    names(root, tied),
+    prefix=f'{root}.',
+    ignored=(
+      r'.*position_ids',
+      rf'({root}\.)?pooler\..*',
+      r'(cls|classifier|lm_head)\..*',
+    ),
+  )
+
+
+def _pooled(t: TransformerConfig, pooling: str):
+  """(final, features) of a classification; see `model`."""
+
+  def final(key) -> Tree:
+    if pooling != 'pooler':
+      return {}
+    return {'pooler': linear.init(key, t.width, t.width)}
+
+  def features(params, x, mask):
+    if pooling == 'mean':
+      return family.mean(x, mask)
+    if pooling == 'cls':
+      return x[:, 0].astype(jnp.float32)
+    return jnp.tanh(linear.apply(params['final']['pooler'], x[:, 0]))
+
+  return final, features
+
+
+def _masked(t: TransformerConfig, vocabulary: int, tied: bool):
+  """(final, features) of the masked language model: a layer before the
+  readout."""
+
+  def final(key) -> Tree:
+    out = {
+      'transform': linear.init(key, t.width, t.width),
+      'norm': family.norm(t),
+      'bias': jnp.zeros(vocabulary),
+    }
+    if not tied:
+      key = jax.random.fold_in(key, 1)
+      out['readout'] = family.table(key, vocabulary, t.width)
+    return out
+
+  def features(params, x, mask):
+    del mask
+    x = linear.apply(params['final']['transform'], x, t.dtype)
+    x = ACTIVATIONS[t.activation](x)
+    return transformer.normalize(t, params['final']['norm'], x)
+
+  return final, features
+
+
+def names(root: str, tied: bool = True) -> dict[str, Name | str]:
+  """The names in files of BERT (`bert`) and RoBERTa (`roberta`).
+
+  tied: whether the readout is the input embedding; its bias then has a name of
+  its own.
+  """
+  stem, block = f'{root}.embeddings', f'{root}.encoder.layer.{{}}'
+  shared = {
+    'stem/word': Name(f'{stem}.word_embeddings.weight'),
+    'stem/position': Name(f'{stem}.position_embeddings.weight'),
+    'stem/type': Name(f'{stem}.token_type_embeddings.weight'),
+    'stem/norm': f'{stem}.LayerNorm',
+    'blocks/attn/q': f'{block}.attention.self.query',
+    'blocks/attn/k': f'{block}.attention.self.key',
+    'blocks/attn/v': f'{block}.attention.self.value',
+    'blocks/attn/o': f'{block}.attention.output.dense',
+    'blocks/norm1': f'{block}.attention.output.LayerNorm',
+    'blocks/mlp/up': f'{block}.intermediate.dense',
+    'blocks/mlp/down': f'{block}.output.dense',
+    'blocks/norm2': f'{block}.output.LayerNorm',
+  }
+  lm = 'lm_head' if root == 'roberta' else 'cls.predictions'
+  shared |= {
+    'final/bias': Name(f'{lm}.bias' if tied else f'{lm}.decoder.bias'),
+    'final/readout': Name(f'{lm}.decoder.weight'),
+  }
+  if root == 'roberta':
+    return shared | {
+      'final/pooler': 'classifier.dense',
+      'final/transform': 'lm_head.dense',
+      'final/norm': 'lm_head.layer_norm',
+      'head': 'classifier.out_proj',
+    }
+  return shared | {
+    'final/pooler': 'bert.pooler.dense',
+    'final/transform': 'cls.predictions.transform.dense',
+    'final/norm': 'cls.predictions.transform.LayerNorm',
+    'head': 'classifier',
+  }

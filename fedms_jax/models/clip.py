@@ -1,0 +1,250 @@
+"""CLIP (arXiv 2103.00020): an image tower, a text tower, and their contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.base import Tree
+from fedms_jax.models import contrast, family, transformer, vit
+from fedms_jax.models.contrast import Tower
+from fedms_jax.models.family import Head, Model, Name, Options
+from fedms_jax.models.transformer import TransformerConfig
+
+HEADS = ('classification', 'zero_shot', 'contrast')
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _shape(config: dict, options: Options, **usual) -> TransformerConfig:
+  sizes = {
+    'blocks': 'num_hidden_layers',
+    'width': 'hidden_size',
+    'heads': 'num_attention_heads',
+    'mlp_width': 'intermediate_size',
+  }
+  fields = {k: config.get(name, usual[k]) for k, name in sizes.items()}
+  return family.shape(
+    options,
+    activation=config.get('hidden_act', 'quick_gelu'),
+    norm_eps=config.get('layer_norm_eps', 1e-5),
+    causal=usual.get('causal', False),
+    **fields,
+  )
+
+
+def _final(t: TransformerConfig, projected: int) -> Callable[[Any], Tree]:
+  def final(key) -> Tree:
+    projection = family.table(key, t.width, projected)
+    return {'norm': family.norm(t), 'projection': projection}
+
+  return final
+
+
+def _project(t: TransformerConfig, final: Tree, x):
+  x = transformer.normalize(t, final['norm'], x, 'float32')
+  return x @ final['projection'].astype(jnp.float32)
+
+
+def image_tower(config: dict, options: Options, projected: int) -> Tower:
+  """The tower of uint8 images, of the vision_config of a config.json."""
+  t = _shape(config, options, blocks=12, width=768, heads=12, mlp_width=3072)
+  channels, patch = config.get('num_channels', 3), config.get('patch_size', 32)
+  mean, std = family.pixels(options, channels, MEAN, STD)
+  cells = (config.get('image_size', 224) // patch) ** 2
+
+  def stem(keys) -> Tree:
+    return {
+      'kernel': family.table(keys[0], patch, patch, channels, t.width),
+      'position': family.table(keys[1], cells + 1, t.width),
+      'cls': family.table(keys[2], t.width),
+      'norm': family.norm(t),
+    }
+
+  def embed(stem, images):
+    kernel = stem['kernel'].astype(t.dtype)
+    x = vit.embed_patches(kernel, images, mean, std)
+    cls = jnp.broadcast_to(stem['cls'].astype(x.dtype), (len(x), 1, t.width))
+    x = jnp.concatenate([cls, x], axis=1) + stem['position'].astype(x.dtype)
+    return transformer.normalize(t, stem['norm'], x)
+
+  return Tower(
+    t,
+    tokens=cells + 1,
+    stem_flops=2.0 * cells * patch**2 * channels * t.width,
+    stem=stem,
+    final=_final(t, projected),
+    embed=embed,
+    mask=lambda images: None,
+    feature=lambda final, x, mask: _project(t, final, x[:, 0]),
+    names={
+      'stem/kernel': Name(
+        'vision_model.embeddings.patch_embedding.weight', (2, 3, 1, 0)
+      ),
+      'stem/position': Name(
+        'vision_model.embeddings.position_embedding.weight'
+      ),
+      'stem/cls': Name('vision_model.embeddings.class_embedding'),
+      'stem/norm': Name('vision_model.pre_layrnorm'),
+      'final/norm': Name('vision_model.post_layernorm'),
+      'final/projection': Name('visual_projection.weight', (1, 0)),
+      **_block_names('vision_model'),
+    },
+  )
+
+
+def text_tower(config: dict, options: Options, projected: int) -> Tower:
+  """The tower of tokens [B, T], of the text_config of a config.json.
+
+  The feature is that of the end token, and the mask ends there.
+  """
+  t = _shape(
+    config,
+    options,
+    blocks=12,
+    width=512,
+    heads=8,
+    mlp_width=2048,
+    causal=True,
+  )
+  positions = config.get('max_position_embeddings', 77)
+  vocabulary = config.get('vocab_size', 49408)
+  end = config.get('eos_token_id', 49407)
+
+  def stem(keys) -> Tree:
+    return {
+      'word': family.table(keys[0], vocabulary, t.width),
+      'position': family.table(keys[1], positions, t.width),
+    }
+
+  def embed(stem, tokens):
+    x = stem['word'][jnp.maximum(tokens, 0)].astype(t.dtype)
+    return x + stem['position'][: tokens.shape[1]].astype(t.dtype)
+
+  def mask(tokens):
+    # Old configs say 2, which is wrong; the end is then the greatest token.
+    found = tokens if end == 2 else tokens == end
+    place = jnp.argmax(found, axis=1)
+    return jnp.arange(tokens.shape[1]) <= place[:, None]
+
+  return Tower(
+    t,
+    tokens=positions,
+    stem_flops=0.0,
+    stem=stem,
+    final=_final(t, projected),
+    embed=embed,
+    mask=mask,
+    feature=lambda final, x, mask: _project(t, final, family.last(x, mask)),
+    names={
+      'stem/word': Name('text_model.embeddings.token_embedding.weight'),
+      'stem/position': Name('text_model.embeddings.position_embedding.weight'),
+      'final/norm': Name('text_model.final_layer_norm'),
+      'final/projection': Name('text_projection.weight', (1, 0)),
+      **_block_names('text_model'),
+    },
+  )
+
+
+def _block_names(root: str) -> dict[str, Name]:
+  block = f'{root}.encoder.layers.{{}}'
+  return {
+    'blocks/norm1': Name(f'{block}.layer_norm1'),
+    'blocks/attn/q': Name(f'{block}.self_attn.q_proj'),
+    'blocks/attn/k': Name(f'{block}.self_attn.k_proj'),
+    'blocks/attn/v': Name(f'{block}.self_attn.v_proj'),
+    'blocks/attn/o': Name(f'{block}.self_attn.out_proj'),
+    'blocks/norm2': Name(f'{block}.layer_norm2'),
+    'blocks/mlp/up': Name(f'{block}.mlp.fc1'),
+    'blocks/mlp/down': Name(f'{block}.mlp.fc2'),
+  }
+
+
+def model(config: dict, options: Options) -> Model:
+  """A CLIP of config.json.
+
+  classification: a linear head over the embedding of one tower. zero_shot:
+  the head is the embeddings of class prompts, `params['final']['classes']`
+  [C, P], normalised (see `class_features`). contrast: see `contrast.model`.
+  """
+  head = family.choose('head', options.head, HEADS)
+  projected = config.get('projection_dim', 512)
+  parts = {}
+  for name, make, key in (
+    ('image', image_tower, 'vision_config'),
+    ('text', text_tower, 'text_config'),
+  ):
+    # Old files repeat what differs from the defaults under `_dict`.
+    own = (config.get(key) or {}) | (config.get(f'{key}_dict') or {})
+    parts[name] = make(own, options, projected)
+  family.length(options, parts['text'].tokens)
+  if head == 'contrast':
+    return contrast.model(parts, options, projected)
+  allowed = ('image',) if head == 'zero_shot' else ('image', 'text')
+  name = family.choose('tower', options.tower, allowed)
+  return _single(parts[name], name, options, projected)
+
+
+def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:
+  """One tower, with class prompts or a linear layer as its head."""
+  zero_shot = options.head == 'zero_shot'
+
+  def final(key) -> Tree:
+    out = tower.final(key)
+    if zero_shot:
+      key = jax.random.fold_in(key, 1)
+      out['classes'] = family.table(key, options.classes, projected)
+      out['logit_scale'] = jnp.log(jnp.float32(100.0))
+    return out
+
+  def logits(params, head, x):
+    scale = jnp.exp(params['final']['logit_scale'])
+    classes = params['final']['classes'].astype(jnp.float32)
+    return scale * contrast.unit(x) @ classes.T
+
+  head = family.linear_head(projected, options.classes)
+  if zero_shot:
+    head = Head(lambda key: {}, logits, head.flops)
+  text = name == 'text'
+  other = 'vision_model|visual_projection' if text else 'text_model|text_proj'
+  return Model(
+    family.backbone(
+      tower.transformer,
+      storage=options.storage,
+      stem=tower.stem,
+      final=final,
+      embed=lambda params, inputs: tower.embed(params['stem'], inputs),
+      features=lambda params, x, m: tower.feature(params['final'], x, m),
+      head=head,
+      tokens=text and options.tokens or tower.tokens,
+      stem_flops=tower.stem_flops,
+      mask=tower.mask,
+      masked=False,
+      width=projected,
+    ),
+    tower.names | {'final/logit_scale': Name('logit_scale')},
+    ignored=(rf'({other}).*', 'logit_scale', r'.*position_ids'),
+  )
+
+
+def class_prompts(
+  templates: Sequence[str], classes: Sequence[str]
+) -> list[str]:
+  """One text for each class and template, [C * n], class by class."""
+  for template in templates:
+    if '{}' not in template:
+      raise ValueError(
+        f'the template {template!r} has no place for the class; write {{}} '
+        "there, as in 'a photo of a {}.'."
+      )
+  return [t.format(name) for name in classes for t in templates]
+
+
+def class_features(features, classes: int):
+  """Class embeddings [C, P] of prompt embeddings [C * n, P]: normalised, then
+  averaged over the n templates, then normalised again."""
+  by_class = contrast.unit(features).reshape(classes, -1, features.shape[-1])
+  return contrast.unit(jnp.mean(by_class, axis=1))

@@ -1,0 +1,53 @@
+"""The families of models that load from Hugging Face files."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+from fedms_jax.base import Backbone, Span, Tree
+from fedms_jax.models import bert, clip, gpt2, llama, vit
+from fedms_jax.models.family import Model, Options
+
+FAMILIES: dict[str, Callable[[dict, Options], Model]] = {
+  'clip': clip.model,
+  'vit': vit.model,
+  'deit': vit.model,
+  'bert': bert.model,
+  'roberta': bert.model,
+  'xlm-roberta': bert.model,
+  'gpt2': gpt2.model,
+  'llama': llama.model,
+}
+
+
+def model(
+  config: dict, options: Options, preprocessor: dict | None = None
+) -> Model:
+  """The model of a config.json; nothing is allocated.
+
+  preprocessor: preprocessor_config.json, whose image_mean and image_std hold
+  where `options` has none.
+  """
+  kind = config.get('model_type', '')
+  if kind not in FAMILIES:
+    close = difflib.get_close_matches(kind, FAMILIES, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'config.json has model_type={kind!r}, which is no family that can be '
+      f'loaded. Families: {", ".join(FAMILIES)}.{hint}'
+    )
+  for name in ('image_mean', 'image_std'):
+    found = tuple((preprocessor or {}).get(name) or ())
+    if found and not getattr(options, name):
+      options = dataclasses.replace(options, **{name: found})
+  return FAMILIES[kind](config, options)
+
+
+def encode(backbone: Backbone, params: Tree, inputs):
+  """Features of inputs by the model as it was loaded, without LoRA."""
+  mask = backbone.mask(inputs)
+  spans = [Span(0, backbone.blocks, (params['blocks'], None))]
+  x = backbone.run(spans, backbone.embed(params, inputs), mask)
+  return backbone.features(params, x, mask)

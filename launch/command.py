@@ -1,0 +1,125 @@
+"""What a launcher starts: a program, the flags of a run, and how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from fedms_jax import flags as fedms_flags
+from fedms_jax.config import Config
+from fedms_jax.main import EXIT_USER
+from fedms_jax.simulation.signals import EXIT_SAVED
+
+PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax.main'
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+  """The parser of a launcher's own options; the run's flags come after --."""
+  return argparse.ArgumentParser(
+    prog=f'python -m {module}',
+    usage=f'python -m {module} [options] -- [flags of fedms]',
+    description=description,
+    allow_abbrev=False,
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  )
+
+
+def add_program(options: argparse.ArgumentParser, default: str = PROGRAM):
+  """The option that says what every process runs."""
+  options.add_argument(
+    '--program',
+    default=default,
+    help='command line of a process; it takes the flags of fedms',
+  )
+
+
+def add_processes(options: argparse.ArgumentParser, default: int) -> None:
+  """How many processes a run has where the launcher starts them itself."""
+  add = options.add_argument
+  add('--processes', type=int, default=default, help='processes of a run')
+  add('--gpus_per_process', type=int, default=0, help='GPUs of each, its own')
+
+
+def add_job(options: argparse.ArgumentParser) -> None:
+  """The options of a job of any scheduler."""
+  add = options.add_argument
+  add('--name', default='', help='name of the job (empty: of the folder)')
+  add(
+    '--grace',
+    type=int,
+    default=120,
+    help='seconds that a run has to save before it is stopped',
+  )
+  add(
+    '--max_restarts',
+    type=int,
+    default=100,
+    help='most times that a job is started again by itself',
+  )
+  add('--dry_run', action='store_true', help='print the job, submit nothing')
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """The launcher's own words, and the flags of the run: what follows --."""
+  argv = list(argv)
+  at = argv.index('--') if '--' in argv else len(argv)
+  return argv[:at], argv[at + 1 :]
+
+
+def check(words: Sequence[str]) -> Config:
+  """Reads the flags of a run as the run will, so that a mistake is found
+  here and not in every job. Relative paths count from here.
+
+  Raises:
+    ValueError: see `fedms_jax.flags.parse`.
+  """
+  return fedms_flags.parse(['fedms', *words])
+
+
+def workdir(config: Config) -> str:
+  """The run's folder.
+
+  Raises:
+    ValueError: it has none; a job that nobody watches must leave something.
+  """
+  if not config.workdir:
+    raise ValueError(
+      'the flags after -- have no --workdir, so the run would leave nothing. '
+      'Add --workdir=FOLDER.'
+    )
+  return config.workdir
+
+
+def verdict(codes: Sequence[int]) -> int:
+  """One exit code for several processes, killed ones included (-9 or 137).
+
+  What cannot be mended by starting again wins: a user's mistake (2), then a
+  crash. Its peers only saw that a process was lost (75), and so does the
+  launcher if one was killed.
+  """
+  if EXIT_USER in codes:
+    return EXIT_USER
+  crashed = [c for c in codes if 0 < c <= 128 and c != EXIT_SAVED]
+  if crashed:
+    return crashed[0]
+  return EXIT_SAVED if any(codes) else 0
+
+
+def ending(code: int) -> str:
+  """How a process ended, in words."""
+  if code < 0 or code > 128:
+    return f'killed by {signal.Signals(-code if code < 0 else code - 128).name}'
+  words = {0: 'done', EXIT_USER: 'user error', EXIT_SAVED: 'to be resumed'}
+  return f'{words.get(code, "crashed")} (exit code {code})'
+
+
+def run(main: Callable[[Sequence[str]], int]) -> int:
+  """Runs a launcher; a user's mistake is one line, not a traceback."""
+  try:
+    return main(sys.argv[1:])
+  except ValueError as error:
+    print(f'launch: {error}', file=sys.stderr)
+    return EXIT_USER

@@ -1,0 +1,172 @@
+"""A sweep: one run per point of a grid, each in a folder of its own.
+
+    python -m launch.sweep --backend=slurm --grid 'partition.alpha=0.1,0.3,1' \\
+      --grid 'seed=0..4' -- --workdir=/runs/sweep --flagfile=...
+    python -m launch.sweep --collect /runs/sweep
+
+Run again, it starts only what is missing or failed; a larger grid adds
+points. --collect makes a table of all that is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fedms_jax.config import Config
+from fedms_jax.simulation import status
+from fedms_jax.simulation.workdir import write_atomic
+from launch import array, command, grid, kubernetes, pods, pool, slurm, table
+
+RECORD = 'sweep.json'
+BACKENDS = {'local': pool.run, 'slurm': array.run, 'kubernetes': pods.run}
+
+
+class Sweep(NamedTuple):
+  """A sweep in its folder.
+
+  root: absolute. flags: what all points share. points: flags of each point,
+  by the name of its folder. record: what sweep.json says beside that: what a
+  back-end has to remember.
+  """
+
+  root: pathlib.Path
+  flags: list[str]
+  points: dict[str, grid.Point]
+  record: dict[str, Any]
+
+  def words(self, name: str) -> list[str]:
+    """The flags of a point."""
+    point = grid.words(self.points[name])
+    return [*self.flags, *point, f'--workdir={self.root / name}', '--resume']
+
+  def write(self) -> None:
+    """Writes sweep.json."""
+    self.root.mkdir(parents=True, exist_ok=True)
+    content = {'flags': self.flags, 'points': self.points} | self.record
+    write_atomic(self.root / RECORD, json.dumps(content, indent=2) + '\n')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the launcher; gives the exit code."""
+  own, flags = command.split(argv)
+  options = _parser().parse_args(own)
+  if options.collect:
+    return collect(pathlib.Path(options.collect), options.output)
+  config = command.check(flags)
+  root = pathlib.Path(command.workdir(config)).absolute()
+  sweep = plan(root, flags, grid.points(options.grid, flags))
+  todo = []
+  for name in sweep.points:
+    state = state_of(sweep.root / name, config)
+    if state in ('finished', 'running', 'running elsewhere'):
+      print(f'launch: {name}: {state}')
+    else:
+      todo.append(name)
+  if not todo:
+    print('launch: nothing is left to start')
+    return 0
+  if not options.dry_run:
+    sweep.write()
+  return BACKENDS[options.backend](options, sweep, todo)
+
+
+def _parser() -> argparse.ArgumentParser:
+  options = command.parser('launch.sweep', 'Runs a grid of flags.')
+  add = options.add_argument
+  add('--backend', default='local', choices=BACKENDS, help='where it runs')
+  add(
+    '--grid',
+    action='append',
+    default=[],
+    metavar='NAME=VALUES',
+    help='values of a flag, 0.1,0.3,1 or 0..4; repeatable: all combinations',
+  )
+  add('--jobs', type=int, default=1, help='most points at a time (0: all)')
+  add('--collect', default='', help='folder of a sweep: make its table')
+  add(
+    '--output',
+    default='',
+    help='file of the table, .csv or .parquet (empty: table.csv in the folder)',
+  )
+  command.add_job(options)
+  add('--program', default='', help='command line of a process')
+  command.add_processes(options, default=1)
+  slurm.add_options(options)
+  kubernetes.add_options(options)
+  return options
+
+
+def plan(
+  root: pathlib.Path, flags: list[str], points: dict[str, grid.Point]
+) -> Sweep:
+  """The sweep of a folder: the points it has, and new ones.
+
+  Raises:
+    ValueError: the folder holds a sweep of other flags.
+  """
+  flags = [word for word in flags if not _is_workdir(word)]
+  if not (root / RECORD).exists():
+    return Sweep(root, flags, points, {})
+  old = load(root)
+  if old.flags != flags:
+    raise ValueError(
+      f'{root} holds a sweep with other flags:\n'
+      f'  the folder: {shlex.join(old.flags)}\n'
+      f'  this sweep: {shlex.join(flags)}\n'
+      'Choose another folder, or give the same flags; what varies goes into '
+      '--grid.'
+    )
+  return old._replace(points=old.points | points)
+
+
+def load(root: pathlib.Path) -> Sweep:
+  """The sweep of a folder.
+
+  Raises:
+    ValueError: there is none in it.
+  """
+  try:
+    record = json.loads((root / RECORD).read_text())
+  except FileNotFoundError:
+    raise ValueError(
+      f'{root} holds no sweep: it has no {RECORD}. Give the folder that was '
+      '--workdir of launch.sweep.'
+    ) from None
+  return Sweep(root, record.pop('flags'), record.pop('points'), record)
+
+
+def _is_workdir(word: str) -> bool:
+  return word.lstrip('-').startswith('workdir=')
+
+
+def state_of(folder: pathlib.Path, config: Config | None = None) -> str:
+  """How the run of a point stands, see `Status.state`; 'missing' without
+  one. With --break_lock a lock of another host does not count."""
+  if not (folder / 'flags.txt').exists():
+    return 'missing'
+  state = status.read(folder).state
+  broken = config is not None and config.break_lock
+  return 'killed' if broken and state == 'running elsewhere' else state
+
+
+def collect(root: pathlib.Path, output: str) -> int:
+  """Writes the table of a sweep; says what is missing."""
+  sweep = load(root)
+  found, missing = table.rows(root, sweep.points)
+  for name in missing:
+    print(f'launch: no result of {name}: {state_of(root / name)}')
+  path = pathlib.Path(output) if output else root / 'table.csv'
+  if found:
+    table.write(path, found)
+    print(f'launch: {len(found)} of {len(sweep.points)} points in {path}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(command.run(main))

@@ -1,0 +1,66 @@
+"""The results of a sweep as one tidy table: a row per point, a column per
+varied flag, score and total."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from launch import grid
+
+
+def rows(
+  root: pathlib.Path, points: Mapping[str, grid.Point]
+) -> tuple[list[dict[str, Any]], list[str]]:
+  """The rows of the points that have a summary, and the names of the others.
+
+  A row holds every flag that varies somewhere in the sweep, `<model>.<score>`
+  for each score of each model, `total.<entry>` of the ledger, and `workdir`.
+  """
+  names = list(dict.fromkeys(flag for p in points.values() for flag in p))
+  found, missing = [], []
+  for folder, point in points.items():
+    workdir = root / folder
+    try:
+      summary = json.loads((workdir / 'summary.json').read_text())
+    except FileNotFoundError:
+      missing.append(folder)
+      continue
+    values = point if len(point) == len(names) else _flags(workdir)
+    found.append(
+      {name: grid.typed(name, values[name]) for name in names}
+      | _flat(summary['models'])
+      | _flat({'total': summary['total']})
+      | {'workdir': str(workdir)}
+    )
+  return found, missing
+
+
+def write(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
+  """Writes rows as CSV, or as Parquet if the name ends in .parquet."""
+  import pandas  # lazy: slow, and only collecting needs it
+
+  table = pandas.DataFrame(found)
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  if path.suffix == '.parquet':
+    table.to_parquet(temporary, index=False)
+  else:
+    table.to_csv(temporary, index=False)
+  os.replace(temporary, path)
+
+
+def _flags(workdir: pathlib.Path) -> dict[str, str]:
+  """All flags of a run: a point made before another flag began to vary."""
+  lines = (workdir / 'flags.txt').read_text(encoding='utf-8').splitlines()
+  return dict(line.removeprefix('--').partition('=')[::2] for line in lines)
+
+
+def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  return {
+    f'{group}.{name}': value
+    for group, values in groups.items()
+    for name, value in values.items()
+  }

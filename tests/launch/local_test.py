@@ -1,0 +1,158 @@
+"""Processes on one machine: who sees what, and what becomes of the others."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import command, local
+
+ROOT = pathlib.Path(__file__).parents[2]
+STAND_IN = [sys.executable, '-m', 'tests.launch.stand_in']
+
+
+def launcher(*own, flags=(), told=None):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'launch.local']
+    + [f'--program={shlex.join(STAND_IN)}', *own, '--', *flags],
+    cwd=ROOT,
+    env=os.environ | ({} if told is None else {'STAND_IN': json.dumps(told)}),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def places(folder):
+  """What each process found, from the log files."""
+  logs = sorted(folder.glob('logs/process-*.log'))
+  found = [re.search(r'place (.*) timeout (.*)', p.read_text()) for p in logs]
+  return [(json.loads(m[1]), m[2]) for m in found]
+
+
+def test_each_process_has_its_place_and_its_log(tmp_path):
+  done = launcher(
+    '--processes=3',
+    flags=[f'--workdir={tmp_path}', '--seed=4', '--distributed.timeout=7'],
+  )
+  out, err = done.communicate()
+  assert done.returncode == 0, err
+  found = places(tmp_path)
+  coordinator = found[0][0][0]
+  assert re.fullmatch(r'127\.0\.0\.1:\d+', coordinator)
+  assert found == [([coordinator, 3, i, None], '7') for i in range(3)]
+  assert out == (tmp_path / 'logs/process-0.log').read_text()
+  assert json.loads((tmp_path / 'summary.json').read_text())
+  assert '--seed=4\n' in (tmp_path / 'flags.txt').read_text()
+
+
+def test_the_flags_of_a_run_do_not_depend_on_how_it_was_started(tmp_path):
+  for name, processes in (('one', 1), ('two', 2)):
+    flags = [f'--workdir={tmp_path / name}']
+    assert launcher(f'--processes={processes}', flags=flags).wait() == 0
+  one, two = (
+    (tmp_path / name / 'flags.txt').read_text() for name in ('one', 'two')
+  )
+  assert one == two
+
+
+@pytest.mark.parametrize(
+  ('told', 'code', 'words'),
+  [
+    ({'1': 'exit 75', '0': 'exit 75'}, 75, 'to be resumed'),
+    ({'1': 'exit 2', '0': 'exit 75'}, 2, 'process 1 user error'),
+    ({'1': 'exit 75', '0': 'exit 2'}, 2, 'process 0 user error'),
+    ({'1': 'exit 1', '0': 'exit 75'}, 1, 'process 1 crashed'),
+    ({'1': 'die SIGKILL', '0': 'exit 75'}, 75, 'killed by SIGKILL'),
+    ({'1': 'die SIGKILL'}, 75, 'killed by SIGKILL'),
+  ],
+)
+def test_exit_codes_of_processes_become_one(tmp_path, told, code, words):
+  run = launcher(flags=[f'--workdir={tmp_path}'], told=told)
+  _, err = run.communicate()
+  assert (run.returncode, words in err) == (code, True), err
+
+
+def test_a_signal_reaches_every_process_once_and_the_code_is_passed_on(
+  tmp_path,
+):
+  run = launcher(
+    flags=[f'--workdir={tmp_path}'], told={'0': 'wait', '1': 'wait'}
+  )
+  logs = [tmp_path / 'logs' / local.log_name(i) for i in range(2)]
+  while not all(p.exists() and 'ready' in p.read_text() for p in logs):
+    assert run.poll() is None, run.communicate()
+    time.sleep(0.02)
+  # A terminal interrupts whoever is in its session: the launcher alone.
+  first = json.loads((tmp_path / 'lock.json').read_text())['pid']
+  assert os.getsid(first) != os.getsid(run.pid)
+  os.killpg(run.pid, signal.SIGINT)
+  assert run.wait(timeout=20) == 75, run.communicate()
+
+
+def stand_in(environment):
+  """Two processes, the second of which hangs for ever."""
+  return dict(
+    words=lambda i: [
+      sys.executable,
+      '-c',
+      'import signal, sys, time\n'
+      f'if {i} == 0: time.sleep(0.5); sys.exit(1)\n'
+      'signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)',
+    ],
+    processes=2,
+    environment=lambda i: environment,
+  )
+
+
+def test_peers_of_a_lost_process_are_stopped_after_the_timeout(tmp_path):
+  codes = local.together(
+    **stand_in(os.environ), logs=tmp_path, timeout=0.1, margin=0.1
+  )
+  assert codes == [1, -signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+  ('own', 'flags', 'words'),
+  [
+    (['--processes=0'], [], 'at least 1'),
+    ([], ['--lora.rnk=3'], 'Did you mean --lora.rank'),
+    (['--proceses=3'], [], '--proceses'),
+  ],
+)
+def test_user_errors_start_nothing(tmp_path, own, flags, words):
+  run = launcher(*own, flags=[*flags, f'--workdir={tmp_path}'])
+  _, err = run.communicate()
+  assert (run.returncode, words in err) == (2, True), err
+  assert not list(tmp_path.iterdir())
+
+
+def test_processes_share_out_the_gpus():
+  found = [local._environment(i, 2)['JAX_LOCAL_DEVICE_IDS'] for i in range(3)]
+  assert found == ['0,1', '2,3', '4,5']
+  assert local._environment(1, 0)['JAX_PLATFORMS'] == 'cpu'
+
+
+@pytest.mark.parametrize(
+  ('codes', 'code'),
+  [
+    ([0, 0], 0),
+    ([75, 2], 2),
+    ([1, 2], 2),
+    ([75, 1], 1),
+    ([-9, 75], 75),
+    ([0, -11], 75),
+    ([0, 134], 75),
+  ],
+)
+def test_what_a_restart_cannot_mend_wins(codes, code):
+  assert command.verdict(codes) == code
+  assert command.verdict(codes[::-1]) == code

@@ -1,0 +1,200 @@
+"""Small models of the reference implementation, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from fedms_jax.base import Span
+from fedms_jax.models import checkpoints, pretrained
+from fedms_jax.models.family import Options
+
+SIZES = {
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_attention_heads': 4,
+}
+PATCHES = SIZES | {'image_size': 16, 'patch_size': 8}
+CLIP_PARTS = {
+  'vision_config': PATCHES | {'num_hidden_layers': 3},
+  'text_config': SIZES
+  | {
+    'hidden_size': 24,
+    'vocab_size': 60,
+    'max_position_embeddings': 12,
+    'eos_token_id': 59,
+    'bos_token_id': 58,
+    'pad_token_id': 1,
+  },
+  'projection_dim': 20,
+}
+WORDS = SIZES | {'vocab_size': 60, 'max_position_embeddings': 20}
+GPT2 = {
+  'n_layer': 2,
+  'n_embd': 32,
+  'n_head': 4,
+  'vocab_size': 60,
+  'n_positions': 20,
+  'bos_token_id': 0,
+  'eos_token_id': 0,
+  'pad_token_id': 0,
+}
+GROUPED = WORDS | {'num_key_value_heads': 2, 'pad_token_id': 0}
+LLAMA3 = {
+  'rope_type': 'llama3',
+  'rope_theta': 500.0,
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 16,
+}
+
+
+class Case(NamedTuple):
+  """A model of `transformers` and how it is loaded here.
+
+  kind: the prefix of its config class. model: the class itself. inputs:
+  images or tokens. keep_head: whether its own head is loaded.
+  """
+
+  kind: str
+  model: str
+  config: dict[str, Any]
+  options: Options
+  inputs: str = 'tokens'
+  keep_head: bool = True
+
+
+LABELS = Options(classes=3)
+LM = Options(head='causal_lm')
+MLM = Options(head='masked_lm')
+POOLER = Options(classes=3, pooling='pooler')
+LABELED = {'num_labels': 3}
+
+CLIP = Case('CLIP', 'CLIPModel', CLIP_PARTS, LABELS, 'images', False)
+CASES = {
+  'vit': Case(
+    'ViT', 'ViTForImageClassification', PATCHES | LABELED, LABELS, 'images'
+  ),
+  'deit': Case(
+    'DeiT', 'DeiTForImageClassification', PATCHES | LABELED, LABELS, 'images'
+  ),
+  'bert': Case(
+    'Bert', 'BertForSequenceClassification', WORDS | LABELED, POOLER
+  ),
+  'bert_mlm': Case('Bert', 'BertForMaskedLM', WORDS, MLM),
+  'bert_mlm_untied': Case(
+    'Bert', 'BertForMaskedLM', WORDS | {'tie_word_embeddings': False}, MLM
+  ),
+  'roberta': Case(
+    'Roberta', 'RobertaForSequenceClassification', WORDS | LABELED, POOLER
+  ),
+  'roberta_mlm': Case('Roberta', 'RobertaForMaskedLM', WORDS, MLM),
+  'gpt2': Case('GPT2', 'GPT2LMHeadModel', GPT2, LM),
+  'gpt2_classes': Case(
+    'GPT2', 'GPT2ForSequenceClassification', GPT2 | LABELED, LABELS
+  ),
+  'llama': Case('Llama', 'LlamaForCausalLM', GROUPED, LM),
+  'llama_tied_llama3': Case(
+    'Llama',
+    'LlamaForCausalLM',
+    GROUPED
+    | {
+      'tie_word_embeddings': True,
+      'rope_parameters': LLAMA3,
+      'head_dim': 16,
+      'attention_bias': True,
+      'mlp_bias': True,
+    },
+    LM,
+  ),
+  'llama_classes': Case(
+    'Llama', 'LlamaForSequenceClassification', GROUPED | LABELED, LABELS
+  ),
+}
+
+
+def build(case: Case, seed: int = 0):
+  """The torch model of a case, all of whose parameters are random."""
+  torch = pytest.importorskip('torch', reason='parity needs torch')
+  transformers = pytest.importorskip(
+    'transformers', reason='parity needs transformers'
+  )
+  torch.manual_seed(seed)
+  config = getattr(transformers, f'{case.kind}Config')(**case.config)
+  model = getattr(transformers, case.model)(config).eval()
+  with torch.no_grad():
+    # Norms start at 1 and biases at 0, where a mix-up would not show.
+    for parameter in model.parameters():
+      spread = 0.05 if parameter.ndim > 1 else 0.2
+      parameter.add_(spread * torch.randn_like(parameter))
+  return model
+
+
+def reopen(model, folder, **kwargs) -> checkpoints.Checkpoint:
+  """The checkpoint of a torch model, as `transformers` itself saves it."""
+  model.save_pretrained(folder, **kwargs)
+  return checkpoints.find(str(folder))
+
+
+def load(case: Case, checkpoint: checkpoints.Checkpoint):
+  """(model, params, head) of a checkpoint."""
+  model = pretrained.model(checkpoint.config, case.options)
+  params, head = checkpoints.load(model, checkpoint, head=case.keep_head)
+  return model, params, head
+
+
+def tokens(rows: int = 3, length: int = 9, vocabulary: int = 58, seed: int = 0):
+  """Sequences of different lengths, padded on the right with -1."""
+  rng = np.random.default_rng(seed)
+  out = rng.integers(3, vocabulary, (rows, length)).astype(np.int32)
+  for row in range(rows):
+    out[row, length - row :] = -1
+  return out
+
+
+def images(rows: int = 2, side: int = 16, seed: int = 0):
+  """Random uint8 images."""
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (rows, side, side, 3)).astype(np.uint8)
+
+
+def pixels(images, mean, std):
+  """What the reference's image processor makes of images of the right size."""
+  import torch
+
+  x = (images / 255.0 - np.asarray(mean)) / np.asarray(std)
+  return torch.from_numpy(x.astype(np.float32).transpose(0, 3, 1, 2))
+
+
+def torch_tokens(inputs, padding: int = 0) -> dict[str, Any]:
+  """Tokens as the reference takes them."""
+  import torch
+
+  mask = inputs >= 0
+  ids = np.where(mask, inputs, padding).astype(np.int64)
+  return {
+    'input_ids': torch.from_numpy(ids),
+    'attention_mask': torch.from_numpy(mask.astype(np.int64)),
+  }
+
+
+def walk(backbone, params, head, inputs):
+  """(what enters each block and leaves the last, features, logits)."""
+
+  @jax.jit
+  def walked(params, head, inputs):
+    mask = backbone.mask(inputs)
+    states = [backbone.embed(params, inputs)]
+    for block in range(backbone.blocks):
+      own = jax.tree.map(lambda x, b=block: x[b : b + 1], params['blocks'])
+      span = Span(block, block + 1, (own, None))
+      states.append(backbone.run([span], states[-1], mask))
+    features = backbone.features(params, states[-1], mask)
+    return states, features, backbone.logits(params, head, features)
+
+  return walked(params, head, inputs)

@@ -1,0 +1,133 @@
+"""Jobs on a real SLURM: saved, put back, resumed, and never in vain."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launch import local_test
+from tests.slurm import cluster as clusters
+
+pytestmark = pytest.mark.skipif(
+  bool(clusters.problem()), reason=clusters.problem()
+)
+ROOT = local_test.ROOT
+STAND_IN = f'--program={shlex.join(local_test.STAND_IN)}'
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+  with clusters.Cluster(tmp_path_factory.mktemp('slurm') / 'c') as running:
+    yield running
+
+
+def submit(cluster, folder, *own, told=None, flags=()):
+  """Submits the stand-in; gives the number of the job."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.slurm', STAND_IN, *own]
+    + ['--', f'--workdir={folder}', *flags],
+    cwd=ROOT,
+    env=cluster.environment | ({} if told is None else {'STAND_IN': told}),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return re.search(r'submitted job (\d+)', done.stdout)[1]
+
+
+def wait_for(met):
+  end = time.monotonic() + 30
+  while not met():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
+def ready(folder, process=0):
+  log = folder / 'logs' / f'process-{process}.log'
+  return lambda: log.exists() and 'ready' in log.read_text()
+
+
+def outcome(cluster, job):
+  """State, number of restarts, and exit code of a job that has ended."""
+  state = cluster.wait(job)
+  code = cluster.field(job, 'ExitCode').partition(':')[0]
+  return state, int(cluster.field(job, 'Restarts')), int(code)
+
+
+@pytest.mark.parametrize(
+  'own',
+  [['--nodes=2'], ['--processes_per_node=2'], ['--cpus_per_process=2']],
+  ids=['nodes', 'processes', 'one'],
+)
+def test_processes_find_each_other(cluster, tmp_path, own):
+  job = submit(cluster, tmp_path, *own)
+  assert outcome(cluster, job) == ('COMPLETED', 0, 0)
+  if own[0].startswith('--cpus'):
+    places = [['', 1, 0, None]]
+  else:
+    port = 61440 + int(job) % 4096
+    devices = None if own == ['--nodes=2'] else 'own'
+    places = [[f'127.0.0.1:{port}', 2, i, devices and [i]] for i in range(2)]
+  assert [p for p, _ in local_test.places(tmp_path)] == places
+  assert json.loads((tmp_path / 'summary.json').read_text())
+
+
+def test_a_job_that_is_told_to_save_is_put_back_and_goes_on(cluster, tmp_path):
+  job = submit(cluster, tmp_path, '--nodes=2', told='once wait')
+  wait_for(ready(tmp_path, 0))
+  wait_for(ready(tmp_path, 1))
+  cluster.run('scancel', '--signal=USR1', job)
+  assert outcome(cluster, job) == ('COMPLETED', 1, 0)
+  for process in range(2):
+    log = (tmp_path / f'logs/process-{process}.log').read_text()
+    assert log.count('place') == 2
+
+
+@pytest.mark.slow
+def test_the_signal_comes_before_the_time_is_up(cluster, tmp_path):
+  job = submit(
+    cluster, tmp_path, '--time=00:01:00', '--grace=50', told='once wait'
+  )
+  assert outcome(cluster, job) == ('COMPLETED', 1, 0)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_put_back_and_goes_on(cluster, tmp_path):
+  job = submit(
+    cluster, tmp_path, '--nodes=2', '--sbatch=--exclusive', told='once wait'
+  )
+  wait_for(ready(tmp_path))
+  cluster.run('srun', '--partition=urgent', '--exclusive', '-N2', 'true')
+  assert outcome(cluster, job) == ('COMPLETED', 1, 0)
+
+
+@pytest.mark.parametrize(
+  ('told', 'end'),
+  [
+    ({'1': 'once die SIGKILL', '0': 'once exit 75'}, ('COMPLETED', 1, 0)),
+    ({'1': 'once exit 75', '0': 'once die SIGKILL'}, ('COMPLETED', 1, 0)),
+    ({'1': 'exit 2', '0': 'exit 75'}, ('FAILED', 0, 2)),
+    ({'1': 'exit 75', '0': 'exit 2'}, ('FAILED', 0, 2)),
+    ({'1': 'exit 75', '0': 'exit 1'}, ('FAILED', 0, 1)),
+  ],
+)
+def test_only_what_a_restart_can_mend_is_put_back(cluster, tmp_path, told, end):
+  job = submit(cluster, tmp_path, '--nodes=2', told=json.dumps(told))
+  assert outcome(cluster, job) == end
+
+
+def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
+  job = submit(cluster, tmp_path, '--nodes=2', told='wait')
+  wait_for(ready(tmp_path))
+  cluster.run('scancel', job)
+  assert outcome(cluster, job)[:2] == ('CANCELLED', 0)
+
+
+@pytest.mark.slow
+def test_a_job_that_never_gets_on_is_given_up(cluster, tmp_path):
+  job = submit(cluster, tmp_path, '--max_restarts=1', told='exit 75')
+  assert outcome(cluster, job) == ('FAILED', 1, 75)
