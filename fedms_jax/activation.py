@@ -8,6 +8,7 @@ backward pass ends at the lowest active block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ def queue(start: int, cap: int, *, length: int, eps: float, step: int):
 
   def observe(state, score):
     depth, scores = state['depth'], [*state['scores'], float(score)][-length:]
-    settled = len(scores) == length and max(scores) - min(scores) < eps
+    full = len(scores) == length and all(map(math.isfinite, scores))
+    settled = full and max(scores) - min(scores) < eps
     if settled and depth < cap:
       return {'depth': min(cap, depth + step), 'scores': []}
     return {'depth': depth, 'scores': scores}
@@ -196,6 +198,8 @@ def spans(stacks: Sequence[Stack], boundary: int) -> tuple[Span, ...]:
     for b in range(boundary, blocks)
     if b == boundary or owner[b] != owner[b - 1]
   ]
+  if not cuts:
+    return ()
   out = []
   for start, stop in zip(cuts, [*cuts[1:], blocks], strict=True):
     if owner[start] is None:

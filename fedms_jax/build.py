@@ -7,10 +7,8 @@ anything is compiled. Below this file there are no config objects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from fedms_jax import (
@@ -19,18 +17,14 @@ from fedms_jax import (
   foundation,
   gate,
   optimizers,
-  rng,
 )
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms import fedms, full, probe
-from fedms_jax.base import Backbone, Federation, Roles, Tree
+from fedms_jax.algorithms import fedms
+from fedms_jax.base import Backbone, Federation, Tree
 from fedms_jax.config import Config
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
-
 from fedms_jax.models.checkpoints import Checkpoint
-from fedms_jax.models.family import Model
-from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Handover, Options, Stage
 
 
@@ -77,113 +71,14 @@ def federation(
   )
 
 
-class World(NamedTuple):
-  """What a config describes, before anything is computed.
-
-  checkpoint: where the model is loaded from; None: the built-in one. data:
-  sorted by client. stages: of the algorithm.
-  """
-
-  checkpoint: Checkpoint | None
-  data: Federation
-  model: Model
-  stages: list[Stage]
-
-
-def world(config: Config) -> World:
-  """Finds, reads and checks everything that a run needs."""
-  checkpoint = foundation.find(config)
-  data = by_client(federation(config, checkpoint))
-  model = foundation.model(config, data, checkpoint)
-  classes = len(data.table.label_names)
-  return World(
-    checkpoint, data, model, stages(config, model.backbone, classes)
-  )
-
-
-def initial(config: Config, world: World) -> Roles:
-  """The model before this run has trained anything: random, or as loaded."""
-  key = rng.stream(config.seed, rng.INIT)
-  if world.checkpoint is not None:
-    names = world.data.table.label_names
-    return fedms.start(
-      *foundation.load(config, world.model, names, world.checkpoint, key)
-    )
-
-  @jax.jit  # one compilation instead of one per operation
-  def init(key):
-    base, head = jax.random.split(key)
-    model = world.model.backbone
-    return fedms.start(model.init(base), model.init_head(head))
-
-  return init(key)
-
-
-def pretrain_mode(config: Config) -> str:
-  """What the server trains: 'full', 'probe' or 'none'."""
-  m, mode = config.model, config.pretrain.mode
-  if mode != 'auto':
-    if mode == 'full' and m.storage != 'float32':
-      raise ValueError(
-        f'--pretrain.mode=full does not go with --model.storage={m.storage}: '
-        'trained weights are float32. Change one of them.'
-      )
-    if mode == 'probe' and m.head != 'classification':
-      raise ValueError(
-        f'--pretrain.mode=probe trains a linear head, which --model.head='
-        f'{m.head} has not; allowed: full, none.'
-      )
-    return mode
-  if m.name == foundation.BUILT_IN:
-    return 'full'
-  new = m.head == 'classification' and not m.keep_head
-  return 'probe' if new else 'none'
-
-
-def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
-  """Shapes of what `pretrained` gives: {'base', 'head'}, or the head alone."""
-  model, key = world.model.backbone, jax.random.key(0)
-  head = {'head': jax.eval_shape(model.init_head, key)}
-  if pretrain_mode(config) != 'full':
-    return head
-  return head | {'base': jax.eval_shape(model.init, key)}
-
-
-def pretrained(
-  config: Config, world: World, before: Roles, observer
-) -> dict[str, Tree]:
-  """What the server's pre-training makes of the model `before` it."""
-  p, mode = config.pretrain, pretrain_mode(config)
-  model, data = world.model.backbone, world.data
-  if mode == 'none':
-    return {'head': before.frozen['head']}
-  per_epoch = pretraining.steps_per_epoch(len(data.public), p.batch_size)
-  optimizer = optimizers.pretraining(
-    p.learning_rate, p.weight_decay, p.epochs * per_epoch
-  )
-  setting = _setting(config, model)._replace(optimizer=optimizer)
-  method = full.full_model if mode == 'full' else probe.linear_probe
-  shared = pretraining.train(
-    method(setting),
-    data,
-    before,
-    model.blocks,
-    epochs=p.epochs,
-    batch_size=p.batch_size,
-    seed=config.seed,
-    observer=observer,
-  )
-  if mode == 'probe':
-    return shared
-  return {'head': shared.pop('head'), 'base': shared}
-
-
-def _targets(config: Config) -> tuple[str, ...]:
+def targets(config: Config) -> tuple[str, ...]:
+  """The kernels that carry LoRA."""
   names = config.lora.targets.split(',')
   return tuple(name.strip() for name in names if name.strip())
 
 
-def _setting(config: Config, model: Backbone) -> fedms.Setting:
+def setting(config: Config, model: Backbone) -> fedms.Setting:
+  """What all algorithms of a run have in common."""
   c, s = config.client, config.server
   optimizer = optimizers.client(
     c.optimizer,
@@ -200,7 +95,7 @@ def _setting(config: Config, model: Backbone) -> fedms.Setting:
     optimizer=optimizer,
     server=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
     aggregator=aggregation.mean(),
-    targets=_targets(config),
+    targets=targets(config),
     rank=config.lora.rank,
   )
 
@@ -237,9 +132,9 @@ def stages(
       f'--algorithm.name={a.name!r} is no algorithm. Algorithms: fedms.'
     )
   base = jax.eval_shape(model.init, jax.random.key(0))
-  lora.check(base['blocks'], _targets(config), config.lora.rank)
-  setting = _setting(config, model)
-  slope = setting._replace(optimizer=optax.sgd(1.0))
+  lora.check(base['blocks'], targets(config), config.lora.rank)
+  common = setting(config, model)
+  slope = common._replace(optimizer=optax.sgd(1.0))
   spec = _gate(config, model, classes)
   choice = fedms.Personal(
     gate=spec,
@@ -250,14 +145,14 @@ def stages(
   )
   first = Stage(
     'global',
-    fedms.global_stage(setting, adapter=adapter),
+    fedms.global_stage(common, adapter=adapter),
     a.stage1_rounds,
     schedule(config, model.blocks, a.stage1_rounds, 'restart'),
     probe=fedms.global_stage(slope, adapter=adapter),
   )
   second = Stage(
     'personal',
-    fedms.personal_stage(setting, choice),
+    fedms.personal_stage(common, choice),
     a.stage2_rounds,
     schedule(config, model.blocks, a.stage2_rounds, a.stage2_depth),
     probe=fedms.personal_stage(slope, choice),
@@ -354,46 +249,3 @@ def options(config: Config) -> Options:
     slots=optimizers.slots(c.optimizer, c.momentum),
     checkpoint_every=config.checkpoint.every,
   )
-
-
-def by_client(data: Federation) -> Federation:
-  """The same federation with its table sorted by client.
-
-  Then the rows of one client share few blocks of derived columns, and a
-  cohort's raw rows are few contiguous pieces.
-  """
-  order = np.concatenate(
-    [
-      _interleaved(data.train, data.validation, data.test),
-      data.unseen.rows,
-      data.public,
-    ]
-  ).astype(np.int64)
-  count = len(data.table.columns['labels'])
-  rest = np.setdiff1d(np.arange(count), order, assume_unique=False)
-  order = np.concatenate([order, rest])
-  place = np.empty(count, np.int32)
-  place[order] = np.arange(count, dtype=np.int32)
-  columns = {k: v[order] for k, v in data.table.columns.items()}
-
-  def moved(partition):
-    return partition._replace(rows=place[partition.rows])
-
-  return data._replace(
-    table=data.table._replace(columns=columns),
-    train=moved(data.train),
-    validation=moved(data.validation),
-    test=moved(data.test),
-    unseen=moved(data.unseen),
-    pooled=place[data.pooled],
-    public=place[data.public],
-  )
-
-
-def _interleaved(*partitions) -> np.ndarray:
-  """The rows of several partitions of the same clients, client by client."""
-  owner = np.concatenate(
-    [np.repeat(np.arange(p.num_clients), p.sizes()) for p in partitions]
-  )
-  rows = np.concatenate([p.rows for p in partitions])
-  return rows[np.argsort(owner, kind='stable')]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,6 +163,36 @@ def parse_command(
   config = read(flag_values)
   config_lib.validate(config)
   return config, {name: flag_values[name].value for name in extra}
+
+
+def parse_for_workdir(
+  argv: Sequence[str], extra: Mapping[str, tuple[Any, str]], free: str = ''
+) -> tuple[config_lib.Config, dict[str, Any]]:
+  """As `parse_command`, for a command on the run in --workdir: its config.
+
+  free: a section in which this command line may say something else.
+
+  Raises:
+    ValueError: there is no such run, or it was not made with these flags.
+  """
+  given, _ = parse_command(argv, extra)
+  file = pathlib.Path(given.workdir, 'flags.txt')
+  if not given.workdir or not file.is_file():
+    raise ValueError(
+      f'--workdir={given.workdir} holds no run: {file} does not exist. Give '
+      'the folder of a run that was started with --workdir.'
+    )
+  saved = [argv[0], f'--flagfile={file}']
+  config, values = parse_command([*saved, *argv[1:]], extra)
+  theirs = config_lib.values(parse(saved))
+  for name, value in config_lib.values(config).items():
+    own = name in PER_COMMAND or (free and name.startswith(f'{free}.'))
+    if value != theirs[name] and not own:
+      raise ValueError(
+        f'--{name}={value} is not what the run was made with, {theirs[name]}. '
+        'Leave it out.'
+      )
+  return config, values
 
 
 def to_text(config: config_lib.Config) -> str:

@@ -7,7 +7,7 @@ the data is read, the shape of its inputs only after.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,9 +55,7 @@ def find(config: Config, *, weights: bool = True) -> Checkpoint | None:
     _check_unused(m, OF_CHECKPOINT, 'for checkpoints, not for the built-in vit')
     return None
   _check_unused(m, OF_BUILT_IN, "the built-in vit's; a checkpoint has its own")
-  found = checkpoints.find(m.name, revision=m.revision, weights=weights)
-  _check_data_flags(config, found)
-  return found
+  return checkpoints.find(m.name, revision=m.revision, weights=weights)
 
 
 def task(config: Config) -> Task:
@@ -70,6 +68,7 @@ def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
   d, head = config.data, config.model.head
   if checkpoint is None:
     return {}
+  _check_data_flags(config, checkpoint)
   asked = {
     'target_column': d.target_column,
     'need_labels': head in ('classification', 'zero_shot'),
@@ -81,30 +80,45 @@ def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
   return asked
 
 
+def text_length(config: Config, checkpoint: Checkpoint) -> int:
+  """The most tokens of a text, 0 if the model reads none."""
+  if not _reads_texts(config, checkpoint):
+    return 0
+  return min(config.data.max_tokens, _positions(checkpoint.config))
+
+
+class Facts(NamedTuple):
+  """What a checkpoint's model must know of the data: the names of the classes
+  and T of the texts (0: none)."""
+
+  label_names: tuple[str, ...]
+  tokens: int
+
+
+def facts(data: Federation) -> Facts:
+  """The facts of the data."""
+  columns = data.table.columns
+  tokens = columns.get('texts', columns['inputs'])
+  return Facts(
+    data.table.label_names, tokens.shape[-1] if tokens.ndim == 2 else 0
+  )
+
+
 def model(
   config: Config, data: Federation, checkpoint: Checkpoint | None
 ) -> Model:
   """The model in the shape of the data."""
   if checkpoint is None:
     return Model(_built_in(config, data), {})
-  columns = data.table.columns
-  tokens = columns.get('texts', columns['inputs'])
-  return shaped(
-    config,
-    checkpoint,
-    classes=len(data.table.label_names),
-    tokens=tokens.shape[-1] if tokens.ndim == 2 else 0,
-  )
+  return loadable(config, checkpoint, facts(data))
 
 
-def shaped(
-  config: Config, checkpoint: Checkpoint, *, classes: int, tokens: int
-) -> Model:
-  """The model of a checkpoint, for so many classes and tokens."""
-  m = config.model
+def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
+  """The model of a checkpoint."""
+  m, (names, tokens) = config.model, facts
   options = Options(
     head=m.head,
-    classes=classes,
+    classes=len(names),
     pooling=m.pooling,
     tower=m.tower,
     tokens=tokens,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedms_jax import client, columns, metrics, rng, tree
+from fedms_jax import client, columns, metrics, programs, rng, tree
 from fedms_jax.base import Algorithm, ClientResult, Plan, Roles, Tree
 
 
@@ -95,7 +95,7 @@ def contribution(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 10), donate_argnums=(9,))
+@programs.jit(static=(0, 10), donate=(9,))
 def train_chunk(
   algorithm: Algorithm,
   frozen,
@@ -199,21 +199,21 @@ def train_stepwise(
   return _finish_stepwise(algorithm, carry, roles, weights, totals, plan)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@programs.jit(static=(0, 5), light=True)
 def _begin_stepwise(algorithm, roles, table, key, identity, plan):
   state = algorithm.update.begin(roles, plan)
   sums = client.zero_sums(algorithm)
   return jax.random.fold_in(key, identity), (state, sums)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
+@programs.jit(static=(0, 7), donate=(1,))
 def _step(algorithm, carry, roles, table, rows, key, number, plan):
   return client.one_step(
     algorithm, carry, roles, table, rows, key, number, plan
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
+@programs.jit(static=(0, 5), donate=(4,), light=True)
 def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
   state, sums = carry
   shared, personal = algorithm.update.finish(state, roles, plan)
@@ -224,7 +224,7 @@ def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
   return collect(algorithm, totals, value, counted, plan), personal, sums
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@programs.jit(static=(0,), donate=(2,), light=True)
 def close(
   algorithm: Algorithm, shared: Tree, server: ServerState, totals: Totals
 ):
@@ -262,7 +262,7 @@ def _where_held(held, after, before):
   return jax.tree.map(pick, after, before)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
+@programs.jit(static=(0, 6, 7))
 def evaluate_chunk(
   algorithm: Algorithm,
   frozen,

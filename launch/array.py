@@ -25,7 +25,7 @@ def run(options: argparse.Namespace, sweep, names: Sequence[str]) -> int:
   job = slurm.Job(
     options.name or sweep.root.name,
     sweep.root,
-    [*program, *sweep.flags],
+    [*program, *sweep.flags, *sweep.extra],
     names,
     options.jobs,
   )

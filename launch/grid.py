@@ -59,6 +59,8 @@ def points(texts: Sequence[str], flags: Sequence[str]) -> dict[str, Point]:
   Raises:
     ValueError: a flag or a value that `fedms` does not take.
   """
+  if not texts:
+    raise ValueError("nothing varies; give --grid='name=value,value'.")
   axes = [axis(text) for text in texts]
   names = [name for name, _ in axes]
   for name in names:

@@ -134,7 +134,13 @@ def to_yaml(objects: Sequence[Manifest]) -> str:
   """The objects as one YAML file that `kubectl apply` takes."""
   import yaml
 
-  text = yaml.safe_dump_all(objects, sort_keys=False, width=100)
+  class Dumper(yaml.SafeDumper):
+    """Writes equal parts out, instead of anchors that nobody can edit."""
+
+    def ignore_aliases(self, data):
+      return True
+
+  text = yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=100)
   return f'# Runs of fedms, written by launch/kubernetes.py.\n---\n{text}'
 
 

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, sweep, names: Sequence[str]) -> int:
     for name in names:
       print(shlex.join(_command(options, sweep.words(name))))
     return 0
-  most = options.jobs or len(names)
+  most = options.jobs or 1
   waiting, running, codes = list(names), {}, []
   with Children() as children:
     while running or (waiting and not children.stopping):

@@ -112,7 +112,13 @@ def script(options: argparse.Namespace, job: Job) -> str:
       if options.cpus_per_process
       else '',
     ),
-    _END.format(restarts=options.max_restarts),
+    _END.format(
+      restarts=options.max_restarts,
+      # The number of one task can be that of the whole array.
+      job='${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID'
+      if job.points
+      else '$SLURM_JOB_ID',
+    ),
   ]
   return ''.join(parts)
 
@@ -286,7 +292,7 @@ if (( ${{SLURM_RESTART_COUNT:-0}} >= {restarts} )); then
   echo 'It has started again too often (--max_restarts).'
   exit 75
 fi
-scontrol requeue "$SLURM_JOB_ID"
+scontrol requeue "{job}"
 exit 75
 """
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fedms_jax import flags as fedms_flags
 from fedms_jax.config import Config
 from fedms_jax.simulation import status
 from fedms_jax.simulation.workdir import write_atomic
@@ -30,20 +31,23 @@ BACKENDS = {'local': pool.run, 'slurm': array.run, 'kubernetes': pods.run}
 class Sweep(NamedTuple):
   """A sweep in its folder.
 
-  root: absolute. flags: what all points share. points: flags of each point,
-  by the name of its folder. record: what sweep.json says beside that: what a
-  back-end has to remember.
+  root: absolute. flags: what all points share. extra: more flags for this
+  start alone, such as --break_lock. points: flags of each point, by the name
+  of its folder. record: what sweep.json says beside that: what a back-end
+  has to remember.
   """
 
   root: pathlib.Path
   flags: list[str]
+  extra: list[str]
   points: dict[str, grid.Point]
   record: dict[str, Any]
 
   def words(self, name: str) -> list[str]:
     """The flags of a point."""
     point = grid.words(self.points[name])
-    return [*self.flags, *point, f'--workdir={self.root / name}', '--resume']
+    folder = f'--workdir={self.root / name}'
+    return [*self.flags, *point, *self.extra, folder, '--resume']
 
   def write(self) -> None:
     """Writes sweep.json."""
@@ -58,16 +62,12 @@ def main(argv: Sequence[str]) -> int:
   options = _parser().parse_args(own)
   if options.collect:
     return collect(pathlib.Path(options.collect), options.output)
+  if options.jobs < 0:
+    raise ValueError(f'--jobs={options.jobs}; allowed: at least 0.')
   config = command.check(flags)
   root = pathlib.Path(command.workdir(config)).absolute()
-  sweep = plan(root, flags, grid.points(options.grid, flags))
-  todo = []
-  for name in sweep.points:
-    state = state_of(sweep.root / name, config)
-    if state in ('finished', 'running', 'running elsewhere'):
-      print(f'launch: {name}: {state}')
-    else:
-      todo.append(name)
+  sweep = _plan(root, flags, grid.points(options.grid, flags))
+  todo = [name for name in sweep.points if _to_start(sweep.root / name, config)]
   if not todo:
     print('launch: nothing is left to start')
     return 0
@@ -87,7 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     metavar='NAME=VALUES',
     help='values of a flag, 0.1,0.3,1 or 0..4; repeatable: all combinations',
   )
-  add('--jobs', type=int, default=1, help='most points at a time (0: all)')
+  add(
+    '--jobs',
+    type=int,
+    default=0,
+    help='most points at a time (0: one on this machine, all on SLURM)',
+  )
   add('--collect', default='', help='folder of a sweep: make its table')
   add(
     '--output',
@@ -102,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
   return options
 
 
-def plan(
+def _plan(
   root: pathlib.Path, flags: list[str], points: dict[str, grid.Point]
 ) -> Sweep:
   """The sweep of a folder: the points it has, and new ones.
@@ -110,19 +115,26 @@ def plan(
   Raises:
     ValueError: the folder holds a sweep of other flags.
   """
-  flags = [word for word in flags if not _is_workdir(word)]
+  names = [word.lstrip('-').partition('=')[0] for word in flags]
+  pairs = list(zip(names, flags, strict=True))
+  shared = [w for name, w in pairs if name not in fedms_flags.PER_COMMAND]
+  extra = [
+    w
+    for name, w in pairs
+    if name in fedms_flags.PER_COMMAND and name != 'workdir'
+  ]
   if not (root / RECORD).exists():
-    return Sweep(root, flags, points, {})
+    return Sweep(root, shared, extra, points, {})
   old = load(root)
-  if old.flags != flags:
+  if old.flags != shared:
     raise ValueError(
       f'{root} holds a sweep with other flags:\n'
       f'  the folder: {shlex.join(old.flags)}\n'
-      f'  this sweep: {shlex.join(flags)}\n'
+      f'  this sweep: {shlex.join(shared)}\n'
       'Choose another folder, or give the same flags; what varies goes into '
       '--grid.'
     )
-  return old._replace(points=old.points | points)
+  return old._replace(extra=extra, points=old.points | points)
 
 
 def load(root: pathlib.Path) -> Sweep:
@@ -138,21 +150,30 @@ def load(root: pathlib.Path) -> Sweep:
       f'{root} holds no sweep: it has no {RECORD}. Give the folder that was '
       '--workdir of launch.sweep.'
     ) from None
-  return Sweep(root, record.pop('flags'), record.pop('points'), record)
+  return Sweep(root, record.pop('flags'), [], record.pop('points'), record)
 
 
-def _is_workdir(word: str) -> bool:
-  return word.lstrip('-').startswith('workdir=')
-
-
-def state_of(folder: pathlib.Path, config: Config | None = None) -> str:
-  """How the run of a point stands, see `Status.state`; 'missing' without
-  one. With --break_lock a lock of another host does not count."""
+def _state(folder: pathlib.Path) -> str:
+  """How the run of a point stands, see `Status.state`; 'missing' without."""
   if not (folder / 'flags.txt').exists():
     return 'missing'
-  state = status.read(folder).state
-  broken = config is not None and config.break_lock
-  return 'killed' if broken and state == 'running elsewhere' else state
+  return status.read(folder).state
+
+
+def _to_start(folder: pathlib.Path, config: Config) -> bool:
+  """Whether a point is missing or failed; says of others what they are."""
+  state = _state(folder)
+  if state == 'running elsewhere' and config.break_lock:
+    return True
+  notes = {
+    'finished': 'finished',
+    'running': 'running',
+    'running elsewhere': 'held by another host; if nothing runs there any '
+    'more, add --break_lock after --',
+  }
+  if state in notes:
+    print(f'launch: {folder.name}: {notes[state]}')
+  return state not in notes
 
 
 def collect(root: pathlib.Path, output: str) -> int:
@@ -160,7 +181,7 @@ def collect(root: pathlib.Path, output: str) -> int:
   sweep = load(root)
   found, missing = table.rows(root, sweep.points)
   for name in missing:
-    print(f'launch: no result of {name}: {state_of(root / name)}')
+    print(f'launch: no result of {name}: {_state(root / name)}')
   path = pathlib.Path(output) if output else root / 'table.csv'
   if found:
     table.write(path, found)

@@ -59,8 +59,9 @@ def _flags(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The numbers of several groups; what is unknown (null) is no number."""
   return {
-    f'{group}.{name}': value
+    f'{group}.{name}': float('nan') if value is None else value
     for group, values in groups.items()
     for name, value in values.items()
   }

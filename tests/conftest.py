@@ -14,7 +14,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
 
-import pytest  # noqa: E402
+import pytest
 
 
 def pytest_addoption(parser):

@@ -287,11 +287,11 @@ def test_nothing_is_traced_again_at_the_same_depth():
   """One program per depth and stage, for any number of rounds and runs."""
   stages = world.stages(2, activation.dense(world.BLOCKS))
   run = {'clients': 'chunk', 'chunk': 2, 'steps': 2}
-  before = rounds.train_chunk._cache_size()
+  before = rounds.train_chunk.program()._cache_size()
   world.simulate(stages, **run)
-  assert rounds.train_chunk._cache_size() == before + 2
+  assert rounds.train_chunk.program()._cache_size() == before + 2
   world.simulate([stage._replace(rounds=4) for stage in stages], **run)
-  assert rounds.train_chunk._cache_size() == before + 2
+  assert rounds.train_chunk.program()._cache_size() == before + 2
 
 
 def test_a_client_update_may_be_any_three_functions():
@@ -320,7 +320,7 @@ def test_the_base_model_is_not_copied_per_client():
   algorithm, roles = world.first_stage()
   rows = world.cohort_rows(clients=7)
   totals = rounds.empty_totals(algorithm, roles.shared, world.BLOCKS)
-  text = rounds.train_chunk.lower(
+  text = rounds.train_chunk.program().lower(
     algorithm, roles.frozen, roles.shared, {}, world.table(), rows,
     np.ones(7, np.float32), jax.random.key(0), np.arange(7, dtype=np.uint32),
     totals, world.DENSE,

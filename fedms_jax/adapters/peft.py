@@ -192,9 +192,7 @@ def load(
   return traverse.unflatten_dict(out, sep='/'), head
 
 
-def _fill(
-  out, place: Place, block: int, a, b, order: int, where: str
-) -> None:
+def _fill(out, place: Place, block: int, a, b, order: int, where: str) -> None:
   """Puts A [r, d_in] and B [d_out, r] of a block into the stacked LoRA.
 
   order: of this kernel among the adapted ones of its module; if they were
@@ -307,7 +305,7 @@ def _read(folder: pathlib.Path):
         'plain LoRA.'
       )
   with safetensors.safe_open(folder / WEIGHTS, 'numpy') as f:
-    tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+    tensors = {name: f.get_tensor(name) for name in f.keys()}
   return config, {k: v.astype(np.float32) for k, v in tensors.items()}
 
 
@@ -318,9 +316,8 @@ def _kernels(known: list[Place]) -> str:
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
   """Writes a safetensors file that is there whole or not at all."""
   whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-  _replace(
-    path, lambda p: safetensors.numpy.save_file(whole, p, {'format': 'pt'})
-  )
+  data = safetensors.numpy.save(whole, {'format': 'pt'})
+  _replace(path, lambda p: p.write_bytes(data))
 
 
 def _replace(path: pathlib.Path, write) -> None:

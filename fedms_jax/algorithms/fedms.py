@@ -194,11 +194,16 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   )
 
 
+def uploaded(blocks: int, share: float) -> int:
+  """How many of the lowest blocks `Personal.upload` stands for."""
+  return math.ceil(share * blocks)
+
+
 def _upload_masks(blocks: int, upload: float) -> Callable:
   """The lowest `upload` share of the blocks is the server's, if active."""
   if not upload:
     return _everywhere
-  limit = math.ceil(upload * blocks)
+  limit = uploaded(blocks, upload)
 
   def masks(active):
     shared = tuple(a and b < limit for b, a in enumerate(active))
@@ -283,7 +288,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
   local logits [B, C], mixed logits [B, C])."""
   backbone, spec = setting.backbone, choice.gate
 
-  limit = math.ceil(choice.upload * backbone.blocks)
+  limit = uploaded(backbone.blocks, choice.upload)
 
   def local_stacks(roles: Roles):
     personal = roles.personal['blocks']

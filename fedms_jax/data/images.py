@@ -43,9 +43,7 @@ class Prepare(NamedTuple):
     if self.shortest:
       short, long = sorted((width, height))
       long = int(self.shortest * long / short)
-      return (
-        (self.shortest, long) if width <= height else (long, self.shortest)
-      )
+      return (self.shortest, long) if width <= height else (long, self.shortest)
     return (self.width or width, self.height or height)
 
 

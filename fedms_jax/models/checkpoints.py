@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util as traverse
@@ -37,6 +38,7 @@ SIDE_FILES = (
   'vocab.*',
   'merges.txt',
 )
+PART = 1 << 22  # values that are read at a time
 NO_PICKLES = (
   'Pickles (.bin, .pt, .ckpt) are not read: loading one runs the code in it. '
   'Convert it where you trust it, with transformers: '
@@ -238,39 +240,57 @@ def _nested(flat: dict[str, Any]) -> Tree:
 
 
 def _leaf(pieces: Sequence[Piece], found, shape, target):
-  """One leaf on its device."""
-  if pieces[0].block is None:
-    return jax.device_put(_read(pieces[0], found, shape.dtype), target)
-  stacked = jnp.zeros(shape.shape, shape.dtype, device=target)
+  """One leaf on its device, filled in place."""
+  leaf = jnp.zeros(shape.shape, shape.dtype, device=target)
   for piece in pieces:
-    row = _read(piece, found, shape.dtype)
-    stacked = _write(stacked, row, piece.block)
-  return stacked
+    first = () if piece.block is None else (piece.block,)
+    for start, part in _read(piece, found[piece.tensor], shape.dtype):
+      part = part[None] if first else part
+      # Waiting bounds how many parts are on their way at a time.
+      leaf = jax.block_until_ready(_write(leaf, part, (*first, *start)))
+  return leaf
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write(stacked, row, block):
-  """Writes a row in place: the array is donated."""
-  return jax.lax.dynamic_update_index_in_dim(stacked, row, block, axis=0)
+def _write(leaf, part, start):
+  """Writes into the leaf itself: it is donated."""
+  return jax.lax.dynamic_update_slice(leaf, part, start)
 
 
-def _read(piece: Piece, found, dtype) -> np.ndarray:
-  """A piece in our layout and type. The file is opened for each, so that no
-  more than one tensor's pages stay mapped."""
-  tensor, (part, parts) = found[piece.tensor], piece.name.part
-  with safetensors.safe_open(tensor.file, 'numpy') as f:
-    if parts == 1:
-      array = f.get_tensor(tensor.name)
-    else:
-      size = tensor.shape[-1] // parts
-      array = f.get_slice(tensor.name)[..., part * size : (part + 1) * size]
-  if piece.name.axes:
-    array = array.transpose(piece.name.axes)
-  if piece.path.endswith('/kernel_scale'):
-    return family.quantize(array.astype(np.float32), np)[1]
-  if dtype == jnp.int8:
-    return family.quantize(array.astype(np.float32), np)[0]
-  return array.astype(dtype, copy=False)
+def _read(piece: Piece, tensor: Tensor, dtype) -> Iterator[tuple]:
+  """(where it starts in our layout, part) for the parts of a tensor.
+
+  The file is opened for each part, so that no more than one part's pages stay
+  mapped.
+  """
+  unit = piece.path.endswith('/kernel_scale')
+  quantized = unit or dtype == jnp.int8
+  axes = piece.name.axes or tuple(range(len(tensor.shape)))
+  box = [slice(0, size) for size in tensor.shape]
+  number, pieces = piece.name.part
+  if pieces > 1:
+    size = tensor.shape[-1] // pieces
+    box[-1] = slice(number * size, (number + 1) * size)
+  for own in [box] if quantized else _rows(box):
+    with safetensors.safe_open(tensor.file, 'numpy') as f:
+      lazy = f.get_slice(tensor.name)
+      array = lazy[tuple(own)] if own else f.get_tensor(tensor.name)
+    array = array.transpose(axes)
+    if quantized:
+      array = family.quantize(array.astype(np.float32), np)[unit]
+    start = [own[axis].start - box[axis].start for axis in axes]
+    yield start[:-1] if unit else start, array.astype(dtype, copy=False)
+
+
+def _rows(box: list[slice]) -> Iterator[list[slice]]:
+  """Runs of rows of a box, of about `PART` values; vectors stay whole."""
+  if len(box) < 2:
+    yield box
+    return
+  first, *rest = box
+  step = max(1, PART // math.prod(s.stop - s.start for s in rest))
+  for start in range(first.start, first.stop, step):
+    yield [slice(start, min(start + step, first.stop)), *rest]
 
 
 def save(

@@ -51,7 +51,6 @@ class Checkpointer:
         max_to_keep=keep,
         # Of a process killed while it saved.
         cleanup_tmp_directories=not read_only,
-        read_only=read_only,
         create=not read_only,
         lightweight_initialize=True,  # a damaged step must not stop us here
         save_root_metadata=False,

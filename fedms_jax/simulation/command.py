@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import sys
 
 import jax
 
-from fedms_jax import build, flags
+from fedms_jax import build, flags, foundation, origin
 from fedms_jax.base import Federation, Roles
 from fedms_jax.config import Config
 from fedms_jax.data import partition
@@ -25,7 +26,7 @@ from fedms_jax.simulation import (
   writers,
 )
 from fedms_jax.simulation.state import Preempted
-from fedms_jax.simulation.workdir import Workdir
+from fedms_jax.simulation.workdir import Workdir, write_atomic
 
 
 def compilation_cache() -> None:
@@ -65,7 +66,7 @@ def run(config: Config) -> int:
 
 
 def _run(config: Config, workdir, request, timer, stack) -> int:
-  world = build.world(config)
+  world = origin.world(config)
   describe(world.data)
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
@@ -75,6 +76,8 @@ def _run(config: Config, workdir, request, timer, stack) -> int:
   keep = keeper.Memory()
   if workdir is not None:
     keep = keeper.Disk(workdir, config.checkpoint.keep)
+    facts = foundation.facts(world.data)
+    write_atomic(workdir.facts, json.dumps(facts._asdict()))
   stack.callback(keep.close)
   simulation = simulated(config, world, keep, watch)
   state = keep.restore(simulation)
@@ -91,13 +94,13 @@ def _run(config: Config, workdir, request, timer, stack) -> int:
   return 0
 
 
-def simulated(config: Config, world: build.World, keep, watch):
+def simulated(config: Config, world: origin.World, keep, watch):
   """The simulation of a world. What its server trains ahead is kept, so that
   a resumed run need not; a base model that was only loaded is read again."""
-  before = functools.cache(lambda: build.initial(config, world))
+  before = functools.cache(lambda: origin.initial(config, world))
   made = keep.pretrained(
-    build.pretrained_shapes(config, world),
-    lambda: build.pretrained(config, world, before(), watch),
+    origin.pretrained_shapes(config, world),
+    lambda: origin.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
   return driver.Simulation(

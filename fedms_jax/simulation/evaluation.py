@@ -70,6 +70,7 @@ def _summary(own, whole, new) -> dict[str, Any]:
       'own_std': float(np.std(scores)),
       'own_loss': metrics.mean_over_clients(own[f'loss/{name}']),
       'pooled': metrics.mean_over_clients(whole[key]),
+      'pooled_loss': metrics.mean_over_clients(whole[f'loss/{name}']),
       'unseen': metrics.mean_over_clients(new[key]) if new else None,
     }
     per_client[name] = [float(x) for x in scores]

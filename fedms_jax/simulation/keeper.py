@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from fedms_jax import rounds
 from fedms_jax.base import Roles, Tree
 from fedms_jax.simulation.checkpoint import Checkpointer
 from fedms_jax.simulation.client_store import ClientStore
-from fedms_jax.simulation.state import StageState
+from fedms_jax.simulation.state import Stage, StageState
 from fedms_jax.systems.ledger import Entry
 
 
@@ -128,7 +128,7 @@ class Disk(Memory):
 
   def restore(self, simulation):
     found = self._checkpoints.restore_latest(
-      lambda plain: template(simulation, plain)
+      lambda plain: template(simulation.initial, simulation.stages, plain)
     )
     if found is None:
       return None
@@ -181,13 +181,14 @@ def _plain(simulation, state: StageState) -> dict[str, Any]:
   }
 
 
-def template(simulation, plain: dict[str, Any]) -> dict[str, Any]:
+def template(
+  roles: Roles, stages: Sequence[Stage], plain: dict[str, Any]
+) -> dict[str, Any]:
   """Shapes of what `_arrays` gave, found by running the stages' beginnings
-  on shapes."""
-  roles = simulation.initial
-  for stage in simulation.stages[: plain['stage'] + 1]:
+  on shapes. roles: before the first stage, arrays or shapes."""
+  for stage in stages[: plain['stage'] + 1]:
     roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
-  algorithm = simulation.stages[plain['stage']].algorithm
+  algorithm = stages[plain['stage']].algorithm
   server = jax.eval_shape(
     lambda s: rounds.begin_server(algorithm, s), roles.shared
   )

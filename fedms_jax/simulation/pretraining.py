@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import client, metrics, rng
+from fedms_jax import client, metrics, programs, rng
 from fedms_jax.base import Algorithm, Federation, Plan, Roles, Tree
 from fedms_jax.simulation.tables import Tables
 
@@ -81,7 +80,7 @@ def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
   return rows.reshape(steps, batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=1)
+@programs.jit(static=(0, 7), donate=(1,))
 def _epoch(algorithm, carry, roles: Roles, table: Tree, rows, key, first, plan):
   """All steps of an epoch: carry -> carry; `first` is the first step."""
 

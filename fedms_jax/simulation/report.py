@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from fedms_jax import tree
+from fedms_jax.base import Task
 from fedms_jax.systems.ledger import Entry
 
 MODELS = {
@@ -37,7 +39,7 @@ def summary(
   for entry in ledgers.values():
     total = total.plus(entry)
   return {
-    'score': simulation.stages[-1].algorithm.task.name,
+    **reading(simulation.stages[-1].algorithm.task),
     **evaluation,
     'depth': {
       stage.name: [r['depth'] for r in rounds if r['stage'] == stage.name]
@@ -55,36 +57,53 @@ def summary(
 def text(result: dict[str, Any]) -> str:
   """The summary as a person reads it."""
   total, clients = result['total'], max(result['total']['client_rounds'], 1)
-  lines = [*_models(result), '']
+  lines = [*scores(result), '']
   for name, depths in result['depth'].items():
     if depths:
       lines.append(f'active blocks, {name} stage: {_runs(depths)}')
-  if 'gate_weight' in result:
-    lines.append(
-      f'gate: mean weight of the global expert {result["gate_weight"]:.2f}, '
-      f'mean entropy {result["gate_entropy"]:.2f} nats'
-    )
   up, down = total['bytes_up'], total['bytes_down']
   lines += [
-    f'bytes per client and round: {_bytes(up / clients)} up, '
-    f'{_bytes(down / clients)} down; in total {_bytes(up)} up, '
-    f'{_bytes(down)} down (once per client: base model '
-    f'{_bytes(result["base_model_bytes"])})',
-    f"a client's device: {_flops(total['client_flops'] / clients)} per "
-    f'round, at most {_bytes(total["peak_client_memory"])} of memory; all '
-    f'clients: {_flops(total["client_flops"])}',
-    f'the simulator: {_flops(total["simulator_flops"])} (columns scope '
+    f'bytes per client and round: {in_bytes(up / clients)} up, '
+    f'{in_bytes(down / clients)} down; in total {in_bytes(up)} up, '
+    f'{in_bytes(down)} down (once per client: base model '
+    f'{in_bytes(result["base_model_bytes"])})',
+    f"a client's device: {in_flops(total['client_flops'] / clients)} per "
+    f'round, at most {in_bytes(total["peak_client_memory"])} of memory; all '
+    f'clients: {in_flops(total["client_flops"])}',
+    f'the simulator: {in_flops(total["simulator_flops"])} (columns scope '
     f'{result["columns_scope"]}), {result["compile_seconds"]:.1f} s '
     f'compiling, {result["run_seconds"]:.1f} s running',
   ]
   return '\n'.join(lines)
 
 
+def reading(task: Task) -> dict[str, Any]:
+  """How the figures of a task are to be read."""
+  return {'score': task.name, 'perplexity': task.perplexity}
+
+
+def scores(result: dict[str, Any]) -> list[str]:
+  """The lines that say how good the models are, from an evaluation and
+  `reading`."""
+  lines = _models(result)
+  if 'gate_weight' in result:
+    lines += [
+      '',
+      f'gate: mean weight of the global expert {result["gate_weight"]:.2f}, '
+      f'mean entropy {result["gate_entropy"]:.2f} nats',
+    ]
+  return lines
+
+
 def _models(result: dict[str, Any]) -> list[str]:
+  columns = {name: _share for name in COLUMNS}
   head = ['', *COLUMNS.values()]
+  if result['perplexity']:
+    columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
+    head += ['own perplexity', 'pooled perplexity']
   body = [
-    [MODELS.get(name, name), *(_share(scores[c]) for c in COLUMNS)]
-    for name, scores in _in_order(result['models'])
+    [MODELS.get(name, name), *(show(found[c]) for c, show in columns.items())]
+    for name, found in _in_order(result['models'])
   ]
   title = (
     f'{result["score"]} in % ({result["clients"]} clients, '
@@ -111,6 +130,10 @@ def grid(rows: Sequence[Sequence[str]]) -> list[str]:
   ]
 
 
+def _perplexity(loss: float) -> str:
+  return f'{math.exp(min(loss, 99.0)):.4g}'
+
+
 def _share(value: float | None) -> str:
   return '-' if value is None else f'{100 * value:.1f}'
 
@@ -126,11 +149,11 @@ def _runs(depths: Sequence[float]) -> str:
   return ', '.join(f'{depth:g} x{count:g}' for depth, count in runs)
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
   return _scaled(value, 1000, ('B', 'kB', 'MB', 'GB', 'TB'))
 
 
-def _flops(value: float) -> str:
+def in_flops(value: float) -> str:
   units = ('FLOP', 'kFLOP', 'MFLOP', 'GFLOP', 'TFLOP', 'PFLOP', 'EFLOP')
   return _scaled(value, 1000, units)
 

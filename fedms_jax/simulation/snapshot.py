@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from fedms_jax.base import Tree
+from fedms_jax.base import Roles, Tree
 from fedms_jax.simulation import keeper
 from fedms_jax.simulation.checkpoint import Checkpointer
 from fedms_jax.simulation.client_store import ClientView
-from fedms_jax.simulation.state import StageState
+from fedms_jax.simulation.state import Stage, StageState
 from fedms_jax.simulation.workdir import Workdir
 
 _TRIES = 5
@@ -21,49 +24,57 @@ class Snapshot(keeper.Memory):
 
   def __init__(self, path: str | os.PathLike):
     super().__init__()
-    self._workdir = Workdir.look(path)
+    self.workdir = Workdir.look(path)
     self._views: dict[str, ClientView] = {}
 
-  def pretrained(self, shapes, train) -> Tree:
+  def pretrained(self, shapes: Tree, train: Callable[[], Tree]) -> Tree:
     del train
-    folder = self._workdir.root / 'pretrained'
-    found = self._newest(folder, {'frozen': shapes})
+    folder = self.workdir.root / 'pretrained'
+    found = _newest(folder, {'frozen': shapes})
     if found is None:
       raise ValueError(
-        f'{self._workdir.root} has no pre-trained model yet. Wait for the run '
+        f'{self.workdir.root} has no pre-trained model yet. Wait for the run '
         'to reach its first round.'
       )
-    return jax.tree.map(jax.numpy.asarray, found[1]['frozen'])
+    return jax.tree.map(jax.numpy.asarray, found['frozen'])
 
   def restore(self, simulation) -> StageState:
     """The state of the newest checkpoint."""
+    found = self.read(simulation.initial, simulation.stages)
+    return keeper.saved_state(simulation, *found)
+
+  def read(
+    self, initial: Roles, stages: Sequence[Stage]
+  ) -> tuple[dict[str, Tree], dict[str, Any]]:
+    """The newest checkpoint as (arrays, state); `store` gives the clients of
+    it from now on. initial: before the first stage, arrays or shapes."""
     for last in range(1 - _TRIES, 1):
       try:
-        return self._restored(simulation)
+        return self._read(initial, stages)
       except ValueError:
         # The run may have dropped this checkpoint while it was read.
         if not last:
           raise
     raise AssertionError
 
-  def _restored(self, simulation) -> StageState:
-    found = self._newest(
-      self._workdir.checkpoints,
-      lambda plain: keeper.template(simulation, plain),
-    )
-    if found is None:
+  def _read(self, initial, stages):
+    plain = {}
+
+    def template(state):
+      plain.update(state)
+      return keeper.template(initial, stages, state)
+
+    arrays = _newest(self.workdir.checkpoints, template)
+    if arrays is None:
       raise ValueError(
-        f'{self._workdir.root} has no checkpoint yet. Wait for the first round.'
+        f'{self.workdir.root} has no checkpoint yet. Wait for the first round.'
       )
-    _, arrays, plain = found
-    state = keeper.saved_state(simulation, arrays, plain)
-    name = simulation.stages[state.stage].name
-    if jax.tree.leaves(state.roles.personal):
-      folder = self._workdir.clients / name
-      self._views[name] = ClientView(
-        state.roles.personal, folder, simulation.version(state)
-      )
-    return state
+    if jax.tree.leaves(arrays['personal']):
+      number, name = plain['stage'], stages[plain['stage']].name
+      version = sum(s.rounds for s in stages[:number]) + plain['round']
+      folder = self.workdir.clients / name
+      self._views[name] = ClientView(arrays['personal'], folder, version)
+    return arrays, plain
 
   def store(self, name: str, initial: Tree):
     return self._views.get(name) or keeper.NoPersonal(initial)
@@ -72,11 +83,14 @@ class Snapshot(keeper.Memory):
     for view in self._views.values():
       view.close()
 
-  def _newest(self, folder, template):
-    if not folder.is_dir():
-      return None
-    reader = Checkpointer(folder, 1, read_only=True)
-    try:
-      return reader.restore_latest(template)
-    finally:
-      reader.close()
+
+def _newest(folder: pathlib.Path, template) -> dict[str, Tree] | None:
+  """The arrays of the newest checkpoint in a folder."""
+  if not folder.is_dir():
+    return None
+  reader = Checkpointer(folder, 1, read_only=True)
+  try:
+    found = reader.restore_latest(template)
+    return None if found is None else found[1]
+  finally:
+    reader.close()

@@ -7,20 +7,19 @@ which run, it was computed: resumed runs stay bitwise equal.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import columns, tree
+from fedms_jax import columns, programs, tree
 from fedms_jax.base import Algorithm, Plan, Roles
 
 TableDict = dict[str, jax.Array]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
+@programs.jit(static=(0, 5), donate=(4,))
 def _fill(algorithm: Algorithm, roles: Roles, raw, start, derived, plan: Plan):
   """Derives one block of raw rows and writes it at row `start`."""
   new = algorithm.columns(roles, raw, plan)

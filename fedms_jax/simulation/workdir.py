@@ -1,6 +1,7 @@
 """The folder of a run: who may write to it, and what lies where.
 
 flags.txt       the options of the run; --flagfile repeats it
+data.json       what the model knows of the data: names of the classes, T
 lock.json       the process that writes here now
 metrics.jsonl   one line per stage and round
 summary.json    the final table
@@ -134,6 +135,10 @@ class Workdir:
   @property
   def flags(self) -> pathlib.Path:
     return self.root / 'flags.txt'
+
+  @property
+  def facts(self) -> pathlib.Path:
+    return self.root / 'data.json'
 
   @property
   def metrics(self) -> pathlib.Path:

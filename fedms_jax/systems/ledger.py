@@ -109,17 +109,25 @@ class Meter:
       peak_client_bytes_up=float(self.up(plan.active)),
     )
 
-  def memory(self, plan: Plan) -> float:
-    """Peak bytes of a client's device under a plan."""
+  def trained(self, plan: Plan) -> int:
+    """Bytes of what a client trains under a plan."""
     shared, personal = self._algorithm.masks(plan.active)
-    trained = _part_bytes(self._shapes.shared, shared)
-    trained += _part_bytes(self._shapes.personal, personal)
-    total = tree.nbytes(self._shapes)
+    size = _part_bytes(self._shapes.shared, shared)
+    return size + _part_bytes(self._shapes.personal, personal)
+
+  def memory(self, plan: Plan, clients: int = 1) -> float:
+    """Peak bytes of a device that trains so many clients at once; they share
+    what is frozen."""
+    trained, total = self.trained(plan), tree.nbytes(self._shapes)
+    one = self._memory(plan, trained, total - trained)
+    return one + (clients - 1) * (one - (total - trained))
+
+  def _memory(self, plan: Plan, trained: float, frozen: float) -> float:
     return cost.client_memory(
       self._backbone.cost,
       self._algorithm.work,
       plan,
-      frozen=total - trained,
+      frozen=frozen,
       trained=trained,
       slots=self._slots,
       batch=self._batch,

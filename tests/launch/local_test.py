@@ -64,21 +64,40 @@ def test_the_flags_of_a_run_do_not_depend_on_how_it_was_started(tmp_path):
   assert one == two
 
 
+# Process i does the i-th word of $DO: ends with that code, or is killed.
+PROGRAM = """\
+#!/bin/bash
+words=($DO)
+for flag; do
+  [[ $flag == --distributed.process_id=* ]] && word=${words[${flag#*=}]}
+done
+[[ $word == kill ]] && kill -KILL $$
+exit "$word"
+"""
+
+
 @pytest.mark.parametrize(
-  ('told', 'code', 'words'),
+  ('words', 'code', 'said'),
   [
-    ({'1': 'exit 75', '0': 'exit 75'}, 75, 'to be resumed'),
-    ({'1': 'exit 2', '0': 'exit 75'}, 2, 'process 1 user error'),
-    ({'1': 'exit 75', '0': 'exit 2'}, 2, 'process 0 user error'),
-    ({'1': 'exit 1', '0': 'exit 75'}, 1, 'process 1 crashed'),
-    ({'1': 'die SIGKILL', '0': 'exit 75'}, 75, 'killed by SIGKILL'),
-    ({'1': 'die SIGKILL'}, 75, 'killed by SIGKILL'),
+    ('0 0', 0, ''),
+    ('75 75', 75, 'process 1 to be resumed'),
+    ('75 2', 2, 'process 1 user error'),
+    ('2 75', 2, 'process 0 user error'),
+    ('75 1', 1, 'process 1 crashed'),
+    ('75 kill', 75, 'process 1 killed by SIGKILL'),
+    ('0 kill', 75, 'process 1 killed by SIGKILL'),
   ],
 )
-def test_exit_codes_of_processes_become_one(tmp_path, told, code, words):
-  run = launcher(flags=[f'--workdir={tmp_path}'], told=told)
-  _, err = run.communicate()
-  assert (run.returncode, words in err) == (code, True), err
+def test_exit_codes_of_processes_become_one(
+  tmp_path, monkeypatch, capsys, words, code, said
+):
+  program = tmp_path / 'program'
+  program.write_text(PROGRAM)
+  program.chmod(0o700)
+  monkeypatch.setenv('DO', words)
+  own = [f'--program={program}', '--', f'--workdir={tmp_path / "run"}']
+  assert local.main(own) == code
+  assert said in capsys.readouterr().err
 
 
 def test_a_signal_reaches_every_process_once_and_the_code_is_passed_on(
@@ -125,14 +144,18 @@ def test_peers_of_a_lost_process_are_stopped_after_the_timeout(tmp_path):
   [
     (['--processes=0'], [], 'at least 1'),
     ([], ['--lora.rnk=3'], 'Did you mean --lora.rank'),
-    (['--proceses=3'], [], '--proceses'),
   ],
 )
 def test_user_errors_start_nothing(tmp_path, own, flags, words):
-  run = launcher(*own, flags=[*flags, f'--workdir={tmp_path}'])
-  _, err = run.communicate()
-  assert (run.returncode, words in err) == (2, True), err
+  with pytest.raises(ValueError, match=words):
+    local.main([*own, '--', *flags, f'--workdir={tmp_path}'])
   assert not list(tmp_path.iterdir())
+
+
+def test_a_user_error_is_one_line_and_code_2():
+  run = launcher(flags=['--lora.rnk=3'])
+  out, err = run.communicate()
+  assert (run.returncode, out, err.count('\n')) == (2, '', 1)
 
 
 def test_processes_share_out_the_gpus():

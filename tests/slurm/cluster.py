@@ -134,11 +134,15 @@ class Cluster:
         self.run('scontrol', 'update', f'jobid={job}', 'starttime=now+2')
     return self.field(job, 'JobState')
 
-  def wait(self, job: str, seconds: float = 60.0) -> str:
-    """Waits until a job has ended; gives its last state."""
-    over = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'PREEMPTED')
-    self._wait_for(lambda: self.state(job) in over, job, seconds)
-    return self.state(job)
+  def wait(self, *jobs: str, seconds: float = 60.0) -> list[str]:
+    """Waits until jobs have ended; gives their last states."""
+    over = {'COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'PREEMPTED'}
+
+    def ended() -> bool:
+      return set([self.state(job) for job in jobs]) <= over
+
+    self._wait_for(ended, ', '.join(jobs), seconds)
+    return [self.state(job) for job in jobs]
 
   def _configure(self) -> None:
     ports = _free_ports(1 + len(NODES))

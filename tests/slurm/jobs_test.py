@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from launch import sweep
 from tests.launch import local_test
 from tests.slurm import cluster as clusters
 
@@ -53,7 +54,7 @@ def ready(folder, process=0):
 
 def outcome(cluster, job):
   """State, number of restarts, and exit code of a job that has ended."""
-  state = cluster.wait(job)
+  (state,) = cluster.wait(job)
   code = cluster.field(job, 'ExitCode').partition(':')[0]
   return state, int(cluster.field(job, 'Restarts')), int(code)
 
@@ -64,6 +65,7 @@ def outcome(cluster, job):
   ids=['nodes', 'processes', 'one'],
 )
 def test_processes_find_each_other(cluster, tmp_path, own):
+  tmp_path = tmp_path / "it's 50%j"
   job = submit(cluster, tmp_path, *own)
   assert outcome(cluster, job) == ('COMPLETED', 0, 0)
   if own[0].startswith('--cpus'):
@@ -131,3 +133,41 @@ def test_a_cancelled_job_stays_cancelled(cluster, tmp_path):
 def test_a_job_that_never_gets_on_is_given_up(cluster, tmp_path):
   job = submit(cluster, tmp_path, '--max_restarts=1', told='exit 75')
   assert outcome(cluster, job) == ('FAILED', 1, 75)
+
+
+def start_sweep(cluster, folder, told='run'):
+  """Starts a sweep of four points as an array; gives what it says."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.sweep', '--backend=slurm', STAND_IN]
+    + ['--grid=seed=0..3', '--', f'--workdir={folder}'],
+    cwd=ROOT,
+    env=cluster.environment | {'STAND_IN': told},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_a_sweep_as_an_array_runs_again_what_was_killed(
+  cluster, tmp_path, capsys
+):
+  said = start_sweep(cluster, tmp_path, told='once wait')
+  job = re.search(r'job array (\d+) of 4 points', said)[1]
+  tasks = {f'seed={i}': f'{job}_{i}' for i in range(4)}
+  again = start_sweep(cluster, tmp_path)
+  assert 'submitted' not in again, again
+  for name, task in tasks.items():
+    wait_for(ready(tmp_path / name))
+    killed = name == 'seed=2'
+    cluster.run('scancel', *[] if killed else ['--signal=USR1'], task)
+  cluster.wait(*tasks.values())
+  ends = [outcome(cluster, task)[:2] for task in tasks.values()]
+  kept = ('COMPLETED', 1)
+  assert ends == [kept, kept, ('CANCELLED', 0), kept]
+  again = start_sweep(cluster, tmp_path)
+  job = re.search(r'job array (\d+) of 1 points', again)[1]
+  assert outcome(cluster, f'{job}_0') == ('COMPLETED', 0, 0)
+  assert sweep.main([f'--collect={tmp_path}']) == 0
+  assert '4 of 4 points' in capsys.readouterr().out
+  assert 'nothing is left' in start_sweep(cluster, tmp_path)

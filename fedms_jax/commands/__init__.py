@@ -23,7 +23,7 @@ class Command(NamedTuple):
 COMMANDS = {
   'export': Command(
     'write a model of a workdir for PEFT or transformers',
-    'fedms_jax.simulation.export',
+    'fedms_jax.commands.export',
     {
       'what': (
         'global',
@@ -36,12 +36,12 @@ COMMANDS = {
   ),
   'eval': Command(
     'evaluate the newest checkpoint of a workdir, finished or running',
-    'fedms_jax.simulation.reevaluation',
+    'fedms_jax.commands.evaluation',
     {},
   ),
   'plan': Command(
     'what a model would cost, from its config.json alone',
-    'fedms_jax.systems.plan',
+    'fedms_jax.commands.plan',
     {'classes': (10, 'classes of the head')},
   ),
 }

@@ -1,0 +1,31 @@
+"""`fedms eval`: the models of a workdir, finished or running, evaluated now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedms_jax import flags, origin
+from fedms_jax.simulation import command, evaluation, observer, report
+from fedms_jax.simulation.snapshot import Snapshot
+
+
+def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
+  """Prints the scores of the newest checkpoint; nothing is written."""
+  config, _ = flags.parse_for_workdir(words, extra, free='eval')
+  command.compilation_cache()
+  snapshot = Snapshot(config.workdir)
+  try:
+    world = origin.world(config)
+    watch = observer.Observers()
+    simulation = command.simulated(config, world, snapshot, watch)
+    state = snapshot.restore(simulation)
+    scope = evaluation.Scope(config.eval.clients, config.eval.pooled_rows)
+    scores = evaluation.evaluate(simulation, state, scope)
+  finally:
+    snapshot.close()
+  stage = simulation.stages[state.stage]
+  task = stage.algorithm.task
+  print(f'{stage.name} stage, after {state.round} of {stage.rounds} rounds')
+  print('\n'.join(report.scores(scores | report.reading(task))))
+  return 0

@@ -1,0 +1,152 @@
+"""`fedms plan`: what a model would cost, from shapes alone.
+
+Nothing is allocated and no weight is read: parameters come from
+`jax.eval_shape` and costs from the analytic model of `systems/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from fedms_jax import build, flags, foundation, tree
+from fedms_jax.algorithms import fedms
+from fedms_jax.base import Algorithm, Backbone, Plan, Roles
+from fedms_jax.config import Config
+from fedms_jax.models.family import Model
+from fedms_jax.simulation.report import grid, in_bytes, in_flops
+from fedms_jax.systems.ledger import Meter
+
+_MOST_ROWS = 12  # of depths in a table
+
+
+class Shapes(NamedTuple):
+  """A model, and its stages with the shapes of their roles."""
+
+  model: Model
+  stages: list[tuple[Algorithm, Roles]]
+
+
+def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
+  """Prints the plan of --model.name."""
+  config, values = flags.parse_command(words, extra)
+  checkpoint = foundation.find(config, weights=False)
+  if checkpoint is None:
+    raise ValueError(
+      'fedms plan needs --model.name=<Hub id or folder>; the built-in vit has '
+      'its shape from the data.'
+    )
+  names = tuple(map(str, range(values['classes'])))
+  tokens = foundation.text_length(config, checkpoint)
+  facts = foundation.Facts(names, tokens)
+  shapes = shaped(config, foundation.loadable(config, checkpoint, facts))
+  print('\n'.join(text(config, shapes)))
+  return 0
+
+
+def shaped(config: Config, model: Model) -> Shapes:
+  """The stages of a run of this model, as shapes."""
+  backbone, key = model.backbone, jax.random.key(0)
+  roles = jax.eval_shape(
+    lambda k: fedms.start(backbone.init(k), backbone.init_head(k)), key
+  )
+  stages = []
+  # The gate's size depends on classes only where it weighs each of them.
+  for stage in build.stages(config, backbone, _classes(backbone)):
+    roles = jax.eval_shape(stage.algorithm.begin, key, roles)
+    stages.append((stage.algorithm, roles))
+  return Shapes(model, stages)
+
+
+def _classes(backbone: Backbone) -> int:
+  head = jax.eval_shape(backbone.init_head, jax.random.key(0))
+  return head['kernel'].shape[-1] if head else 1
+
+
+def text(config: Config, shapes: Shapes) -> list[str]:
+  """The lines of the plan."""
+  backbone = shapes.model.backbone
+  (algorithm, roles), *_ = shapes.stages
+  base, blocks = roles.frozen['base'], roles.shared['blocks']
+  count, adapted = tree.size(base), tree.size(blocks)
+  lines = [
+    f'{config.model.name}: {count:,} parameters in {backbone.blocks} blocks '
+    f'of width {backbone.width}, {in_bytes(tree.nbytes(base))} as '
+    f'{config.model.storage}; T = {backbone.cost.tokens}',
+    f'LoRA of rank {config.lora.rank} on {config.lora.targets}: {adapted:,} '
+    f'parameters ({100 * adapted / count:.3f} %), head: '
+    f'{tree.size(roles.shared["head"]):,}',
+    f'a step has {config.client.batch_size} examples',
+  ]
+  for algorithm, roles in shapes.stages:
+    lines += ['', f'stage {algorithm.name}']
+    lines += _depths(config, shapes, algorithm, roles)
+  return [*lines, '', *_cohorts(config, shapes)]
+
+
+def _meter(config, shapes: Shapes, algorithm, roles) -> Meter:
+  options = build.options(config)
+  return Meter(
+    shapes.model.backbone,
+    algorithm,
+    roles,
+    batch=options.batch_size,
+    slots=options.slots,
+  )
+
+
+def plan_of(blocks: int, depth: int) -> Plan:
+  """The top `depth` blocks active, and nothing else ever."""
+  return Plan(tuple(b >= blocks - depth for b in range(blocks)), blocks - depth)
+
+
+def _depths(config, shapes: Shapes, algorithm, roles) -> list[str]:
+  """One line per depth: bytes, FLOPs and memory of a client."""
+  blocks, batch = shapes.model.backbone.blocks, config.client.batch_size
+  meter = _meter(config, shapes, algorithm, roles)
+  rows = [
+    ['depth', 'trained', 'up', 'down', "client's FLOPs a step", 'its memory',
+     "simulator's FLOPs a step"]
+  ]  # fmt: skip
+  for depth in _shown(blocks):
+    plan = plan_of(blocks, depth)
+    entry = meter.group(
+      plan, plan.active, clients=1, newcomers=0, examples=batch, derived=0,
+      scope='run',
+    )  # fmt: skip
+    rows.append(
+      [
+        str(depth),
+        in_bytes(meter.trained(plan)),
+        in_bytes(entry.bytes_up),
+        in_bytes(entry.bytes_down),
+        in_flops(entry.client_flops),
+        in_bytes(entry.peak_client_memory),
+        in_flops(entry.simulator_flops),
+      ]
+    )
+  return grid(rows)
+
+
+def _shown(blocks: int) -> list[int]:
+  """All depths, or 1, 2, 4, ... if they are many."""
+  if blocks <= _MOST_ROWS:
+    return list(range(1, blocks + 1))
+  return sorted({min(2**i, blocks) for i in range(blocks.bit_length() + 1)})
+
+
+def _cohorts(config, shapes: Shapes) -> list[str]:
+  """Memory of a device that simulates so many clients at once."""
+  algorithm, roles = shapes.stages[-1]
+  blocks = shapes.model.backbone.blocks
+  meter = _meter(config, shapes, algorithm, roles)
+  widths = sorted({1, 8, 32, config.cohort.size})
+  rows = [['clients at once', *map(str, widths)]]
+  for depth in dict.fromkeys((1, (blocks + 1) // 2, blocks)):
+    plan = plan_of(blocks, depth)
+    sizes = [in_bytes(meter.memory(plan, width)) for width in widths]
+    rows.append([f'depth {depth}', *sizes])
+  title = f"memory of the simulator's device, stage {algorithm.name}"
+  return [f'{title} (parameters once, no derived columns)', *grid(rows)]
