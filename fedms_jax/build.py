@@ -177,10 +177,12 @@ def schedule(
   budgets = _numbers('schedule.budgets', s.budgets, blocks)
   depths = _numbers('schedule.depths', s.depths, blocks)
 
-  def trigger(first: int) -> activation.Trigger:
+  def trigger(first: int, rows: int) -> activation.Trigger:
+    # A score of few rows moves in steps; what is under a few of them is noise.
+    eps = max(s.eps, s.resolution / max(rows, 1))
     return {
       'queue': lambda: activation.queue(
-        first, cap, length=s.queue_length, eps=s.eps, step=s.step
+        first, cap, length=s.queue_length, eps=eps, step=s.step
       ),
       'fixed': lambda: activation.fixed(
         first, cap, interval=s.interval, step=s.step
@@ -196,7 +198,7 @@ def schedule(
       'manual': lambda: activation.manual(depths, cap),
     }[s.name]()
 
-  trigger(min(s.start, cap))  # fails early where it fails
+  trigger(min(s.start, cap), 1)  # fails early where it fails
 
   def make(handover: Handover) -> activation.Schedule:
     measured = handover.importance() if s.order == 'importance' else None
@@ -204,7 +206,8 @@ def schedule(
     first = min(s.start, cap)
     if start == 'inherit' and handover.active is not None:
       first = max(first, min(cap, sum(handover.active)))
-    when = activation.dense(cap) if start == 'dense' else trigger(first)
+    dense = start == 'dense'
+    when = activation.dense(cap) if dense else trigger(first, handover.rows)
     return activation.schedule(when, order, budgets=budgets, seed=seed)
 
   return make

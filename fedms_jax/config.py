@@ -249,6 +249,9 @@ class ScheduleConfig:
   eps: float = opt(
     0.01, 'queue range under which training has settled', above=0.0
   )
+  resolution: float = opt(
+    3.0, 'scores that differ by fewer validation rows count as equal', low=0.0
+  )
   interval: int = opt(5, 'rounds between activations, for fixed', low=1)
   probability: float = opt(
     0.2, 'chance of an activation per round, for random', above=0.0, high=1.0

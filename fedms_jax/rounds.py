@@ -18,6 +18,8 @@ import optax
 from fedms_jax import client, columns, metrics, programs, rng, tree
 from fedms_jax.base import Algorithm, ClientResult, Plan, Roles, Tree
 
+GROUP_BYTES = 64e6  # of the logits of all models, in evaluation
+
 
 class Totals(NamedTuple):
   """What a round has gathered so far.
@@ -286,12 +288,40 @@ def evaluate_chunk(
 
 
 def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
-  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats."""
+  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats.
+
+  A language model's logits are a vocabulary wide for each token, so its rows
+  are taken in groups that fit into `GROUP_BYTES`.
+  """
+
+  def group(rows):
+    return _evaluated(algorithm, roles, table, rows, plan, names)
+
+  if not algorithm.task.perplexity:
+    return group(rows)
+  shapes = jax.eval_shape(
+    lambda row: _predicted(algorithm, roles, table, row, plan)[1], rows[:1]
+  )
+  size = max(1, int(GROUP_BYTES // tree.nbytes(shapes.logits)))
+  if size >= len(rows):
+    return group(rows)
+  rows = jnp.pad(rows, (0, -len(rows) % size), constant_values=-1)
+  sums = jax.lax.map(group, rows.reshape(-1, size))
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def _predicted(algorithm, roles: Roles, table, rows, plan: Plan):
+  """(batch, prediction) of rows [V]."""
   batch = columns.take(table, rows)
   batch = columns.complete(
     algorithm, Roles(roles.frozen, roles.shared, None), batch, plan
   )
-  prediction = algorithm.predict(roles, batch, plan)
+  return batch, algorithm.predict(roles, batch, plan)
+
+
+def _evaluated(algorithm, roles: Roles, table, rows, plan: Plan, names):
+  """`evaluate`, on all rows at once."""
+  batch, prediction = _predicted(algorithm, roles, table, rows, plan)
   sums = {}
   for name in names or prediction.logits:
     logits = prediction.logits[name]

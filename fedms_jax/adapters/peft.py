@@ -37,6 +37,19 @@ _USUAL = {
 }
 
 
+# transformers 5 has other names for the modules of ViT and DeiT than their
+# files have, and PEFT does not translate them: adapters are written under both.
+_NEWER = {
+  '.encoder.layer.': '.layers.',
+  '.attention.attention.query': '.attention.q_proj',
+  '.attention.attention.key': '.attention.k_proj',
+  '.attention.attention.value': '.attention.v_proj',
+  '.attention.output.dense': '.attention.o_proj',
+  '.intermediate.dense': '.mlp.fc1',
+  '.output.dense': '.mlp.fc2',
+}
+
+
 class Place(NamedTuple):
   """Where the LoRA of one kernel lies: the module's name with `{}` for the
   number of the block, which of its equal parts, and the first number."""
@@ -102,10 +115,11 @@ def save(
     blocks = len(flat[f'{shared[0].target}/a'])
     for block in range(blocks):
       a, b = _joined(flat, shared, block)
-      name = shared[0].of(block).removeprefix(prefix)
-      tensors[f'{_ROOT}{name}.lora_A.weight'] = a
-      tensors[f'{_ROOT}{name}.lora_B.weight'] = b
-      names.add(name)
+      for name in _spellings(model, shared[0].of(block)):
+        name = name.removeprefix(prefix)
+        tensors[f'{_ROOT}{name}.lora_A.weight'] = a
+        tensors[f'{_ROOT}{name}.lora_B.weight'] = b
+        names.add(name)
     if len(shared) > 1:
       ranks[module.partition('{}.')[2]] = len(shared)
   config = {
@@ -163,8 +177,12 @@ def load(
   by_module = {}
   for place in known:
     for block in range(model.backbone.blocks):
-      for name in {place.of(block), place.of(block).removeprefix(model.prefix)}:
-        by_module.setdefault(name, []).append((place, block))
+      for name in _spellings(model, place.of(block)):
+        pair = (place, block)
+        by_module.setdefault(name, []).append(pair)
+        if model.prefix:
+          bare = name.removeprefix(model.prefix)
+          by_module.setdefault(bare, []).append(pair)
   for module, pairs in by_module.items():
     names = [f'{_ROOT}{module}.lora_{x}.weight' for x in 'AB']
     if not all(name in tensors for name in names):
@@ -256,6 +274,16 @@ def _short(names: Collection[str], modules: Collection[str]) -> list[str]:
   ends = {re.sub(r'^.*?\.\d+\.', '', name) for name in names}
   meant = {m for m in modules if any(m.endswith(f'.{end}') for end in ends)}
   return sorted(ends if len(meant) <= len(names) else names)
+
+
+def _spellings(model: Model, name: str) -> list[str]:
+  """The names that a module has in different versions of transformers."""
+  if model.prefix not in ('vit.', 'deit.'):
+    return [name]
+  newer = name
+  for old, new in _NEWER.items():
+    newer = newer.replace(old, new)
+  return [name, newer]
 
 
 def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:

@@ -39,6 +39,11 @@ COMMANDS = {
     'fedms_jax.commands.evaluation',
     {},
   ),
+  'status': Command(
+    'how the run of a workdir stands, from any machine that sees it',
+    'fedms_jax.commands.status',
+    {},
+  ),
   'plan': Command(
     'what a model would cost, from its config.json alone',
     'fedms_jax.commands.plan',

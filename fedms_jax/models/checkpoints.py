@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util as traverse
@@ -25,9 +24,10 @@ import safetensors
 import safetensors.numpy
 
 from fedms_jax.base import Tree
-from fedms_jax.models import family, renaming
+from fedms_jax.models import renaming, tensors
 from fedms_jax.models.family import Model
 from fedms_jax.models.renaming import Piece
+from fedms_jax.models.tensors import Tensor
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -38,21 +38,12 @@ SIDE_FILES = (
   'vocab.*',
   'merges.txt',
 )
-PART = 1 << 22  # values that are read at a time
 NO_PICKLES = (
   'Pickles (.bin, .pt, .ckpt) are not read: loading one runs the code in it. '
   'Convert it where you trust it, with transformers: '
   "AutoModel.from_pretrained(name).save_pretrained('folder') writes "
   'safetensors.'
 )
-
-
-class Tensor(NamedTuple):
-  """A tensor in a file; not read yet."""
-
-  file: pathlib.Path
-  name: str
-  shape: tuple[int, ...]
 
 
 class Checkpoint(NamedTuple):
@@ -82,8 +73,8 @@ def find(name: str, *, revision: str = '', weights: bool = True) -> Checkpoint:
       '`save_pretrained` writes it.'
     )
   preprocessor = _json(folder / 'preprocessor_config.json')
-  tensors = _tensors(folder) if weights else {}
-  return Checkpoint(folder, config, preprocessor, tensors)
+  listed = _listed(folder) if weights else {}
+  return Checkpoint(folder, config, preprocessor, listed)
 
 
 def _download(name: str, revision: str, weights: bool) -> pathlib.Path:
@@ -121,7 +112,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
   return json.loads(path.read_text(encoding='utf-8'))
 
 
-def _tensors(folder: pathlib.Path) -> dict[str, Tensor]:
+def _listed(folder: pathlib.Path) -> dict[str, Tensor]:
   index = _json(folder / INDEX).get('weight_map', {})
   files = sorted({folder / file for file in index.values()})
   absent = [file.name for file in files if not file.is_file()]
@@ -134,12 +125,7 @@ def _tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     files = [folder / WEIGHTS]
   if not files:
     raise ValueError(f'{folder} has no {WEIGHTS} and no {INDEX}. {NO_PICKLES}')
-  out = {}
-  for file in files:
-    with safetensors.safe_open(file, 'numpy') as f:
-      for name in f.keys():
-        out[name] = Tensor(file, name, tuple(f.get_slice(name).get_shape()))
-  return out
+  return tensors.listed(files)
 
 
 def _flat(tree: Tree) -> dict[str, Any]:
@@ -224,7 +210,7 @@ def load(
       array = jnp.asarray(given[path], shape.dtype).reshape(shape.shape)
       out[path] = jax.device_put(array, target)
     else:
-      out[path] = _leaf(by_path[path], found, shape, target)
+      out[path] = tensors.leaf(by_path[path], found, shape, target)
   params = _nested(out)
   return params, params.pop('head', {} if head else None)
 
@@ -237,60 +223,6 @@ def _nested(flat: dict[str, Any]) -> Tree:
   """The parameters of flat leaves; parts without a leaf are there, too."""
   empty = {'stem': {}, 'blocks': {}, 'final': {}}
   return empty | traverse.unflatten_dict(flat, sep='/')
-
-
-def _leaf(pieces: Sequence[Piece], found, shape, target):
-  """One leaf on its device, filled in place."""
-  leaf = jnp.zeros(shape.shape, shape.dtype, device=target)
-  for piece in pieces:
-    first = () if piece.block is None else (piece.block,)
-    for start, part in _read(piece, found[piece.tensor], shape.dtype):
-      part = part[None] if first else part
-      # Waiting bounds how many parts are on their way at a time.
-      leaf = jax.block_until_ready(_write(leaf, part, (*first, *start)))
-  return leaf
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _write(leaf, part, start):
-  """Writes into the leaf itself: it is donated."""
-  return jax.lax.dynamic_update_slice(leaf, part, start)
-
-
-def _read(piece: Piece, tensor: Tensor, dtype) -> Iterator[tuple]:
-  """(where it starts in our layout, part) for the parts of a tensor.
-
-  The file is opened for each part, so that no more than one part's pages stay
-  mapped.
-  """
-  unit = piece.path.endswith('/kernel_scale')
-  quantized = unit or dtype == jnp.int8
-  axes = piece.name.axes or tuple(range(len(tensor.shape)))
-  box = [slice(0, size) for size in tensor.shape]
-  number, pieces = piece.name.part
-  if pieces > 1:
-    size = tensor.shape[-1] // pieces
-    box[-1] = slice(number * size, (number + 1) * size)
-  for own in [box] if quantized else _rows(box):
-    with safetensors.safe_open(tensor.file, 'numpy') as f:
-      lazy = f.get_slice(tensor.name)
-      array = lazy[tuple(own)] if own else f.get_tensor(tensor.name)
-    array = array.transpose(axes)
-    if quantized:
-      array = family.quantize(array.astype(np.float32), np)[unit]
-    start = [own[axis].start - box[axis].start for axis in axes]
-    yield start[:-1] if unit else start, array.astype(dtype, copy=False)
-
-
-def _rows(box: list[slice]) -> Iterator[list[slice]]:
-  """Runs of rows of a box, of about `PART` values; vectors stay whole."""
-  if len(box) < 2:
-    yield box
-    return
-  first, *rest = box
-  step = max(1, PART // math.prod(s.stop - s.start for s in rest))
-  for start in range(first.start, first.stop, step):
-    yield [slice(start, min(start + step, first.stop)), *rest]
 
 
 def save(

@@ -110,6 +110,13 @@ class Simulation:
     """Rounds done over all stages."""
     return sum(s.rounds for s in self.stages[: state.stage]) + state.round
 
+  def _score_rows(self) -> int:
+    """Validation rows that a score rests on, once enough clients were met."""
+    sizes = self.federation.validation.sizes()
+    clients = max(self.options.reports, self.options.cohort)
+    each = np.minimum(sizes, self.options.validation_rows).mean()
+    return round(min(clients, len(sizes)) * float(each))
+
   def _begin(self, index: int, before: Roles, inherited, importance):
     """The state before the first round of a stage."""
     stage = self.stages[index]
@@ -122,7 +129,7 @@ class Simulation:
         measured[0] = block_importance(self, index, roles)
       return measured[0]
 
-    schedule = stage.schedule(Handover(inherited, measure))
+    schedule = stage.schedule(Handover(inherited, measure, self._score_rows()))
     return StageState(
       stage=index,
       round=0,
@@ -142,7 +149,9 @@ class Simulation:
     """All rounds of a stage that are left."""
     stage, o = self.stages[state.stage], self.options
     importance = state.importance
-    schedule = stage.schedule(Handover(state.inherited, lambda: importance))
+    schedule = stage.schedule(
+      Handover(state.inherited, lambda: importance, self._score_rows())
+    )
     store = self.keeper.store(stage.name, state.roles.personal)
     sample = self.sampler(state.stage)
     self.tables.forget()

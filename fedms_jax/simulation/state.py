@@ -13,11 +13,12 @@ from fedms_jax.systems.ledger import Entry
 
 class Handover(NamedTuple):
   """What a schedule may know when its stage begins: the last active set of
-  the stage before (None for the first), and the importance of each block,
-  measured on demand."""
+  the stage before (None for the first), the importance of each block,
+  measured on demand, and how many validation rows a score rests on."""
 
   active: ActiveSet | None
   importance: Callable[[], list[float]]
+  rows: int
 
 
 class Stage(NamedTuple):

@@ -5,12 +5,10 @@ Nothing is written and nothing locked, so the run may go on meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedms_jax.simulation import workdir, writers
@@ -111,21 +109,6 @@ def text(path: str | pathlib.Path, status: Status) -> str:
     rows.append(['time left', f'about {_duration(status.left)}'])
   rows.append(['checkpoint', _saved(status)])
   return '\n'.join([str(path), *(f'  {a:<12}{b}' for a, b in rows)])
-
-
-def main(argv: Sequence[str]) -> int:
-  """The command `fedms status`; argv are the words after it.
-
-  Raises:
-    ValueError: the folder holds no run.
-  """
-  parser = argparse.ArgumentParser(
-    prog='fedms status', description='Shows how a run stands.'
-  )
-  parser.add_argument('--workdir', required=True, help='folder of the run')
-  options = parser.parse_args(argv)
-  print(text(options.workdir, read(options.workdir)))
-  return 0
 
 
 _ADVICE = {

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from launch import kubernetes
-from tests.launch import local_test
+from tests.launch import runs
 
 VERSIONS = ('1.31', '1.37')  # the oldest that has all fields, and a new one
-PROGRAM = f'--program={shlex.join(local_test.STAND_IN)}'
+PROGRAM = f'--program={shlex.join(runs.STAND_IN)}'
 
 
 def documents(capsys, *own, flags=()):
@@ -88,7 +88,7 @@ def test_the_commands_of_pods_find_each_other(capsys, tmp_path):
     done = subprocess.run(
       words,
       env=os.environ | given,
-      cwd=local_test.ROOT,
+      cwd=runs.ROOT,
       capture_output=True,
       text=True,
       check=True,

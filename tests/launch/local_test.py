@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import shlex
 import signal
@@ -13,29 +12,20 @@ import time
 import pytest
 
 from launch import command, local
-
-ROOT = pathlib.Path(__file__).parents[2]
-STAND_IN = [sys.executable, '-m', 'tests.launch.stand_in']
+from tests.launch import runs
 
 
 def launcher(*own, flags=(), told=None):
   return subprocess.Popen(
     [sys.executable, '-m', 'launch.local']
-    + [f'--program={shlex.join(STAND_IN)}', *own, '--', *flags],
-    cwd=ROOT,
+    + [f'--program={shlex.join(runs.STAND_IN)}', *own, '--', *flags],
+    cwd=runs.ROOT,
     env=os.environ | ({} if told is None else {'STAND_IN': json.dumps(told)}),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
   )
-
-
-def places(folder):
-  """What each process found, from the log files."""
-  logs = sorted(folder.glob('logs/process-*.log'))
-  found = [re.search(r'place (.*) timeout (.*)', p.read_text()) for p in logs]
-  return [(json.loads(m[1]), m[2]) for m in found]
 
 
 def test_each_process_has_its_place_and_its_log(tmp_path):
@@ -45,7 +35,7 @@ def test_each_process_has_its_place_and_its_log(tmp_path):
   )
   out, err = done.communicate()
   assert done.returncode == 0, err
-  found = places(tmp_path)
+  found = runs.places(tmp_path)
   coordinator = found[0][0][0]
   assert re.fullmatch(r'127\.0\.0\.1:\d+', coordinator)
   assert found == [([coordinator, 3, i, None], '7') for i in range(3)]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from launch import slurm
-from tests.launch import local_test
+from tests.launch import runs
 
 # Process i does the i-th word of $DO: ends with that code, or is killed.
 PROGRAM = """\
@@ -48,7 +48,7 @@ def fakes(tmp_path, monkeypatch):
     (folder / name).write_text(text)
     (folder / name).chmod(stat.S_IRWXU)
   monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
-  monkeypatch.chdir(local_test.ROOT)
+  monkeypatch.chdir(runs.ROOT)
   return folder / 'heard'
 
 

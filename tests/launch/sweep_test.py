@@ -14,9 +14,9 @@ import yaml
 
 from fedms_jax import config, flags
 from launch import sweep
-from tests.launch import local_test
+from tests.launch import runs
 
-PROGRAM = f'--program={shlex.join(local_test.STAND_IN)}'
+PROGRAM = f'--program={shlex.join(runs.STAND_IN)}'
 GRID = ['--grid=seed=0..1', '--grid=lora.rank=2,4']
 NAMES = [f'seed={s},lora.rank={r}' for s in (0, 1) for r in (2, 4)]
 
@@ -29,7 +29,7 @@ def start(root, *own, told):
   """Starts a sweep as a process of its own, to be signalled."""
   run = subprocess.Popen(
     [sys.executable, '-m', 'launch.sweep', *words(root, *own)],
-    cwd=local_test.ROOT,
+    cwd=runs.ROOT,
     env=os.environ | {'STAND_IN': told},
     stdout=subprocess.PIPE,
     text=True,
@@ -44,7 +44,7 @@ def start(root, *own, told):
 @pytest.fixture
 def run(monkeypatch, capsys):
   """Runs a sweep to its end: exit code and what it printed."""
-  monkeypatch.chdir(local_test.ROOT)
+  monkeypatch.chdir(runs.ROOT)
 
   def run(root, *own, told='run', flags=()):
     monkeypatch.setenv('STAND_IN', told)
@@ -115,7 +115,7 @@ def test_a_lock_of_another_host_is_respected_until_it_is_broken(tmp_path, run):
 
 def test_points_of_several_processes(tmp_path, run):
   assert run(tmp_path, '--grid=seed=3', '--processes=2')[0] == 0
-  found = local_test.places(tmp_path / 'seed=3')
+  found = runs.places(tmp_path / 'seed=3')
   assert [place[1:3] for place, _ in found] == [[2, 0], [2, 1]]
 
 

@@ -151,3 +151,28 @@ def test_towers_and_heads_that_do_not_fit_are_refused():
   ):
     with pytest.raises(ValueError, match='allowed'):
       pretrained.model(config, options)
+
+
+@pytest.mark.slow
+def test_parity_holds_at_the_shape_of_vit_b_16(tmp_path):
+  config = {'vision_config': {'patch_size': 16}, 'text_config': {}}
+  case = references.CLIP._replace(config=config)
+  theirs = references.build(case, spread=0.005)
+  checkpoint = references.reopen(theirs, tmp_path)
+  tokens = references.tokens(2, 16, vocabulary=20000)
+  tokens[:, 12] = 49407
+  inputs = {'image': references.images(2, 224), 'text': tokens}
+  out = compare(theirs, inputs)
+  backbone, params = load(checkpoint, head='contrast', tower='both')
+  _, _, logits = references.walk(backbone, params, {}, inputs)
+  close(logits, out.logits_per_image)
+  for tower, part in (
+    ('image', out.vision_model_output),
+    ('text', out.text_model_output),
+  ):
+    backbone, params = load(checkpoint, classes=3, tower=tower)
+    head = backbone.init_head(jax.random.key(0))
+    states, *_ = references.walk(backbone, params, head, inputs[tower])
+    mask = backbone.mask(inputs[tower])
+    for ours, expected in zip(states, part.hidden_states, strict=True):
+      close(ours, expected, mask)

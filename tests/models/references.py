@@ -118,8 +118,12 @@ CASES = {
 }
 
 
-def build(case: Case, seed: int = 0):
-  """The torch model of a case, all of whose parameters are random."""
+def build(case: Case, *, spread: float = 0.2, seed: int = 0):
+  """The torch model of a case, all of whose parameters are random.
+
+  spread: of what is added to the usual start, where norms are 1 and biases 0,
+  so that a mix-up of them would not show.
+  """
   torch = pytest.importorskip('torch', reason='parity needs torch')
   transformers = pytest.importorskip(
     'transformers', reason='parity needs transformers'
@@ -128,9 +132,7 @@ def build(case: Case, seed: int = 0):
   config = getattr(transformers, f'{case.kind}Config')(**case.config)
   model = getattr(transformers, case.model)(config).eval()
   with torch.no_grad():
-    # Norms start at 1 and biases at 0, where a mix-up would not show.
     for parameter in model.parameters():
-      spread = 0.05 if parameter.ndim > 1 else 0.2
       parameter.add_(spread * torch.randn_like(parameter))
   return model
 
@@ -169,6 +171,17 @@ def pixels(images, mean, std):
 
   x = (images / 255.0 - np.asarray(mean)) / np.asarray(std)
   return torch.from_numpy(x.astype(np.float32).transpose(0, 3, 1, 2))
+
+
+def given(case: Case, inputs) -> dict[str, Any]:
+  """Inputs as the model of a case takes them in the reference."""
+  if case.inputs == 'images':
+    usual = {
+      'ViT': ((0.5,) * 3, (0.5,) * 3),
+      'DeiT': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    }
+    return {'pixel_values': pixels(inputs, *usual[case.kind])}
+  return torch_tokens(inputs, 1 if case.kind == 'Roberta' else 0)
 
 
 def torch_tokens(inputs, padding: int = 0) -> dict[str, Any]:

@@ -106,14 +106,18 @@ def test_stages_follow_the_flags(tmp_path):
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
   with pytest.raises(ValueError, match='--workdir'):
-    status.main([f'--workdir={tmp_path}'])
+    status.read(tmp_path)
 
 
-def test_nothing_heavy_is_loaded(tmp_path):
+def test_the_command_shows_it_and_loads_nothing_heavy(tmp_path):
   write(tmp_path, 3).close()
   code = (
-    'import sys\nfrom fedms_jax.simulation import status\n'
-    f'status.main(["--workdir={tmp_path}"])\n'
+    'import sys\nfrom fedms_jax import main\n'
+    f'code = main.main(["fedms", "status", "--workdir={tmp_path}"])\n'
     'assert not {"jax", "flax", "lmdb"} & set(sys.modules)\n'
+    'sys.exit(code)\n'
   )
-  subprocess.run([sys.executable, '-c', code], check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert 'round       3 of 30' in done.stdout

@@ -1,7 +1,6 @@
 """Jobs on a real SLURM: saved, put back, resumed, and never in vain."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -10,20 +9,12 @@ import time
 import pytest
 
 from launch import sweep
-from tests.launch import local_test
-from tests.slurm import cluster as clusters
+from tests.launch import runs
+from tests.slurm import shared
 
-pytestmark = pytest.mark.skipif(
-  bool(clusters.problem()), reason=clusters.problem()
-)
-ROOT = local_test.ROOT
-STAND_IN = f'--program={shlex.join(local_test.STAND_IN)}'
-
-
-@pytest.fixture(scope='module')
-def cluster(tmp_path_factory):
-  with clusters.Cluster(tmp_path_factory.mktemp('slurm') / 'c') as running:
-    yield running
+pytestmark = shared.NEEDS_SLURM
+cluster = shared.cluster
+STAND_IN = f'--program={shlex.join(runs.STAND_IN)}'
 
 
 def submit(cluster, folder, *own, told=None, flags=()):
@@ -31,13 +22,13 @@ def submit(cluster, folder, *own, told=None, flags=()):
   done = subprocess.run(
     [sys.executable, '-m', 'launch.slurm', STAND_IN, *own]
     + ['--', f'--workdir={folder}', *flags],
-    cwd=ROOT,
+    cwd=runs.ROOT,
     env=cluster.environment | ({} if told is None else {'STAND_IN': told}),
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  return re.search(r'submitted job (\d+)', done.stdout)[1]
+  return shared.submitted(done.stdout)
 
 
 def wait_for(met):
@@ -74,7 +65,7 @@ def test_processes_find_each_other(cluster, tmp_path, own):
     port = 61440 + int(job) % 4096
     devices = None if own == ['--nodes=2'] else 'own'
     places = [[f'127.0.0.1:{port}', 2, i, devices and [i]] for i in range(2)]
-  assert [p for p, _ in local_test.places(tmp_path)] == places
+  assert [p for p, _ in runs.places(tmp_path)] == places
   assert json.loads((tmp_path / 'summary.json').read_text())
 
 
@@ -140,7 +131,7 @@ def start_sweep(cluster, folder, told='run'):
   done = subprocess.run(
     [sys.executable, '-m', 'launch.sweep', '--backend=slurm', STAND_IN]
     + ['--grid=seed=0..3', '--', f'--workdir={folder}'],
-    cwd=ROOT,
+    cwd=runs.ROOT,
     env=cluster.environment | {'STAND_IN': told},
     capture_output=True,
     text=True,
@@ -153,7 +144,8 @@ def test_a_sweep_as_an_array_runs_again_what_was_killed(
   cluster, tmp_path, capsys
 ):
   said = start_sweep(cluster, tmp_path, told='once wait')
-  job = re.search(r'job array (\d+) of 4 points', said)[1]
+  assert 'of 4 points' in said
+  job = shared.submitted(said)
   tasks = {f'seed={i}': f'{job}_{i}' for i in range(4)}
   again = start_sweep(cluster, tmp_path)
   assert 'submitted' not in again, again
@@ -166,7 +158,8 @@ def test_a_sweep_as_an_array_runs_again_what_was_killed(
   kept = ('COMPLETED', 1)
   assert ends == [kept, kept, ('CANCELLED', 0), kept]
   again = start_sweep(cluster, tmp_path)
-  job = re.search(r'job array (\d+) of 1 points', again)[1]
+  assert 'of 1 points' in again
+  job = shared.submitted(again)
   assert outcome(cluster, f'{job}_0') == ('COMPLETED', 0, 0)
   assert sweep.main([f'--collect={tmp_path}']) == 0
   assert '4 of 4 points' in capsys.readouterr().out

@@ -1,0 +1,138 @@
+"""The one block: rotary positions, int8 kernels, mixed precision, cost."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedms_jax.adapters import lora
+from fedms_jax.base import Span
+from fedms_jax.models import family, pretrained, transformer
+from fedms_jax.models.family import Options
+from tests.models.checkpoints_test import CONFIGS
+from tests.models.references import tokens
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+  keys = jax.random.split(jax.random.key(0), 2)
+  q, k = (
+    jnp.tile(jax.random.normal(key, (1, 1, 1, 8)), (1, 9, 1, 1)) for key in keys
+  )
+  for scaling in ((), (4.0,), (8.0, 1.0, 4.0, 16.0)):
+    turned = [transformer.rotate(x, 100.0, scaling)[0, :, 0] for x in (q, k)]
+    products = np.asarray(turned[0] @ turned[1].T)
+    for distance in range(-3, 4):
+      diagonal = np.diagonal(products, distance)
+      np.testing.assert_allclose(diagonal, diagonal[0], atol=1e-5)
+    assert np.ptp(products[0]) > 0.1
+
+
+def test_linear_scaling_slows_every_pair_and_llama3_only_the_slow_ones():
+  plain = np.asarray(transformer.frequencies(16, 10000.0))
+  linear = transformer.frequencies(16, 10000.0, (4.0,))
+  np.testing.assert_allclose(linear, plain / 4)
+  context, low, high = 64.0, 1.0, 4.0
+  scaled = transformer.frequencies(16, 10000.0, (4.0, low, high, context))
+  ratio = np.asarray(scaled) / plain
+  turns = context * plain / (2 * np.pi)
+  np.testing.assert_allclose(ratio[turns > high], 1.0)
+  np.testing.assert_allclose(ratio[turns < low], 0.25)
+  between = ratio[(turns > low) & (turns < high)]
+  assert len(between) and (between < 1).all() and (between > 0.25).all()
+
+
+@pytest.fixture(scope='module')
+def llama():
+  """(config, exact parameters, LoRA, inputs) of a small LLaMA."""
+  config, options = CONFIGS['llama']
+  params = pretrained.model(config, options).backbone.init(jax.random.key(0))
+  adapter = lora.init(
+    jax.random.key(1), params['blocks'], ('attn/q', 'mlp/up'), 2
+  )
+  adapter = jax.tree.map(lambda x: x + 0.1, adapter)
+  return config, params, adapter, tokens()
+
+
+def logits(config, options, params, adapter, inputs):
+  """Logits with LoRA."""
+  backbone = pretrained.model(config, options).backbone
+  mask = backbone.mask(inputs)
+  spans = [Span(0, backbone.blocks, (params['blocks'], adapter))]
+  x = backbone.run(spans, backbone.embed(params, inputs), mask)
+  return backbone.logits(params, {}, backbone.features(params, x, mask))
+
+
+def test_int8_kernels_compute_as_what_they_stand_for(llama):
+  config, exact, adapter, inputs = llama
+  options = Options(head='causal_lm')
+  stored = family.stored(exact, 'int8', 'float32')
+
+  def widened(tree):
+    if not isinstance(tree, dict):
+      return tree
+    out = {k: widened(v) for k, v in tree.items() if k != 'kernel_scale'}
+    if 'kernel_scale' in tree:
+      unit = tree['kernel_scale'][..., None, :]
+      out['kernel'] = tree['kernel'].astype(jnp.float32) * unit
+    return out
+
+  ours = logits(config, options, stored, adapter, inputs)
+  same = logits(config, options, widened(stored), adapter, inputs)
+  np.testing.assert_allclose(ours, same, atol=1e-5)
+  true = logits(config, options, exact, adapter, inputs)
+  error = jnp.linalg.norm(ours - true) / jnp.linalg.norm(true)
+  assert 1e-5 < error < 0.02
+
+
+@pytest.mark.parametrize('storage', ['float32', 'bfloat16', 'int8'])
+def test_mixed_precision_keeps_logits_and_lora_in_float32(llama, storage):
+  config, exact, adapter, inputs = llama
+  options = Options(head='causal_lm', dtype='bfloat16', storage=storage)
+  params = family.stored(exact, storage, 'bfloat16')
+
+  def loss(adapter):
+    out = logits(config, options, params, adapter, inputs)
+    return jnp.mean(out**2), out
+
+  gradient, out = jax.grad(loss, has_aux=True)(adapter)
+  assert out.dtype == jnp.float32
+  assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
+  true = logits(config, Options(head='causal_lm'), exact, adapter, inputs)
+  error = jnp.linalg.norm(out - true) / jnp.linalg.norm(true)
+  assert error < 0.03
+
+
+def test_padding_is_never_seen(llama):
+  config, params, adapter, inputs = llama
+  options = Options(classes=2)
+  backbone = pretrained.model(config, options).backbone
+  wide = np.pad(inputs, ((0, 0), (0, 4)), constant_values=-1)
+  ours = pretrained.encode(backbone, params, inputs)
+  np.testing.assert_allclose(
+    pretrained.encode(backbone, params, wide), ours, atol=1e-6
+  )
+  bert, options = CONFIGS['bert']
+  backbone = pretrained.model(bert, options).backbone
+  params = backbone.init(jax.random.key(2))
+  ours = pretrained.encode(backbone, params, inputs)
+  np.testing.assert_allclose(
+    pretrained.encode(backbone, params, wide), ours, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'bert', 'vit'])
+def test_the_cost_of_a_block_is_what_the_compiler_counts(kind):
+  config, options = CONFIGS[kind]
+  model = pretrained.model(config, options).backbone
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  one = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:])), shapes)
+  x = jax.ShapeDtypeStruct((1, model.cost.tokens, model.width), jnp.float32)
+
+  def run(blocks, x):
+    return model.run([Span(0, 1, (blocks, None))], x, None)
+
+  counted = jax.jit(run).lower(one['blocks'], x).cost_analysis()['flops']
+  # What is no matrix product weighs much at this size, and nothing at others.
+  assert model.cost.block < counted < 1.5 * model.cost.block
