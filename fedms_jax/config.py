@@ -195,7 +195,7 @@ class AlgorithmConfig:
     choices=('global', 'zero'),
   )
   local_loss: str = opt(
-    'both',
+    'mixture',
     'what trains the local expert: the loss of the mixture, its own, or both',
     choices=('mixture', 'own', 'both'),
   )

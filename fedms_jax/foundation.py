@@ -200,10 +200,20 @@ def _class_features(
 
 
 def _preprocessor(checkpoint: Checkpoint) -> dict:
-  """preprocessor_config.json, or what config.json says of the image size."""
+  """preprocessor_config.json, or what is usual for the family."""
+  if checkpoint.preprocessor:
+    return checkpoint.preprocessor
   config = checkpoint.config.get('vision_config', checkpoint.config)
   side = config.get('image_size', 224)
-  return checkpoint.preprocessor or {'size': {'height': side, 'width': side}}
+  square = {'height': side, 'width': side}
+  if 'vision_config' not in checkpoint.config:
+    return {'size': square}
+  return {
+    'size': {'shortest_edge': side},
+    'resample': 3,
+    'do_center_crop': True,
+    'crop_size': square,
+  }
 
 
 def _reads_images(config: Config, checkpoint: Checkpoint) -> bool:

@@ -26,8 +26,11 @@ def run(options: argparse.Namespace, sweep, names: Sequence[str]) -> int:
   most = options.jobs or 1
   waiting, running, codes = list(names), {}, []
   with Children() as children:
-    while running or (waiting and not children.stopping):
-      while waiting and len(running) < most and not children.stopping:
+    while running or waiting:
+      if children.stopping and waiting:
+        print(f'launch: {len(waiting)} points were not started')
+        waiting.clear()
+      while waiting and len(running) < most:
         slot = next(i for i in range(most) if i not in running)
         name = waiting.pop(0)
         running[slot] = name, _start(children, options, sweep, name, slot)
@@ -37,8 +40,6 @@ def run(options: argparse.Namespace, sweep, names: Sequence[str]) -> int:
           del running[slot]
           print(f'launch: {name}: {command.ending(child.returncode)}')
       time.sleep(0.05)
-  if waiting:
-    print(f'launch: {len(waiting)} points were not started')
   return command.verdict(codes)
 
 

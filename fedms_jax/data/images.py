@@ -47,6 +47,10 @@ class Prepare(NamedTuple):
     return (self.width or width, self.height or height)
 
 
+# What becomes of the pixels after cropping, which the models do themselves.
+_PIXELS = {'do_rescale': True, 'rescale_factor': 1 / 255, 'do_normalize': True}
+
+
 def square(size: int) -> Prepare:
   """Resizes to `size` x `size` as well as is cheap; 0 leaves images alone."""
   return Prepare(height=size, width=size)
@@ -64,12 +68,18 @@ def for_checkpoint(preprocessor: Mapping[str, Any]) -> Prepare:
     size = {key: size} if key != 'both' else {'height': size, 'width': size}
   if isinstance(crop, int):
     crop = {'height': crop, 'width': crop}
-  unknown = set(size) - {'height', 'width', 'shortest_edge'}
-  if unknown:
+  if set(size) - {'height', 'width', 'shortest_edge'}:
     raise ValueError(
-      f'preprocessor_config.json has size {size}; allowed: height and width, '
+      f'preprocessor_config.json has size={size}; allowed: height and width, '
       'or shortest_edge.'
     )
+  for key, usual in _PIXELS.items():
+    value = p.get(key, usual)
+    if value is None or abs(value - usual) > 1e-6:
+      raise ValueError(
+        f'preprocessor_config.json has {key}={value}; allowed: {usual}. Pixels '
+        'become (x / 255 - mean) / std.'
+      )
   return Prepare(
     height=size.get('height', 0),
     width=size.get('width', 0),

@@ -120,10 +120,13 @@ def masked(
 ) -> dict[str, np.ndarray]:
   """Hides tokens [M, T] where `allowed`: {'inputs', 'targets'}.
 
-  Of a `fraction`, 8 in 10 become `mask`, 1 in 10 any of `words`, 1 stays.
+  Of a `fraction`, at least one of a row, 8 in 10 become `mask`, 1 in 10 any
+  of `words`, 1 stays.
   """
   rng = draws.generator(seed, draws.Stream.MASKS)
-  chosen = (rng.random(tokens.shape) < fraction) & allowed
+  draw = np.where(allowed, rng.random(tokens.shape), 2.0)
+  least = draw.min(axis=1, keepdims=True, initial=2.0)
+  chosen = ((draw < fraction) | (draw == least)) & allowed
   fate = rng.random(tokens.shape)
   others = rng.integers(0, words, tokens.shape)
   inputs = np.where(chosen & (fate < HIDDEN), mask, tokens)

@@ -63,7 +63,8 @@ def _summary(own, whole, new) -> dict[str, Any]:
   for key, sums in own.items():
     if not key.startswith('score/'):
       continue
-    name, scores = key.removeprefix('score/'), metrics.mean(sums)
+    name, means = key.removeprefix('score/'), metrics.mean(sums)
+    scores = means[np.isfinite(means)]  # of clients with anything to score
     models[name] = {
       'own_mean': float(np.mean(scores)),
       'own_worst_decile': metrics.worst_decile(scores),
@@ -73,7 +74,7 @@ def _summary(own, whole, new) -> dict[str, Any]:
       'pooled_loss': metrics.mean_over_clients(whole[f'loss/{name}']),
       'unseen': metrics.mean_over_clients(new[key]) if new else None,
     }
-    per_client[name] = [float(x) for x in scores]
+    per_client[name] = [float(x) if np.isfinite(x) else None for x in means]
   stats = {
     name: metrics.mean_over_clients(sums)
     for name, sums in own.items()

@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -125,3 +126,67 @@ def test_arrays_must_be_images_of_bytes():
   for wrong in (plain[0], np.zeros((2, 3, 3, 2), int)):
     with pytest.raises(ValueError, match='here has values of shape'):
       images.from_arrays(wrong, 'here')
+
+
+PHOTOS = [
+  Image.fromarray(np.random.default_rng(i).integers(0, 256, shape, np.uint8))
+  for i, shape in enumerate([(20, 31, 3), (37, 18, 3), (9, 9), (16, 16, 4)])
+]
+CROPPED = {
+  'do_resize': True,
+  'size': {'shortest_edge': 16},
+  'resample': 3,
+  'do_center_crop': True,
+  'crop_size': {'height': 14, 'width': 14},
+}
+STRETCHED = {'size': {'height': 12, 'width': 12}, 'resample': 2}
+
+
+@pytest.mark.parametrize(
+  ('config', 'kind'),
+  [
+    (CROPPED, 'CLIPImageProcessorPil'),
+    (CROPPED | {'size': 16, 'crop_size': 14}, 'CLIPImageProcessorPil'),
+    (STRETCHED, 'ViTImageProcessorPil'),
+    (STRETCHED | {'size': 12}, 'ViTImageProcessorPil'),
+  ],
+)
+def test_pixels_are_those_of_the_reference(config, kind):
+  transformers = pytest.importorskip('transformers', reason='parity')
+  if not hasattr(transformers, kind):
+    kind = kind.removesuffix('Pil')  # before version 5
+  theirs = getattr(transformers, kind)(**config)
+  photos = [p.convert('RGB') for p in PHOTOS]
+  expected = theirs(photos, do_normalize=False, do_rescale=False)
+  expected = np.stack(expected['pixel_values']).transpose(0, 2, 3, 1)
+  prepare = images.for_checkpoint(config)
+  found = images.decode(encoded(*PHOTOS), len(PHOTOS), prepare)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_a_checkpoint_gets_color_in_its_own_size():
+  found = images.decode(
+    encoded(*PHOTOS), len(PHOTOS), images.for_checkpoint(CROPPED)
+  )
+  assert found.shape == (4, 14, 14, 3) and found.dtype == np.uint8
+  digits = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+  grown = images.resize(digits, images.for_checkpoint(STRETCHED))
+  assert grown.shape == (2, 12, 12, 3)
+  np.testing.assert_array_equal(grown[..., 0], grown[..., 2])
+
+
+@pytest.mark.parametrize(
+  'change',
+  [{'do_rescale': False}, {'rescale_factor': 1 / 127.5},
+   {'do_normalize': False}, {'size': {'longest_edge': 9}}],
+)  # fmt: skip
+def test_other_preprocessing_is_refused(change):
+  config = json.loads(json.dumps(CROPPED | change))
+  with pytest.raises(ValueError, match=next(iter(change))):
+    images.for_checkpoint(config)
+
+
+def test_no_resize_where_the_checkpoint_wants_none():
+  prepare = images.for_checkpoint(CROPPED | {'do_resize': False})
+  found = np.asarray(prepare(PHOTOS[0]))
+  np.testing.assert_array_equal(found, np.asarray(PHOTOS[0])[3:17, 8:22])

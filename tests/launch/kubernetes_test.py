@@ -67,6 +67,7 @@ def pods(service, job):
   """What each pod of a job runs, and the variables that it has."""
   pod = job['spec']['template']['spec']
   (container,) = pod['containers']
+  assert job['spec']['completionMode'] == 'Indexed'
   names = {
     f'{job["metadata"]["name"]}-{i}.{pod["subdomain"]}'
     for i in range(job['spec']['completions'])

@@ -13,6 +13,7 @@ from tests.launch import runs
 # Process i does the i-th word of $DO: ends with that code, or is killed.
 PROGRAM = """\
 #!/bin/bash
+printf '%s\\n' "$@"
 words=($DO)
 word=${words[$SLURM_PROCID]}
 [[ $word == kill ]] && kill -KILL $$
@@ -85,7 +86,9 @@ def test_exit_codes(tmp_path, fakes, words, code, again):
   assert run_script(root, words) == code
   put_back = 'scontrol requeue 12\n'
   assert (put_back in fakes.read_text()) == again
-  assert len(list((root / 'logs').iterdir())) == 2
+  for process in range(2):
+    log = (root / f'logs/process-{process}.log').read_text()
+    assert f'\n--workdir={root}\n--resume\n' in log
 
 
 def test_a_job_that_was_put_back_too_often_is_given_up(tmp_path, fakes):

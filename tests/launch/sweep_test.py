@@ -82,7 +82,8 @@ def test_a_second_start_runs_what_is_missing_or_failed(tmp_path, run):
 
 def test_a_larger_grid_adds_points(tmp_path, run):
   assert run(tmp_path, '--grid=seed=0', '--grid=lora.rank=2')[0] == 0
-  assert run(tmp_path, '--grid=seed=0', '--grid=lora.rank=2,4')[0] == 0
+  assert run(tmp_path, '--grid=seed=0', '--grid=lora.rank=4')[0] == 0
+  assert sweep.load(tmp_path).points.keys() == set(NAMES[:2])
   assert starts(tmp_path) == dict.fromkeys(NAMES[:2], 1) | dict.fromkeys(
     NAMES[2:], 0
   )

@@ -15,7 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from fedms_jax.models import checkpoints, pretrained
 from fedms_jax.models.family import Options
-from tests.models.references import CLIP_PARTS, GPT2, GROUPED, PATCHES, WORDS
+from tests.models.references import (
+  CLIP_PARTS,
+  GPT2,
+  GROUPED,
+  PATCHES,
+  WORDS,
+  weights,
+)
 
 CONFIGS = {
   'vit': ({'model_type': 'vit', **PATCHES}, Options(classes=3)),
@@ -34,18 +41,10 @@ CONFIGS = {
 }
 
 
-def write(folder, config, options, seed=0):
+def write(folder, config, options):
   """A folder with random weights, and (model, params, head) in it."""
   model = pretrained.model(config, options)
-
-  def init(key):
-    return model.backbone.init(key), model.backbone.init_head(key)
-
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  rng = np.random.default_rng(seed)
-  params, head = jax.tree.map(
-    lambda s: rng.normal(size=s.shape).astype(np.float32), shapes
-  )
+  params, head = weights(model)
   empty = checkpoints.Checkpoint(folder, config, {}, {})
   checkpoints.save(model, params, folder, empty, head=head)
   return model, params, head

@@ -9,10 +9,7 @@ import pytest
 from fedms_jax.models import checkpoints, clip, pretrained
 from fedms_jax.models.family import Options
 from tests.models import references
-from tests.models.parity_test import close
-
-torch = pytest.importorskip('torch', reason='parity needs torch')
-pytest.importorskip('transformers', reason='parity needs transformers')
+from tests.models.references import close
 
 END = 59
 
@@ -35,6 +32,8 @@ def captions(rows: int = 3):
 
 def compare(theirs, inputs):
   """What the reference says of images and captions."""
+  import torch
+
   mean, std = clip.MEAN, clip.STD
   pixels = references.pixels(inputs['image'], mean, std)
   with torch.no_grad():

@@ -15,21 +15,10 @@ from fedms_jax.base import Span
 from fedms_jax.models import checkpoints, pretrained
 from fedms_jax.models.family import Options
 from tests.models import references
+from tests.models.references import close
 
 torch = pytest.importorskip('torch', reason='parity needs torch')
 pytest.importorskip('transformers', reason='parity needs transformers')
-
-TOLERANCE = 1e-4
-
-
-def close(ours, theirs, mask=None):
-  """Largest absolute difference is under the tolerance, where mask holds."""
-  theirs = theirs.detach().numpy()
-  assert ours.shape == theirs.shape
-  difference = np.abs(np.asarray(ours, np.float32) - theirs)
-  if mask is not None:
-    difference = difference[np.asarray(mask)]
-  assert difference.max() < TOLERANCE, difference.max()
 
 
 def compare(case: references.Case, inputs, folder, spread: float = 0.2):

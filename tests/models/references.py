@@ -12,6 +12,7 @@ from fedms_jax.base import Span
 from fedms_jax.models import checkpoints, pretrained
 from fedms_jax.models.family import Options
 
+TOLERANCE = 1e-4
 SIZES = {
   'num_hidden_layers': 2,
   'hidden_size': 32,
@@ -150,6 +151,19 @@ def load(case: Case, checkpoint: checkpoints.Checkpoint):
   return model, params, head
 
 
+def weights(model, spread: float = 1.0, seed: int = 0):
+  """(params, head) of a model with random values, without compiling."""
+
+  def init(key):
+    return model.backbone.init(key), model.backbone.init_head(key)
+
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda s: (spread * rng.normal(size=s.shape)).astype(np.float32), shapes
+  )
+
+
 def tokens(rows: int = 3, length: int = 9, vocabulary: int = 58, seed: int = 0):
   """Sequences of different lengths, padded on the right with -1."""
   rng = np.random.default_rng(seed)
@@ -211,3 +225,13 @@ def walk(backbone, params, head, inputs):
     return states, features, backbone.logits(params, head, features)
 
   return walked(params, head, inputs)
+
+
+def close(ours, theirs, mask=None):
+  """Largest absolute difference is under the tolerance, where mask holds."""
+  theirs = theirs.detach().numpy()
+  assert ours.shape == theirs.shape
+  difference = np.abs(np.asarray(ours, np.float32) - theirs)
+  if mask is not None:
+    difference = difference[np.asarray(mask)]
+  assert difference.max() < TOLERANCE, difference.max()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from fedms_jax.base import Span
 from fedms_jax.models import family, pretrained, transformer
 from fedms_jax.models.family import Options
 from tests.models.checkpoints_test import CONFIGS
-from tests.models.references import tokens
+from tests.models.references import tokens, weights
 
 
 def test_rotated_products_depend_on_the_distance_alone():
@@ -47,17 +49,16 @@ def test_linear_scaling_slows_every_pair_and_llama3_only_the_slow_ones():
 def llama():
   """(config, exact parameters, LoRA, inputs) of a small LLaMA."""
   config, options = CONFIGS['llama']
-  params = pretrained.model(config, options).backbone.init(jax.random.key(0))
-  adapter = lora.init(
-    jax.random.key(1), params['blocks'], ('attn/q', 'mlp/up'), 2
-  )
+  params, _ = weights(pretrained.model(config, options), 0.2)
+  targets = ('attn/q', 'mlp/up')
+  adapter = lora.init(jax.random.key(1), params['blocks'], targets, 2)
   adapter = jax.tree.map(lambda x: x + 0.1, adapter)
   return config, params, adapter, tokens()
 
 
-def logits(config, options, params, adapter, inputs):
+@functools.partial(jax.jit, static_argnums=0)
+def apply(backbone, params, adapter, inputs):
   """Logits with LoRA."""
-  backbone = pretrained.model(config, options).backbone
   mask = backbone.mask(inputs)
   spans = [Span(0, backbone.blocks, (params['blocks'], adapter))]
   x = backbone.run(spans, backbone.embed(params, inputs), mask)
@@ -66,7 +67,7 @@ def logits(config, options, params, adapter, inputs):
 
 def test_int8_kernels_compute_as_what_they_stand_for(llama):
   config, exact, adapter, inputs = llama
-  options = Options(head='causal_lm')
+  backbone = pretrained.model(config, Options(head='causal_lm')).backbone
   stored = family.stored(exact, 'int8', 'float32')
 
   def widened(tree):
@@ -78,10 +79,10 @@ def test_int8_kernels_compute_as_what_they_stand_for(llama):
       out['kernel'] = tree['kernel'].astype(jnp.float32) * unit
     return out
 
-  ours = logits(config, options, stored, adapter, inputs)
-  same = logits(config, options, widened(stored), adapter, inputs)
-  np.testing.assert_allclose(ours, same, atol=1e-5)
-  true = logits(config, options, exact, adapter, inputs)
+  ours = apply(backbone, stored, adapter, inputs)
+  same = apply(backbone, widened(stored), adapter, inputs)
+  np.testing.assert_allclose(ours, same, atol=1e-4)
+  true = apply(backbone, exact, adapter, inputs)
   error = jnp.linalg.norm(ours - true) / jnp.linalg.norm(true)
   assert 1e-5 < error < 0.02
 
@@ -89,36 +90,36 @@ def test_int8_kernels_compute_as_what_they_stand_for(llama):
 @pytest.mark.parametrize('storage', ['float32', 'bfloat16', 'int8'])
 def test_mixed_precision_keeps_logits_and_lora_in_float32(llama, storage):
   config, exact, adapter, inputs = llama
-  options = Options(head='causal_lm', dtype='bfloat16', storage=storage)
+  options = Options(head='causal_lm', dtype='bfloat16')
+  backbone = pretrained.model(config, options).backbone
   params = family.stored(exact, storage, 'bfloat16')
 
-  def loss(adapter):
-    out = logits(config, options, params, adapter, inputs)
+  @jax.jit
+  def measured(adapter):
+    out = apply(backbone, params, adapter, inputs)
     return jnp.mean(out**2), out
 
-  gradient, out = jax.grad(loss, has_aux=True)(adapter)
+  gradient, out = jax.grad(measured, has_aux=True)(adapter)
   assert out.dtype == jnp.float32
   assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
-  true = logits(config, Options(head='causal_lm'), exact, adapter, inputs)
+  backbone = pretrained.model(config, Options(head='causal_lm')).backbone
+  true = apply(backbone, exact, adapter, inputs)
   error = jnp.linalg.norm(out - true) / jnp.linalg.norm(true)
   assert error < 0.03
 
 
-def test_padding_is_never_seen(llama):
-  config, params, adapter, inputs = llama
-  options = Options(classes=2)
-  backbone = pretrained.model(config, options).backbone
+@pytest.mark.parametrize('kind', ['gpt2', 'bert'])
+def test_padding_is_never_seen(kind):
+  config, _ = CONFIGS[kind]
+  model = pretrained.model(config, Options(classes=2))
+  params, _ = weights(model, 0.2)
+  inputs = tokens()
   wide = np.pad(inputs, ((0, 0), (0, 4)), constant_values=-1)
-  ours = pretrained.encode(backbone, params, inputs)
+  encode = jax.jit(pretrained.encode, static_argnums=0)
   np.testing.assert_allclose(
-    pretrained.encode(backbone, params, wide), ours, atol=1e-6
-  )
-  bert, options = CONFIGS['bert']
-  backbone = pretrained.model(bert, options).backbone
-  params = backbone.init(jax.random.key(2))
-  ours = pretrained.encode(backbone, params, inputs)
-  np.testing.assert_allclose(
-    pretrained.encode(backbone, params, wide), ours, atol=1e-6
+    encode(model.backbone, params, wide),
+    encode(model.backbone, params, inputs),
+    atol=1e-5,
   )
 
 
