@@ -42,18 +42,34 @@ HEADS = {
 }
 
 
-def checkpoint(folder: pathlib.Path, kind: str, **changes) -> pathlib.Path:
+def checkpoint(
+  folder: pathlib.Path, kind: str, options: Options | None = None
+) -> pathlib.Path:
   """A checkpoint with random weights, and its tokenizer or preprocessor."""
-  config = CONFIGS[kind] | changes
-  model = pretrained.model(config, HEADS[kind])
-  params = jax.jit(model.backbone.init)(jax.random.key(1))
+  config = CONFIGS[kind]
+  model = pretrained.model(config, options or HEADS[kind])
+  shapes = jax.eval_shape(
+    lambda key: (model.backbone.init(key), model.backbone.init_head(key)),
+    jax.random.key(0),
+  )
+  rng = np.random.default_rng(1)
+  params, head = jax.tree_util.tree_map_with_path(
+    lambda path, x: random(path, x, rng), shapes
+  )
   empty = checkpoints.Checkpoint(folder, config, {}, {})
-  checkpoints.save(model, params, folder, empty)
+  checkpoints.save(model, params, folder, empty, head=head or None)
   if kind != 'vit':
     tokenizer(kind).save(str(folder / 'tokenizer.json'))
   if kind in ('vit', 'clip'):
     (folder / 'preprocessor_config.json').write_text(json.dumps(PREPROCESSOR))
   return folder
+
+
+def random(path, shape, rng):
+  """A leaf in the range of trained ones; the scales of norms are about 1."""
+  noise = 0.1 * rng.normal(size=shape.shape)
+  scale = getattr(path[-1], 'key', '') == 'scale'
+  return (noise + scale).astype(np.float32)
 
 
 PREPROCESSOR = {

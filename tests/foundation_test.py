@@ -109,7 +109,10 @@ def test_class_prompts_are_in_the_order_of_the_labels(root):
     assert head == {}
     return np.asarray(params['final']['classes'])
 
-  one, two = classes(('ball', 'soup', 'star')), classes(('star', 'ball', 'soup'))
+  one, two = (
+    classes(('ball', 'soup', 'star')),
+    classes(('star', 'ball', 'soup')),
+  )
   np.testing.assert_allclose(one[[2, 0, 1]], two, atol=1e-6)
   assert np.abs(one[0] - one[1]).max() > 1e-3
 

@@ -6,6 +6,9 @@ with a new head; federated it is FedAvg of the head.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+
 from fedms_jax import client, columns, metrics
 from fedms_jax.algorithms.fedms import Setting
 from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Work
@@ -19,7 +22,9 @@ def linear_probe(setting: Setting) -> Algorithm:
 
   def begin(key, before: Roles) -> Roles:
     del key
-    base, head = before.frozen['base'], before.frozen['head']
+    base = before.frozen['base']
+    # A copy: what trains is given away to compiled steps.
+    head = jax.tree.map(jnp.copy, before.frozen['head'])
     return Roles({'base': base}, {'head': head}, {})
 
   def derive(roles: Roles, batch: Batch, plan: Plan) -> Batch:

@@ -73,15 +73,15 @@ class Memory:
     if not jax.tree.leaves(initial):
       return NoPersonal(initial)
     if name not in self._stores:
-      self._stores[name] = ClientStore(initial, self._path(name))
+      self._stores[name] = self._open(name, initial)
     return self._stores[name]
 
   def close(self) -> None:
     for store in self._stores.values():
       store.close()
 
-  def _path(self, name: str):
-    return None
+  def _open(self, name: str, initial: Tree) -> ClientStore:
+    return ClientStore(initial)
 
 
 class Disk(Memory):
@@ -96,9 +96,13 @@ class Disk(Memory):
     super().__init__()
     self._workdir = workdir
     self._checkpoints = Checkpointer(workdir.checkpoints, keep)
+    self._resumed_at = -1
 
-  def _path(self, name):
-    return self._workdir.clients / name
+  def _open(self, name, initial):
+    store = ClientStore(initial, self._workdir.clients / name)
+    # A stage may have been killed before its first checkpoint.
+    store.rollback(self._resumed_at)
+    return store
 
   persistent = True
 
@@ -134,10 +138,10 @@ class Disk(Memory):
       return None
     _, arrays, plain = found
     state = saved_state(simulation, arrays, plain)
+    self._resumed_at = simulation.version(state)
     store = self.store(
       simulation.stages[state.stage].name, state.roles.personal
     )
-    store.rollback(simulation.version(state))
     if store.version != plain['store']:
       raise ValueError(
         f'{self._workdir.clients} does not hold the personal states of the '

@@ -3,7 +3,6 @@
 import json
 import re
 
-import jax
 import pytest
 
 from fedms_jax import main
@@ -53,7 +52,6 @@ def table(text, stage):
 
 
 def test_llama_7b_without_allocating_it(tmp_path, capsys):
-  before = len(jax.live_arrays())
   flags = (
     '--model.head=causal_lm', '--model.storage=bfloat16', '--lora.rank=8',
     '--data.max_tokens=512',
@@ -63,7 +61,6 @@ def test_llama_7b_without_allocating_it(tmp_path, capsys):
   assert '6,738,415,616 parameters' in text
   assert '4,194,304 parameters (0.062 %)' in text
   assert '13.5 GB as bfloat16' in text and 'T = 512' in text
-  assert len(jax.live_arrays()) < before + 100
   rows = table(text, 'fedms/global')
   assert list(rows) == [1, 2, 4, 8, 16, 32]
   # Rank 8 of q and v in one block: 4 x 4096 x 8 float32.

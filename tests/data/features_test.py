@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms_jax.data import features
+from fedms_jax.data import features, images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
@@ -189,3 +189,58 @@ def test_an_absent_image_is_refused_with_its_row(monkeypatch):
   types = {'img': datasets.Image(), 'label': datasets.Value('int64')}
   text = refused(split(types, img=[IMAGES[0], None], label=[0, 1]))
   assert "'img' of row 1 of the train split is no readable image" in text
+
+
+def lengths(texts, others=None):
+  columns = {'inputs': np.asarray([[len(t)] for t in texts])}
+  if others is not None:
+    columns['targets'] = np.asarray([[len(t)] for t in others])
+  return columns
+
+
+def test_completions_go_to_the_encoder_with_their_prompts():
+  part = split(prompt=['a', 'bb'], answer=['ccc', 'd'], label=[0, 1])
+  table, _ = read(
+    part, input_column='prompt', target_column='answer', encode_text=lengths
+  )
+  assert table.columns['inputs'].tolist() == [[1], [2]]
+  assert table.columns['targets'].tolist() == [[3], [1]]
+
+
+def test_captions_are_a_column_beside_the_images():
+  kinds = {'image': datasets.Image(), 'caption': datasets.Value('string')}
+  part = split(kinds, image=IMAGES, caption=['a', 'bb'])
+  table, _ = read(
+    part, target_column='caption', need_labels=False, encode_text=lengths
+  )
+  np.testing.assert_array_equal(table.columns['inputs'][..., 0], PIXELS)
+  assert table.columns['texts'].tolist() == [[1], [2]]
+
+
+def test_data_without_labels_has_one_class_where_none_are_needed():
+  part = split(text=['a', 'bb'])
+  table, _ = read(part, need_labels=False, encode_text=lengths)
+  assert table.columns['labels'].tolist() == [0, 0]
+  assert table.label_names == ('all',)
+  assert 'labels is not found' in refused(part)
+
+
+def test_labels_that_are_there_are_read_even_if_not_needed():
+  part = split(text=['a', 'bb'], label=['x', 'y'])
+  table, _ = read(part, need_labels=False, encode_text=lengths)
+  assert table.label_names == ('x', 'y')
+
+
+def test_the_target_column_is_never_found_as_another():
+  part = split(sentence=['a'], question=['b'], label=[0])
+  table, _ = read(part, target_column='question', encode_text=lengths)
+  assert table.columns['inputs'].tolist() == [[1]]
+  text = refused(part, input_column='sentence', target_column='questoin')
+  assert '--data.target_column' in text and "Did you mean 'question'?" in text
+
+
+def test_a_model_s_own_preparation_replaces_the_size():
+  kinds = {'image': datasets.Image(), 'label': datasets.Value('int64')}
+  part = split(kinds, image=IMAGES, label=[0, 1])
+  table, _ = read(part, prepare=images.Prepare(height=7, width=5))
+  assert table.columns['inputs'].shape == (2, 7, 5, 1)

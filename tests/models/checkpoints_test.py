@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub
 import huggingface_hub.constants
+import huggingface_hub.utils
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +174,43 @@ def test_a_hub_id_is_found_in_the_cache_when_offline(tmp_path, monkeypatch):
     checkpoints.find('./a/b/c')
 
 
+def test_only_what_a_model_needs_is_downloaded(tmp_path, monkeypatch):
+  write(tmp_path, *CONFIGS['gpt2'])
+  asked = {}
+
+  def download(name, **kwargs):
+    asked.update(kwargs)
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+  files = {
+    'config.json': True,
+    'tokenizer.json': True,
+    'model.safetensors.index.json': True,
+    'model-00001-of-00002.safetensors': True,
+    'pytorch_model.bin': False,
+    'onnx/model.safetensors': False,
+    'original/consolidated.safetensors': False,
+    'consolidated.safetensors': False,
+    'adapter_model.safetensors': False,
+  }
+
+  def wanted():
+    return set(
+      huggingface_hub.utils.filter_repo_objects(
+        files,
+        allow_patterns=asked['allow_patterns'],
+        ignore_patterns=asked['ignore_patterns'],
+      )
+    )
+
+  checkpoints.find('someone/small', revision='v1')
+  assert asked['revision'] == 'v1'
+  assert wanted() == {name for name, use in files.items() if use}
+  checkpoints.find('someone/small', weights=False)
+  assert wanted() == {'config.json', 'tokenizer.json'}
+
+
 def test_the_family_is_read_from_the_config():
   with pytest.raises(ValueError, match="Did you mean 'bert'"):
     pretrained.model({'model_type': 'bertt'}, Options())
@@ -295,8 +334,11 @@ print(1024 * (kilobytes('VmHWM') - before))
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_the_host_never_holds_much_more_than_the_model(tmp_path):
-  shape = {'intermediate_size': 1536, 'vocab_size': 512}
-  config = GROUPED | shape | {'num_hidden_layers': 8, 'hidden_size': 512}
+  # Half of it is one tensor, as in small models with a large vocabulary.
+  shape = {'hidden_size': 512, 'intermediate_size': 1536, 'vocab_size': 24000}
+  config = (
+    GROUPED | shape | {'num_hidden_layers': 4, 'tie_word_embeddings': True}
+  )
   config = config | {'model_type': 'llama', 'num_key_value_heads': 4}
   options = Options(head='causal_lm')
   write(tmp_path / 'small', *CONFIGS['llama'])

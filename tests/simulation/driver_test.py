@@ -40,10 +40,23 @@ def timeless(records):
   ]
 
 
-def on_disk(folder, **kwargs):
+class Crash(Exception):
+  """Stands for a process that dies between the store and the checkpoint."""
+
+
+def on_disk(folder, crash_at=None, **kwargs):
   """A run that keeps a workdir, resumed if it is there already."""
   with Workdir.open(folder, 'flags\n', resume=True) as workdir:
     keep = Disk(workdir, 2)
+    save = keep.save
+
+    def save_or_crash(simulation, state, store):
+      store.flush()
+      if simulation.version(state) == crash_at:
+        raise Crash
+      save(simulation, state, store)
+
+    keep.save = save_or_crash
     try:
       stages = world.stages(2, QUEUE)
       from fedms_jax.simulation import driver
@@ -60,7 +73,7 @@ def on_disk(folder, **kwargs):
       state = keep.restore(simulation)
       try:
         state = simulation.run(state)
-      except Preempted:
+      except (Preempted, Crash):
         return None, records.records, None
       found = evaluation.evaluate(simulation, state, evaluation.Scope())
       return state, records.records, (found, simulation.ledgers)
@@ -81,6 +94,18 @@ def test_a_run_stopped_at_every_round_ends_bitwise_the_same(tmp_path):
   world.same(state.roles, whole.roles)
   assert json.dumps(found[0]) == json.dumps(result[0])
   assert found[1] == result[1]
+
+
+@pytest.mark.parametrize('version', [3, 4])
+def test_personal_states_newer_than_the_checkpoint_are_forgotten(
+  tmp_path, version
+):
+  """Also those of a stage that has no checkpoint yet (version 3)."""
+  whole, _, result = on_disk(tmp_path / 'whole')
+  assert on_disk(tmp_path / 'run', crash_at=version)[0] is None
+  state, _, found = on_disk(tmp_path / 'run')
+  world.same(state.roles, whole.roles)
+  assert json.dumps(found[0]) == json.dumps(result[0])
 
 
 def test_the_schedule_sees_a_score_one_round_late(tmp_path):

@@ -78,6 +78,9 @@ def test_a_job_that_is_told_to_save_is_put_back_and_goes_on(cluster, tmp_path):
   for process in range(2):
     log = (tmp_path / f'logs/process-{process}.log').read_text()
     assert (log.count('place'), log.count('saved')) == (2, 1)
+  # The shells around the processes have waited for them.
+  said = (tmp_path / f'slurm-{job}.log').read_text()
+  assert 'start 0: code 75' in said
 
 
 @pytest.mark.slow

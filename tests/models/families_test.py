@@ -1,0 +1,121 @@
+"""Every family goes through both stages of FedMS."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedms_jax import aggregation, gate, losses, rounds
+from fedms_jax.algorithms import fedms
+from fedms_jax.base import Plan
+from fedms_jax.models import pretrained
+from fedms_jax.models.family import Options
+from tests.models.checkpoints_test import CONFIGS
+from tests.models.references import images, tokens, weights
+
+ROWS, END = 12, 59
+TASKS = {
+  'classification': losses.classification,
+  'zero_shot': losses.classification,
+  'causal_lm': losses.causal_lm,
+  'masked_lm': losses.masked_lm,
+  'contrast': losses.contrast,
+}
+CASES = {
+  'vit': ('vit', Options(classes=3)),
+  'bert': ('bert', Options(classes=3, pooling='mean')),
+  'bert_mlm': ('bert', Options(head='masked_lm')),
+  'gpt2': ('gpt2', Options(head='causal_lm', remat=True)),
+  'llama_int8': ('llama', Options(head='causal_lm', storage='int8')),
+  'clip_zero_shot': ('clip', Options(head='zero_shot', classes=3)),
+  'clip_image': ('clip', Options(head='contrast', tower='image')),
+  'clip_text': ('clip', Options(head='contrast', tower='text')),
+  'clip_both': ('clip', Options(head='contrast', tower='both')),
+}
+
+
+def table(kind: str, head: str):
+  """Columns of one task."""
+  rng = np.random.default_rng(0)
+  words = np.concatenate([tokens(3, seed=i) for i in range(ROWS // 3)])
+  out = {'labels': rng.integers(0, 3, ROWS).astype(np.int32)}
+  out['inputs'] = images(ROWS) if kind in ('vit', 'clip') else words
+  if head == 'contrast':
+    out['texts'] = words.copy()
+    out['texts'][np.arange(ROWS), (words >= 0).sum(1) - 1] = END
+  if head == 'masked_lm':
+    hidden = rng.random(words.shape) < 0.3
+    out['targets'] = np.where(hidden, words, -1).astype(np.int32)
+  return jax.tree.map(jnp.asarray, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES)
+def test_both_stages_train_and_columns_change_nothing(name):
+  kind, options = CASES[name]
+  model = pretrained.model(CONFIGS[kind][0], options)
+  backbone, data = model.backbone, table(kind, options.head)
+  shapes = jax.eval_shape(backbone.init, jax.random.key(0))
+  params, head = weights(model, 0.2)
+  params = jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), params, shapes)
+  both = name == 'clip_both'
+  targets = ('image/attn/q', 'text/attn/v') if both else ('attn/q', 'attn/v')
+  sgd = optax.sgd(0.5)
+  setting = fedms.Setting(
+    backbone,
+    TASKS[options.head](),
+    sgd,
+    optax.sgd(1.0),
+    aggregation.mean(),
+    targets,
+    2,
+  )
+  spec = gate.GateSpec(width=backbone.width, classes=max(1, options.classes))
+  top = (False,) * (backbone.blocks - 1) + (True,)
+  plan = Plan(top, backbone.blocks - 1)
+  rows = np.arange(8, dtype=np.int32).reshape(2, 1, 4)
+  counts, ids = np.full(2, 4, np.float32), np.arange(2, dtype=np.uint32)
+  roles = fedms.start(params, head)
+  for algorithm in (
+    fedms.global_stage(setting),
+    fedms.personal_stage(setting, fedms.Personal(spec, tower='lora')),
+  ):
+    roles = jax.jit(algorithm.begin)(jax.random.key(2), roles)
+    personal = jax.tree.map(lambda x: jnp.stack([x, x]), roles.personal)
+    alone = roles._replace(personal=None)
+    derived = jax.jit(algorithm.columns, static_argnums=2)(alone, data, plan)
+    results = []
+    for columns in (data, data | derived):
+      totals = rounds.empty_totals(algorithm, roles.shared, backbone.blocks)
+      results.append(
+        rounds.train_chunk(
+          algorithm,
+          roles.frozen,
+          roles.shared,
+          personal,
+          columns,
+          rows,
+          counts,
+          jax.random.key(5),
+          ids,
+          totals,
+          plan,
+        )
+      )
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+      np.testing.assert_allclose(x, y, atol=1e-4)
+    totals, trained, sums = results[0]
+    assert float(sums['loss'][:, 0].min()) > 0
+    assert not float(sums['skipped'][:, 0].sum())
+    server = rounds.begin_server(algorithm, roles.shared)
+    shared, _ = rounds.close(algorithm, roles.shared, server, totals)
+    moved = jax.tree.map(
+      lambda x, y: bool(jnp.any(x != y)),
+      (shared, trained),
+      (roles.shared, personal),
+    )
+    assert any(jax.tree.leaves(moved))
+    roles = roles._replace(shared=shared)
