@@ -194,7 +194,9 @@ def test_flags_that_the_readme_names_exist():
   names |= {'help', 'flagfile', 'slow'} | {'no' + n for n in names}
   pages = ['README.md', *map(str, ROOT.glob('launch/presets/*'))]
   for page in pages:
-    for name in re.findall(r'(?<![\w-])--([a-z][\w.]*\w)', (ROOT / page).read_text()):
+    for name in re.findall(
+      r'(?<![\w-])--([a-z][\w.]*\w)', (ROOT / page).read_text()
+    ):
       assert name in names | set(COMMAND_FLAGS), (page, name)
 
 

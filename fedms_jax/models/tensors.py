@@ -38,7 +38,11 @@ def listed(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
 
 
 def leaf(pieces: Sequence[Piece], found, shape, target):
-  """One leaf on its device, filled in place."""
+  """One leaf on its device, filled in place.
+
+  found: tensors by full name. shape: of the leaf, with its type. target: a
+  device or sharding, None for the default.
+  """
   out = jnp.zeros(shape.shape, shape.dtype, device=target)
   for piece in pieces:
     first = () if piece.block is None else (piece.block,)

@@ -105,4 +105,3 @@ def test_what_the_server_trains_by_default():
 def test_what_cannot_be_trained_is_refused(values):
   with pytest.raises(ValueError, match='--pretrain.mode='):
     mode(model__name='a/b', **values)
-

@@ -123,13 +123,16 @@ def test_padding_is_never_seen(kind):
   )
 
 
-@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'bert', 'vit'])
+@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'bert'])
 def test_the_cost_of_a_block_is_what_the_compiler_counts(kind):
   config, options = CONFIGS[kind]
+  # Long inputs, so that attention weighs as much as the layers.
+  config = config | {'max_position_embeddings': 256, 'n_positions': 256}
   model = pretrained.model(config, options).backbone
+  assert model.cost.tokens == 256
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   one = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:])), shapes)
-  x = jax.ShapeDtypeStruct((1, model.cost.tokens, model.width), jnp.float32)
+  x = jax.ShapeDtypeStruct((1, 256, model.width), jnp.float32)
 
   def run(blocks, x):
     return model.run([Span(0, 1, (blocks, None))], x, None)

@@ -372,3 +372,35 @@ def test_an_error_of_the_disk_is_raised_at_flush(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='full'):
     store.flush()
   store.close()
+
+
+WRITER = """
+import numpy as np
+from tests.simulation.client_store_test import INITIAL, states
+from fedms_jax.simulation import client_store
+
+store = client_store.ClientStore(INITIAL, {path!r})
+store.scatter([2, 3], states(1, 2), 1)
+store.collect(1)
+store.close()
+"""
+
+
+def test_a_view_has_the_states_of_its_version_whoever_writes_on(tmp_path):
+  path = tmp_path / 'clients'
+  store = client_store.ClientStore(INITIAL, path)
+  first, second = states(0, 2), states(1, 2)
+  store.scatter([1, 2], first, 0)
+  store.close()
+  old = client_store.ClientView(INITIAL, path, 0)
+  writer = WRITER.format(path=str(path))
+  subprocess.run([sys.executable, '-c', writer], check=True)
+  assert bits(old.gather([1, 2])) == bits(first)
+  assert bits(old.gather([3, 0])) == bits(untouched(2))
+  old.close()
+  new = client_store.ClientView(INITIAL, path, 1)
+  assert bits(new.gather([2, 3])) == bits(second)
+  assert bits(new.gather([1])) == bits(take(first, [0]))
+  new.close()
+  with pytest.raises(ValueError, match='cannot go back to version 0'):
+    client_store.ClientView(INITIAL, path, 0)
