@@ -61,9 +61,15 @@ def _options(light: bool) -> dict[str, Any] | None:
   chosen = 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', '')
   if jax.default_backend() != 'cpu' or chosen:
     return None
-  options = _LIGHT if light else _MEDIUM
+  wanted = _LIGHT if light else _MEDIUM
+  return {name: v for name, v in wanted.items() if _known(name, v)} or None
+
+
+def _known(name: str, value: Any) -> bool:
+  """Whether this version of XLA has the option; they come and go."""
   try:
-    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-  except Exception:  # an XLA that has other options is used as it comes
-    return None
-  return options
+    probe = jax.jit(lambda x: x, compiler_options={name: value})
+    probe.lower(0.0).compile()
+  except Exception:  # the type of the error changes with the version, too
+    return False
+  return True

@@ -35,7 +35,7 @@ def model(config: dict, options: Options) -> Model:
   the pooler's output: tanh of a linear layer of CLS, which is what the
   reference classifies.
   """
-  family.choose('head', options.head, HEADS)
+  family.choose('--model.head', options.head, HEADS)
   family.refuse(config, position_embedding_type='absolute', is_decoder=False)
   roberta = config['model_type'] != 'bert'
   t = family.shape(
@@ -80,7 +80,7 @@ def model(config: dict, options: Options) -> Model:
     final, features = _masked(t, vocabulary, tied)
     head = family.readout(t, tokens, vocabulary)
   else:
-    pooling = family.choose('pooling', options.pooling, POOLINGS)
+    pooling = family.choose('--model.pooling', options.pooling, POOLINGS)
     final, features = _pooled(t, pooling)
     head = family.linear_head(t.width, options.classes)
   root = 'roberta' if roberta else 'bert'

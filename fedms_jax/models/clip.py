@@ -170,7 +170,7 @@ def model(config: dict, options: Options) -> Model:
   the head is the embeddings of class prompts, `params['final']['classes']`
   [C, P], normalised (see `class_features`). contrast: see `contrast.model`.
   """
-  head = family.choose('head', options.head, HEADS)
+  head = family.choose('--model.head', options.head, HEADS)
   projected = config.get('projection_dim', 512)
   parts = {}
   for name, make, key in (
@@ -184,7 +184,7 @@ def model(config: dict, options: Options) -> Model:
   if head == 'contrast':
     return contrast.model(parts, options, projected)
   allowed = ('image',) if head == 'zero_shot' else ('image', 'text')
-  name = family.choose('tower', options.tower, allowed)
+  name = family.choose('--model.tower', options.tower, allowed)
   return _single(parts[name], name, options, projected)
 
 

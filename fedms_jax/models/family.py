@@ -94,7 +94,8 @@ def choose(what: str, got: str, allowed: Collection[str]) -> str:
     return next(iter(allowed))
   if got not in allowed:
     raise ValueError(
-      f'{what}={got!r} does not fit this model; allowed: {", ".join(allowed)}.'
+      f'{what}={got!r} does not fit this model; allowed: '
+      f'{", ".join(allowed)}. Choose one of them.'
     )
   return got
 
@@ -113,7 +114,7 @@ ACTIVATIONS = {
 
 def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
   """A `TransformerConfig` from what config.json says and a user chooses."""
-  choose('storage', options.storage, STORAGES)
+  choose('--model.storage', options.storage, STORAGES)
   choose('hidden_act in config.json', activation, ACTIVATIONS)
   t = TransformerConfig(
     activation=ACTIVATIONS[activation],

@@ -150,7 +150,7 @@ def model(config: dict, options: Options) -> Model:
   Of DeiT the class token alone is read, as its plain classifier does; the
   pair of heads for the distillation token is left.
   """
-  family.choose('head', options.head, ('classification',))
+  family.choose('--model.head', options.head, ('classification',))
   root = config['model_type']
   t = family.shape(
     options,
@@ -171,7 +171,7 @@ def model(config: dict, options: Options) -> Model:
     channels=channels,
     patch=config.get('patch_size', 16),
     classes=options.classes,
-    pooling=family.choose('pooling', options.pooling, ('cls', 'mean')),
+    pooling=family.choose('--model.pooling', options.pooling, ('cls', 'mean')),
     center=center,
     spread=spread,
     distilled=root == 'deit',

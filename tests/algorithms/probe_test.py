@@ -5,8 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import origin
 from fedms_jax import config as config_lib
+from fedms_jax import origin
 from fedms_jax.algorithms import probe
 from fedms_jax.base import Plan
 from fedms_jax.models import pretrained
