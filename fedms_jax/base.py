@@ -57,7 +57,9 @@ class Table(NamedTuple):
   """The examples of all clients and of the server, one row each.
 
   columns: 'inputs' (uint8 [M, H, W, 3 or 1] images or int32 [M, T] tokens),
-  'labels' (int32 [M]); derived columns join them on the device.
+  'labels' (int32 [M]); of some tasks 'targets' (int32 [M, T], the tokens that
+  are learned) or 'texts' (int32 [M, T], captions of images). Negative tokens
+  are padding. Derived columns join them on the device.
   """
 
   columns: dict[str, np.ndarray]

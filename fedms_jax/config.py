@@ -71,7 +71,11 @@ class DataConfig:
   )
   max_rows: int = opt(0, 'use at most this many rows a split (0: all)', low=0)
   public_fraction: float = opt(
-    0.3, 'part of the rows that the server pre-trains on', low=0.0, high=0.95
+    0.3,
+    'part of the rows that the server pre-trains on (set it to 0 where it does '
+    'not: --pretrain.mode)',
+    low=0.0,
+    high=0.95,
   )
   public_classes: str = opt(
     '', 'comma-separated labels: their rows are public, the others private'

@@ -70,6 +70,8 @@ def lines(folder):
     (['--workdir={csv}'], 'workdir'),
     (['--lora.rnk=2'], 'lora.rank'),
     (['--algorithm.name=fedmz'], 'fedms'),
+    (['--distributed.processes=2', '--distributed.process_id=0',
+      '--distributed.coordinator=localhost:1'], 'one process'),
     (['--client.learning_rate=1e30', '--client.optimizer=sgd',
       '--client.max_norm=0'], '--on_nan=skip'),
   ],

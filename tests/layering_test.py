@@ -39,7 +39,7 @@ SHELL = ('build', 'commands', 'config', 'flags', 'foundation', 'main', 'origin')
 # Files of host code in pure rooms: they read and write checkpoints.
 # Commands of the shell that live beside what they run.
 COMMANDS = {'simulation/command.py'}
-FILES = {'models/checkpoints.py', 'models/hub.py', 'adapters/peft.py'}
+FILES = {'models/checkpoints.py', 'models/tensors.py', 'adapters/peft.py'}
 IMPURE = {'os', 'time', 'random', 'logging', 'absl', 'pathlib', 'threading'}
 
 

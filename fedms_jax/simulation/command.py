@@ -17,6 +17,7 @@ from fedms_jax.config import Config
 from fedms_jax.data import partition
 from fedms_jax.simulation import (
   clock,
+  cluster,
   driver,
   evaluation,
   keeper,
@@ -40,6 +41,7 @@ def compilation_cache() -> None:
 
 def run(config: Config) -> int:
   """Runs the config and prints its table; gives the exit code."""
+  _alone(config)
   compilation_cache()
   timer = clock.Clock()
   with contextlib.ExitStack() as stack:
@@ -63,6 +65,20 @@ def run(config: Config) -> int:
         file=sys.stderr,
       )
       return signals.EXIT_SAVED
+
+
+def _alone(config: Config) -> None:
+  """Refuses several processes, which the engine does not serve yet."""
+  d = config.distributed
+  member = cluster.membership(
+    d.coordinator, d.processes, d.process_id, os.environ
+  )
+  if member.processes > 1:
+    raise ValueError(
+      f'this is process {member.process_id} of {member.processes}, but a run '
+      'is one process so far. Start one process, or give '
+      '--distributed.processes=1.'
+    )
 
 
 def _run(config: Config, workdir, request, timer, stack) -> int:
