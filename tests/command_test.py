@@ -157,6 +157,16 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not(
   assert lines(folder) == lines(finished)
 
 
+def test_a_stopped_run_without_a_workdir_does_not_claim_to_be_saved(
+  cache, capsys, monkeypatch
+):
+  from fedms_jax.simulation import observer
+
+  monkeypatch.setattr(observer.Signals, 'stop_requested', lambda self: True)
+  assert main.main(SMOKE) == 143
+  assert 'nothing is kept' in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_named(finished, cache, tmp_path, capsys):
   import shutil
 

@@ -49,6 +49,11 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       f'--model.name={config.model.name} is built in, and no other library '
       'knows its format; allowed: runs of a loaded checkpoint.'
     )
+  if what != 'merged' and origin.pretrain_mode(config) == 'full':
+    raise ValueError(
+      '--pretrain.mode=full trained the base model too, so that an adapter to '
+      f'{config.model.name} is not what was trained. Use --what=merged.'
+    )
   if pathlib.Path(out).resolve() == checkpoint.folder.resolve():
     raise ValueError(f'--out={out} is the base model. Choose another folder.')
   snapshot = Snapshot(config.workdir)

@@ -29,6 +29,9 @@ from fedms_jax.simulation import (
 from fedms_jax.simulation.state import Preempted
 from fedms_jax.simulation.workdir import Workdir, write_atomic
 
+# Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
+EXIT_STOPPED = 143
+
 
 def compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, unless told where."""
@@ -59,12 +62,21 @@ def run(config: Config) -> int:
     try:
       return _run(config, workdir, request, timer, stack)
     except Preempted as stopped:
-      print(
-        f'fedms: stopped by {request.requested()} after {stopped}; saved. '
-        'Go on with --resume.',
-        file=sys.stderr,
-      )
-      return signals.EXIT_SAVED
+      return _stopped(f'{request.requested()} after {stopped}', workdir)
+
+
+def _stopped(how: str, workdir) -> int:
+  """Tells that a signal ended the run; gives the exit code."""
+  if workdir is None:
+    print(
+      f'fedms: stopped by {how}; nothing is kept without --workdir.',
+      file=sys.stderr,
+    )
+    return EXIT_STOPPED
+  print(
+    f'fedms: stopped by {how}; saved. Go on with --resume.', file=sys.stderr
+  )
+  return signals.EXIT_SAVED
 
 
 def _alone(config: Config) -> None:

@@ -151,6 +151,20 @@ def test_mistakes_end_with_one_line(root, capsys, name, flags, message):
   assert message in text and text.count('\n') == 1
 
 
+def test_an_adapter_needs_the_base_that_it_was_trained_on(
+  root, tmp_path, capsys
+):
+  text = (root / 'wd' / 'flags.txt').read_text()
+  text = text.replace('pretrain.mode=auto', 'pretrain.mode=full')
+  (tmp_path / 'flags.txt').write_text(text)
+  flags = [f'--workdir={tmp_path}', f'--out={tmp_path}/out']
+  assert main.main(['fedms', 'export', *flags]) == 2
+  assert 'Use --what=merged' in capsys.readouterr().err
+  flags = [f'--workdir={root}/wd', f'--out={root}/base']
+  assert main.main(['fedms', 'export', *flags]) == 2
+  assert 'is the base model' in capsys.readouterr().err
+
+
 def test_there_must_be_a_run(tmp_path, capsys):
   for name in ('eval', 'export'):
     flags = [f'--workdir={tmp_path}', '--out=x'][: 1 + (name == 'export')]
