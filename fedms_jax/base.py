@@ -11,7 +11,7 @@ are always active.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,9 @@ import numpy as np
 Tree = Any  # a pytree of arrays
 Batch = dict[str, Any]  # column name -> [B, ...], and 'mask' [B]
 ActiveSet = tuple[bool, ...]  # one entry per block: does its LoRA train?
+# What of a role tree trains: the same blocks of all its stacked keys, or by
+# top-level key the blocks (True: all of it; False: nothing).
+Mask = ActiveSet | dict[str, ActiveSet | bool]
 
 
 class Roles(NamedTuple):
@@ -46,11 +49,13 @@ class Plan(NamedTuple):
   """What is static in a round: compiled code depends on nothing else.
 
   active: one bool per block. boundary: the first block that is not part of
-  the frozen prefix, the lowest block that has ever been active.
+  the frozen prefix, the lowest block that has ever been active. variant: what
+  `Algorithm.variant` says of a client in a round; None: the whole model.
   """
 
   active: ActiveSet
   boundary: int
+  variant: Hashable = None
 
 
 class Table(NamedTuple):
@@ -190,16 +195,20 @@ class Aggregator(NamedTuple):
   contribute: (before, after, weight) -> tree, one client's contribution;
   trees hold the trainable part only, and keys that end in `blocks` stay
   stacked. reduction: 'sum' adds the contributions of all clients, 'stack'
-  keeps them apart on a leading axis [K, ...] for order statistics.
+  keeps them apart on a leading axis [K, ...] for order statistics. A
+  contribution may have keys of its own beside those of the shared tree.
   merge: (before, total, weights) -> after, whole shared trees; `weights` has
-  the tree's top-level keys, each the summed weight ([L] for stacked keys, a
-  scalar for others; with a leading K for 'stack'). What nobody held active
-  (weight 0) is restored by the round, whatever `merge` returns.
+  the contributions' top-level keys, each the summed weight ([L] for stacked
+  keys, a scalar for others; with a leading K for 'stack'). What nobody held
+  active (weight 0) is restored by the round, whatever `merge` returns.
+  measure: (before, total, weights) -> scalars by name, for the metrics of the
+  round; None: nothing.
   """
 
   contribute: Callable[[Tree, Tree, Any], Tree]
   reduction: str
   merge: Callable[[Tree, Tree, Tree], Tree]
+  measure: Callable[[Tree, Tree, Tree], dict[str, Any]] | None = None
 
 
 class Work(NamedTuple):
@@ -227,10 +236,18 @@ class Algorithm(NamedTuple):
   on frozen values alone (roles.personal is not given). derived: names among
   them that are there exactly if all are. update: local training. predict:
   (roles, batch, plan) -> Prediction, for whole trees.
-  server: turns the mean update into a step. masks: active set -> the sets
-  that train in the stacked keys of shared and of personal. served: the
-  prediction that users are served with; its score drives the schedule.
-  work: for the ledger.
+  server: turns the mean update into a step. masks: plan -> what trains of
+  shared and of personal. served: the prediction that users are served with;
+  its score drives the schedule. work: for the ledger.
+
+  The rest is for methods that need more, and None for others. variant:
+  (round, client) -> what else is static of a client's training, such as its
+  rank, for `Plan.variant`; clients of one variant are compiled together.
+  fold: (roles after the server's step, its totals and weights, key) -> roles,
+  for methods that write into what is frozen; only blocks that have been
+  active may change, and the base never. traffic: (shapes of the roles, plan,
+  clients in the cohort) -> bytes that one client sends and receives in a
+  round; None: what it trains, and what of shared may have changed.
   """
 
   name: str
@@ -242,6 +259,9 @@ class Algorithm(NamedTuple):
   predict: Callable[[Roles, Batch, Plan], Prediction]
   aggregator: Aggregator
   server: Any  # optax.GradientTransformation
-  masks: Callable[[ActiveSet], tuple[ActiveSet, ActiveSet]]
+  masks: Callable[[Plan], tuple[Mask, Mask]]
   served: str
   work: Work
+  variant: Callable[[int, int], Hashable] | None = None
+  fold: Callable[[Roles, Tree, Tree, Any], Roles] | None = None
+  traffic: Callable[[Roles, Plan, int], tuple[float, float]] | None = None

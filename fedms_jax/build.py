@@ -8,24 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
-import optax
-
 from fedms_jax import (
   activation,
   aggregation,
   foundation,
-  gate,
   optimizers,
 )
-from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Backbone, Federation, Tree
+from fedms_jax.base import Backbone, Federation
 from fedms_jax.config import Config
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
 from fedms_jax.models.checkpoints import Checkpoint
-from fedms_jax.simulation.state import Handover, Options, Stage
+from fedms_jax.simulation.state import Handover, Options
 
 
 def federation(
@@ -98,67 +93,6 @@ def setting(config: Config, model: Backbone) -> fedms.Setting:
     targets=targets(config),
     rank=config.lora.rank,
   )
-
-
-def _gate(config: Config, model: Backbone, classes: int) -> gate.GateSpec:
-  g, learned = config.gate, foundation.task(config)
-  if g.kind == 'per_class' and (learned.perplexity or learned.within_batch):
-    raise ValueError(
-      f'--gate.kind=per_class weighs classes, which --model.head='
-      f'{config.model.head} has not; allowed: softmax, sigmoid.'
-    )
-  level = g.level
-  if level == 'sequence' and config.model.head == 'causal_lm':
-    level = 'running'
-  return gate.GateSpec(
-    width=model.width,
-    classes=classes,
-    kind=g.kind,
-    reduction=g.reduction,
-    bias=g.bias,
-    mix=g.mix,
-    level=level,
-  )
-
-
-def stages(
-  config: Config, model: Backbone, classes: int, adapter: Tree | None = None
-) -> list[Stage]:
-  """The stages of the algorithm, with their schedules; adapter: the LoRA that
-  the first one starts from, None: fresh."""
-  a, g = config.algorithm, config.gate
-  if a.name != 'fedms':
-    raise ValueError(
-      f'--algorithm.name={a.name!r} is no algorithm. Algorithms: fedms.'
-    )
-  base = jax.eval_shape(model.init, jax.random.key(0))
-  lora.check(base['blocks'], targets(config), config.lora.rank)
-  common = setting(config, model)
-  slope = common._replace(optimizer=optax.sgd(1.0))
-  spec = _gate(config, model, classes)
-  choice = fedms.Personal(
-    gate=spec,
-    local_start=a.local_start,
-    local_loss=a.local_loss,
-    tower=g.tower,
-    upload=a.upload_blocks,
-  )
-  first = Stage(
-    'global',
-    fedms.global_stage(common, adapter=adapter),
-    a.stage1_rounds,
-    schedule(config, model.blocks, a.stage1_rounds, 'restart'),
-    probe=fedms.global_stage(slope, adapter=adapter),
-  )
-  second = Stage(
-    'personal',
-    fedms.personal_stage(common, choice),
-    a.stage2_rounds,
-    schedule(config, model.blocks, a.stage2_rounds, a.stage2_depth),
-    probe=fedms.personal_stage(slope, choice),
-  )
-  # Stage 1 stays with no rounds, too: it makes the global expert.
-  return [first, second] if a.stage2_rounds else [first]
 
 
 def schedule(

@@ -21,18 +21,30 @@ from fedms_jax.base import (
   Algorithm,
   ClientResult,
   ClientUpdate,
+  Mask,
   Plan,
   Roles,
   Tree,
 )
 
 
-def join(full: Tree, part: Tree, active) -> Tree:
+def everywhere(plan: Plan) -> tuple[Mask, Mask]:
+  """The masks of an algorithm that trains all of its active blocks."""
+  return plan.active, plan.active
+
+
+def join(full: Tree, part: Tree, mask: Mask, blocks: int) -> Tree:
   """A role tree for an objective: stacked keys as `Stack`, others trained."""
-  return {
-    key: Stack(value, part[key], active) if tree.is_stacked(key) else part[key]
-    for key, value in full.items()
-  }
+
+  def joined(key, value):
+    if not tree.is_stacked(key):
+      return part.get(key, value)
+    if key not in part:
+      return at_rest(value, blocks)
+    held = tree.trained(mask, key)
+    return Stack(value, part[key], (True,) * blocks if held is True else held)
+
+  return {key: joined(key, value) for key, value in full.items()}
 
 
 def rest(full: Tree, blocks: int) -> Tree:
@@ -61,7 +73,7 @@ def sgd(
   """
 
   def begin(roles: Roles, plan: Plan):
-    shared, personal = masks(plan.active)
+    shared, personal = masks(plan)
     train = {
       'shared': tree.narrow(roles.shared, shared),
       'personal': tree.narrow(roles.personal, personal),
@@ -69,13 +81,14 @@ def sgd(
     return {'train': train, 'optimizer': optimizer.init(train)}
 
   def step(carry, roles: Roles, batch, key, plan: Plan):
-    shared, personal = masks(plan.active)
+    shared, personal = masks(plan)
+    blocks = len(plan.active)
 
     def loss(train):
       joined = Roles(
         roles.frozen,
-        join(roles.shared, train['shared'], shared),
-        join(roles.personal, train['personal'], personal),
+        join(roles.shared, train['shared'], shared, blocks),
+        join(roles.personal, train['personal'], personal, blocks),
       )
       return objective(joined, batch, key, plan)
 
@@ -88,9 +101,7 @@ def sgd(
 
   def finish(carry, roles: Roles, plan: Plan):
     train = carry['train']
-    personal = tree.widen(
-      roles.personal, train['personal'], masks(plan.active)[1]
-    )
+    personal = tree.widen(roles.personal, train['personal'], masks(plan)[1])
     return train['shared'], personal
 
   return ClientUpdate(begin, step, finish, sums)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import build, foundation, optimizers, programs, rng
+from fedms_jax import build, catalog, foundation, optimizers, programs, rng
 from fedms_jax.adapters import lora, peft
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.base import Federation, Roles, Tree
@@ -41,7 +41,7 @@ def world(config: Config) -> World:
   model = foundation.model(config, data, checkpoint)
   classes = len(data.table.label_names)
   adapter, head = _adapter(config, model)
-  stages = build.stages(config, model.backbone, classes, adapter)
+  stages = catalog.stages(config, model, classes, adapter)
   return World(checkpoint, data, model, stages, head)
 
 

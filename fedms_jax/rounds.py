@@ -57,7 +57,7 @@ def empty_totals(algorithm: Algorithm, shared: Tree, blocks: int) -> Totals:
   )
   values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   weights = {
-    key: jnp.zeros(blocks if tree.is_stacked(key) else ()) for key in shared
+    key: jnp.zeros(blocks if tree.is_stacked(key) else ()) for key in values
   }
   return Totals(values, weights)
 
@@ -78,7 +78,7 @@ def contribution(
 ):
   """What the server adds up of a client's result; see `train_one`."""
   finite = tree.all_finite((result.shared, result.personal, result.sums))
-  before = tree.narrow(roles.shared, algorithm.masks(plan.active)[0])
+  before = tree.narrow(roles.shared, algorithm.masks(plan)[0])
   value = algorithm.aggregator.contribute(before, result.shared, weight)
   value = tree.where(finite, value, jax.tree.map(jnp.zeros_like, value))
   personal = tree.where(finite, result.personal, roles.personal)
@@ -151,27 +151,40 @@ def over_clients(function):
 def collect(algorithm: Algorithm, totals, values, counted, plan: Plan):
   """Adds contributions [K, ...] with weights [K] to the totals; without
   totals, gives them apart as `Totals` with a leading K."""
-  active = algorithm.masks(plan.active)[0]
-  rows = tree.indices(active)
-  held = jnp.asarray(active, jnp.float32)
-  weights = {
-    key: counted[:, None] * held if tree.is_stacked(key) else counted
-    for key in values
-  }
+  mask, blocks = algorithm.masks(plan)[0], len(plan.active)
+  out, weights = {}, {}
+  for key, value in values.items():
+    held = tree.trained(mask, key)
+    weights[key] = counted
+    if tree.is_stacked(key):
+      rows = (True,) * blocks if held is True else held
+      weights[key] = counted[:, None] * jnp.asarray(rows, jnp.float32)
+    at = tree.indices(held) if isinstance(held, tuple) else ...
+    if totals is None:
+      out[key] = _spread(value, at, blocks) if tree.is_stacked(key) else value
+    else:
+      out[key] = jax.tree.map(
+        lambda t, x, at=at: t.at[at].add(jnp.sum(x, axis=0)),
+        totals.values[key],
+        value,
+      )
   if totals is None:
+    return Totals(out, weights)
+  summed = {k: totals.weights[k] + jnp.sum(w, 0) for k, w in weights.items()}
+  # Keys that this plan does not train stay as they were.
+  return Totals(totals.values | out, totals.weights | summed)
 
-    def spread(x):
-      whole = jnp.zeros((x.shape[0], len(active), *x.shape[2:]), x.dtype)
-      return whole.at[:, rows].set(x)
 
-    return Totals(tree.map_stacked(spread, lambda x: x, values), weights)
-  summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), values)
-  return Totals(
-    tree.map_stacked(
-      lambda t, x: t.at[rows].add(x), jnp.add, totals.values, summed
-    ),
-    {k: totals.weights[k] + jnp.sum(w, axis=0) for k, w in weights.items()},
-  )
+def _spread(stacked, at, blocks: int):
+  """Rows [K, d, ...] at their places among all blocks [K, L, ...]."""
+
+  def spread(x):
+    if at is ...:
+      return x
+    whole = jnp.zeros((x.shape[0], blocks, *x.shape[2:]), x.dtype)
+    return whole.at[:, at].set(x)
+
+  return jax.tree.map(spread, stacked)
 
 
 def train_stepwise(
@@ -230,27 +243,38 @@ def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
 def close(
   algorithm: Algorithm, shared: Tree, server: ServerState, totals: Totals
 ):
-  """The server's step: (shared, server state) after the round.
+  """The server's step: (shared, server state, measured) after the round.
 
   The difference to what the aggregator returns is the gradient of the server
   optimizer (FedOpt, arXiv 2003.00295). What nobody held active is untouched,
-  optimizer state included.
+  optimizer state included. A key that no client contributes to is the
+  server's own, and always moves.
   """
-  merged = algorithm.aggregator.merge(shared, totals.values, totals.weights)
+  aggregator = algorithm.aggregator
+  merged = aggregator.merge(shared, totals.values, totals.weights)
   gradient = tree.subtract(shared, merged)
   update = algorithm.server.update
   new, states = {}, {}
   for key, before in shared.items():
     stacked = tree.is_stacked(key)
     move = jax.vmap(update) if stacked else update
-    weight = totals.weights[key]
-    if algorithm.aggregator.reduction == 'stack':
+    weight = totals.weights.get(key, jnp.ones(1))
+    if aggregator.reduction == 'stack' or key not in totals.weights:
       weight = jnp.sum(weight, axis=0)
     steps, state = move(gradient[key], server.states[key], before)
     after = optax.apply_updates(before, steps)
     new[key] = _where_held(weight > 0, after, before)
     states[key] = _where_held(weight > 0, state, server.states[key])
-  return new, ServerState(states)
+  measured = {}
+  if aggregator.measure is not None:
+    measured = aggregator.measure(shared, totals.values, totals.weights)
+  return new, ServerState(states), measured
+
+
+@programs.jit(static=(0,), light=True)
+def fold(algorithm: Algorithm, roles: Roles, totals: Totals, key) -> Roles:
+  """The roles after `Algorithm.fold`."""
+  return algorithm.fold(roles, totals.values, totals.weights, key)
 
 
 def _where_held(held, after, before):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.base import ActiveSet, Tree
+from fedms_jax.base import ActiveSet, Mask, Tree
 
 
 def is_stacked(key: str) -> bool:
@@ -26,30 +26,43 @@ def indices(active: ActiveSet) -> np.ndarray:
   return np.flatnonzero(np.asarray(active, dtype=bool))
 
 
-def map_stacked(stacked: Callable, plain: Callable, *trees: Tree) -> Tree:
-  """Applies `stacked` to leaves below `*blocks` keys, `plain` to the others."""
-  return {
-    key: jax.tree.map(
-      stacked if is_stacked(key) else plain, *(tree[key] for tree in trees)
-    )
-    for key in trees[0]
-  }
+def trained(mask: Mask, key: str) -> ActiveSet | bool:
+  """What trains below a top-level key: its blocks, or all (True) or nothing
+  (False) of it."""
+  if isinstance(mask, dict):
+    mask = mask.get(key, True)
+  elif not is_stacked(key):
+    return True
+  if isinstance(mask, tuple) and all(mask):
+    return True
+  return mask
 
 
-def narrow(tree: Tree, active: ActiveSet) -> Tree:
-  """The trainable part: active rows `[d, ...]` of stacked leaves, the rest."""
-  if all(active):
-    return tree
-  rows = indices(active)
-  return map_stacked(lambda x: x[rows], lambda x: x, tree)
+def narrow(tree: Tree, mask: Mask) -> Tree:
+  """The trainable part: active rows `[d, ...]` of stacked leaves, the rest;
+  keys of which nothing trains are left out."""
+  out = {}
+  for key, value in tree.items():
+    held = trained(mask, key)
+    if isinstance(held, tuple):
+      value = rows(value, indices(held))
+    if held is not False:
+      out[key] = value
+  return out
 
 
-def widen(tree: Tree, part: Tree, active: ActiveSet) -> Tree:
+def widen(tree: Tree, part: Tree, mask: Mask) -> Tree:
   """`tree` with its trainable part replaced by `part`; inverts `narrow`."""
-  if all(active):
-    return part
-  rows = indices(active)
-  return map_stacked(lambda x, y: x.at[rows].set(y), lambda x, y: y, tree, part)
+  out = dict(tree)
+  for key, value in part.items():
+    held = trained(mask, key)
+    if isinstance(held, tuple):
+      at = indices(held)
+      value = jax.tree.map(
+        lambda x, y, at=at: x.at[at].set(y), tree[key], value
+      )
+    out[key] = value
+  return out
 
 
 def partition(tree: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:

@@ -94,7 +94,7 @@ def test_inactive_blocks_stay_bitwise(stage, plan):
   shared, personal, _ = world.train(
     algorithm, roles, world.cohort_rows(), PLANS[plan]
   )
-  active = algorithm.masks(PLANS[plan].active)
+  active = algorithm.masks(PLANS[plan])
   for before, after, mask, axis in (
     (roles.shared, shared, active[0], 0),
     (world.stacked(roles.personal, 3), personal, active[1], 1),
@@ -229,7 +229,7 @@ def test_a_block_is_averaged_over_those_who_held_it():
       plan,
     )  # fmt: skip
   server = rounds.begin_server(algorithm, roles.shared)
-  shared, _ = rounds.close(algorithm, roles.shared, server, totals)
+  shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *alone)
   both, one, none = [2], [0], [1]
   stack = shared['blocks']
@@ -257,10 +257,12 @@ def test_a_newly_active_block_has_fresh_server_moments():
 
   shared = roles.shared
   for _ in range(3):
-    shared, server = rounds.close(algorithm, shared, server, totals([0, 0, 1]))
-  late, server = rounds.close(algorithm, shared, server, totals([1, 0, 1]))
+    shared, server, _ = rounds.close(
+      algorithm, shared, server, totals([0, 0, 1])
+    )
+  late, server, _ = rounds.close(algorithm, shared, server, totals([1, 0, 1]))
   first = rounds.begin_server(algorithm, roles.shared)
-  fresh, _ = rounds.close(algorithm, roles.shared, first, totals([1, 0, 1]))
+  fresh, _, _ = rounds.close(algorithm, roles.shared, first, totals([1, 0, 1]))
   world.same(blocks(late['blocks'], [0]), blocks(fresh['blocks'], [0]))
   world.same(blocks(late['blocks'], [1]), blocks(roles.shared['blocks'], [1]))
 

@@ -34,7 +34,16 @@ HOST = {
   'simulation': set(PURE) - {'algorithms'} | {'data', 'systems', 'simulation'},
 }
 # The shell of the command line knows everything below it.
-SHELL = ('build', 'commands', 'config', 'flags', 'foundation', 'main', 'origin')
+SHELL = (
+  'build',
+  'catalog',
+  'commands',
+  'config',
+  'flags',
+  'foundation',
+  'main',
+  'origin',
+)
 
 # Files of host code in pure rooms: they read and write checkpoints.
 # Commands of the shell that live beside what they run.

@@ -141,7 +141,7 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
     )  # fmt: skip
     parts.append((new, sums))
   server = rounds.begin_server(algorithm, roles.shared)
-  shared, _ = rounds.close(algorithm, roles.shared, server, totals)
+  shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
   new, sums = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
   return shared, new, sums
 

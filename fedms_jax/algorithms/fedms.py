@@ -78,10 +78,6 @@ def _sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
   }
 
 
-def _everywhere(active):
-  return active, active
-
-
 def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
   """Stage 1: federated LoRA on the active blocks, and the head.
 
@@ -136,11 +132,11 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     begin=begin,
     columns=columns,
     derived=('prefix',),
-    update=client.sgd(objective, setting.optimizer, _everywhere),
+    update=client.sgd(objective, setting.optimizer, client.everywhere),
     predict=predict,
     aggregator=setting.aggregator,
     server=setting.server,
-    masks=_everywhere,
+    masks=client.everywhere,
     served='global',
     work=Work(trained=1, frozen=0),
   )
@@ -202,12 +198,13 @@ def uploaded(blocks: int, share: float) -> int:
 def _upload_masks(blocks: int, upload: float) -> Callable:
   """The lowest `upload` share of the blocks is the server's, if active."""
   if not upload:
-    return _everywhere
+    return client.everywhere
   limit = uploaded(blocks, upload)
 
-  def masks(active):
-    shared = tuple(a and b < limit for b, a in enumerate(active))
-    personal = tuple(a and b >= limit for b, a in enumerate(active))
+  def masks(plan):
+    blocks = tuple(enumerate(plan.active))
+    shared = tuple(a and b < limit for b, a in blocks)
+    personal = tuple(a and b >= limit for b, a in blocks)
     return shared, personal
 
   return masks

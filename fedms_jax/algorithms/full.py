@@ -46,20 +46,17 @@ def full_model(setting: Setting) -> Algorithm:
     shared = client.rest(roles.shared, backbone.blocks)
     return Prediction({'global': logits(shared, batch, plan)}, {})
 
-  def everywhere(active):
-    return active, active
-
   return Algorithm(
     name='full',
     task=task,
     begin=begin,
     columns=lambda roles, batch, plan: {},
     derived=(),
-    update=client.sgd(objective, setting.optimizer, everywhere),
+    update=client.sgd(objective, setting.optimizer, client.everywhere),
     predict=predict,
     aggregator=setting.aggregator,
     server=setting.server,
-    masks=everywhere,
+    masks=client.everywhere,
     served='global',
     work=Work(trained=1, frozen=0, full=True),
   )

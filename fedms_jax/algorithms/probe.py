@@ -50,20 +50,17 @@ def linear_probe(setting: Setting) -> Algorithm:
     del plan
     return Prediction({'global': logits(roles, batch)}, {})
 
-  def everywhere(active):
-    return active, active
-
   return Algorithm(
     name='probe',
     task=task,
     begin=begin,
     columns=derive,
     derived=('features',),
-    update=client.sgd(objective, setting.optimizer, everywhere),
+    update=client.sgd(objective, setting.optimizer, client.everywhere),
     predict=predict,
     aggregator=setting.aggregator,
     server=setting.server,
-    masks=everywhere,
+    masks=client.everywhere,
     served='global',
     work=Work(trained=0, frozen=1),
   )

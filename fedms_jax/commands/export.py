@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedms_jax import build, flags, foundation, origin, tree
+from fedms_jax import catalog, flags, foundation, origin, tree
 from fedms_jax.adapters import lora, peft
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Tree
@@ -95,7 +95,7 @@ def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
 
 def _expert(config, model: Model, facts, snapshot: Snapshot, client) -> Tree:
   """{'blocks', 'head'} of the global expert, or of a client's local one."""
-  stages = build.stages(config, model.backbone, len(facts.label_names))
+  stages = catalog.stages(config, model, len(facts.label_names))
   key, backbone = jax.random.key(0), model.backbone
   shapes = jax.eval_shape(
     lambda k: fedms.start(backbone.init(k), backbone.init_head(k)), key

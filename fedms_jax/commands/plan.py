@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedms_jax import build, flags, foundation, tree
+from fedms_jax import build, catalog, flags, foundation, tree
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Algorithm, Backbone, Plan, Roles
 from fedms_jax.config import Config
@@ -54,7 +54,7 @@ def shaped(config: Config, model: Model) -> Shapes:
   )
   stages = []
   # The gate's size depends on classes only where it weighs each of them.
-  for stage in build.stages(config, backbone, _classes(backbone)):
+  for stage in catalog.stages(config, model, _classes(backbone)):
     roles = jax.eval_shape(stage.algorithm.begin, key, roles)
     stages.append((stage.algorithm, roles))
   return Shapes(model, stages)
@@ -113,8 +113,8 @@ def _depths(config, shapes: Shapes, algorithm, roles) -> list[str]:
   for depth in _shown(blocks):
     plan = plan_of(blocks, depth)
     entry = meter.group(
-      plan, plan.active, clients=1, newcomers=0, examples=batch, derived=0,
-      scope='run',
+      plan, plan.active, clients=1, newcomers=0, cohort=1, examples=batch,
+      derived=0, scope='run',
     )  # fmt: skip
     rows.append(
       [

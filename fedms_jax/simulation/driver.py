@@ -36,6 +36,7 @@ class InFlight(NamedTuple):
   cohort: cohorts.Cohort
   chunks: Sequence[execution.Chunk]
   validation: Any
+  measured: dict[str, Any]
   record: dict[str, Any]
 
 
@@ -192,7 +193,11 @@ class Simulation:
     ]
     ever = tuple(map(any, zip(state.ever, *active, strict=True)))
     boundary = activation.boundary(ever)
-    plans = [Plan(a, boundary) for a in active]
+    variant = algorithm.variant or (lambda number, client: None)
+    plans = [
+      Plan(a, boundary, variant(cohort.round, int(i)))
+      for a, i in zip(active, cohort.ids, strict=True)
+    ]
     personal = jax.tree.map(jnp.asarray, store.gather(cohort.ids))
     key = rng.stream(self.options.seed, rng.CLIENT, state.stage, cohort.round)
     needed = np.concatenate([cohort.rows.ravel(), cohort.validation.ravel()])
@@ -206,7 +211,7 @@ class Simulation:
       self.options.batch_size,
       state.roles,
     )
-    shared, server, chunks = execution.train(
+    roles, server, chunks, measured = execution.train(
       algorithm,
       state.roles,
       state.server,
@@ -218,7 +223,6 @@ class Simulation:
       key,
       how,
     )
-    roles = state.roles._replace(shared=shared)
     validation = execution.validate(
       algorithm, roles, chunks, table, translate(cohort.validation), whole
     )
@@ -246,7 +250,7 @@ class Simulation:
       last=max(active, key=sum),
       ledger=state.ledger.plus(entry),
     )
-    return state, InFlight(cohort, chunks, validation, record)
+    return state, InFlight(cohort, chunks, validation, measured, record)
 
   def _entry(self, state, cohort, plans, ever, derived: int) -> Entry:
     """The ledger's entry of a round."""
@@ -268,6 +272,7 @@ class Simulation:
           ever,
           clients=len(places),
           newcomers=len(ids - self._met),
+          cohort=len(cohort.ids),
           examples=float((cohort.rows[places] >= 0).sum()),
           derived=derived,
           scope=self.tables.scope,
@@ -292,6 +297,8 @@ class Simulation:
     record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
     for name, values in trained.items():
       record[name] = metrics.mean_over_clients(values)
+    measured = jax.device_get(flight.measured)
+    record |= {name: float(x) for name, x in measured.items()}
     record['skipped'] = int(skipped.sum())
     if skipped.any():
       self._complain(flight.cohort, skipped, record)

@@ -91,7 +91,7 @@ def train(
   key: jax.Array,
   how: Execution,
 ):
-  """One round: (shared, server state, chunks).
+  """One round: (roles, server state, chunks, measured).
 
   personal: [K, ...] in the order of the cohort. rows: the cohort's rows as
   rows of `table`. plans: one per client.
@@ -126,8 +126,13 @@ def train(
     chunks.append(Chunk(places, plan, new, sums))
   if not summing:
     totals = jax.tree.map(lambda *xs: jnp.concatenate(xs), *apart)
-  shared, server = rounds.close(algorithm, roles.shared, server, totals)
-  return shared, server, chunks
+  shared, server, measured = rounds.close(
+    algorithm, roles.shared, server, totals
+  )
+  roles = roles._replace(shared=shared)
+  if algorithm.fold is not None:
+    roles = rounds.fold(algorithm, roles, totals, key)
+  return roles, server, chunks, measured
 
 
 def _padded(cohort: Cohort, rows, personal, places, width: int):

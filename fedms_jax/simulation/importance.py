@@ -27,7 +27,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   personal = jax.tree.map(
     lambda x: jnp.broadcast_to(x, (count, *x.shape)), roles.personal
   )
-  shared, _, chunks = execution.train(
+  after, _, chunks, _ = execution.train(
     algorithm,
     roles,
     rounds.begin_server(algorithm, roles.shared),
@@ -39,7 +39,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
     rng.stream(0, rng.SCHEDULE, stage),
     execution.Execution('loop', 1),
   )
-  moved = [tree.subtract(shared, roles.shared)]
+  moved = [tree.subtract(after.shared, roles.shared)]
   for chunk in chunks:
     start = jax.tree.map(lambda x: x[None], roles.personal)
     delta = tree.subtract(chunk.personal, start)

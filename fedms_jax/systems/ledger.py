@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import jax
 
 from fedms_jax import tree
-from fedms_jax.base import ActiveSet, Algorithm, Backbone, Plan, Roles
+from fedms_jax.base import (
+  ActiveSet,
+  Algorithm,
+  Backbone,
+  Mask,
+  Plan,
+  Roles,
+)
 from fedms_jax.systems import cost
 
 
@@ -59,16 +66,21 @@ class Meter:
     self._batch = batch
     self._slots = slots
 
-  def up(self, active: ActiveSet) -> int:
+  def up(self, plan: Plan) -> int:
     """Bytes that one client sends."""
-    mask = self._algorithm.masks(active)[0]
+    return _part_bytes(self._shapes.shared, self._algorithm.masks(plan)[0])
+
+  def down(self, ever: ActiveSet) -> int:
+    """Bytes that one client receives: what may have changed since it was
+    there. On its first round of a stage, `handover` comes with it."""
+    mask = self._algorithm.masks(Plan(ever, 0))[0]
     return _part_bytes(self._shapes.shared, mask)
 
-  def down(self, ever: ActiveSet, newcomer: bool) -> int:
-    """Bytes that one client receives: what may have changed, and on its first
-    round of a stage the frozen adapters that stage works with."""
-    size = _part_bytes(self._shapes.shared, self._algorithm.masks(ever)[0])
-    return size + (self.handover() if newcomer else 0)
+  def traffic(self, plan: Plan, ever: ActiveSet, cohort: int):
+    """Bytes that one of `cohort` clients sends and receives in a round."""
+    if self._algorithm.traffic is not None:
+      return self._algorithm.traffic(self._shapes, plan, cohort)
+    return self.up(plan), self.down(ever)
 
   def handover(self) -> int:
     """Bytes of what a stage freezes beyond the base model."""
@@ -86,19 +98,19 @@ class Meter:
     *,
     clients: int,
     newcomers: int,
+    cohort: int,
     examples: float,
     derived: float,
     scope: str,
   ) -> Entry:
-    """The entry of clients that trained under one plan."""
+    """The entry of those clients of a cohort that trained under one plan."""
     a, b = self._algorithm, self._backbone
     lora = self._lora()
     args = (b.cost, a.work, plan, lora)
+    up, down = self.traffic(plan, ever, cohort)
     return Entry(
-      bytes_up=float(clients * self.up(plan.active)),
-      bytes_down=float(
-        clients * self.down(ever, False) + newcomers * self.handover()
-      ),
+      bytes_up=float(clients * up),
+      bytes_down=float(clients * down + newcomers * self.handover()),
       client_flops=examples * cost.client_flops(*args),
       simulator_flops=cost.simulator_flops(
         *args, examples=examples, derived=derived, scope=scope
@@ -106,12 +118,12 @@ class Meter:
       client_rounds=clients,
       examples=examples,
       peak_client_memory=self.memory(plan),
-      peak_client_bytes_up=float(self.up(plan.active)),
+      peak_client_bytes_up=float(up),
     )
 
   def trained(self, plan: Plan) -> int:
     """Bytes of what a client trains under a plan."""
-    shared, personal = self._algorithm.masks(plan.active)
+    shared, personal = self._algorithm.masks(plan)
     size = _part_bytes(self._shapes.shared, shared)
     return size + _part_bytes(self._shapes.personal, personal)
 
@@ -145,10 +157,13 @@ class Meter:
     return 0.0
 
 
-def _part_bytes(shapes: Mapping[str, Any], active: ActiveSet) -> int:
-  """Bytes of the active part of a role tree of shapes."""
-  share = sum(active) / len(active)
+def _part_bytes(shapes: Mapping[str, Any], mask: Mask) -> int:
+  """Bytes of what trains of a role tree of shapes."""
+
+  def share(key):
+    held = tree.trained(mask, key)
+    return sum(held) / len(held) if isinstance(held, tuple) else held
+
   return sum(
-    round(tree.nbytes(value) * (share if tree.is_stacked(key) else 1))
-    for key, value in shapes.items()
+    round(tree.nbytes(value) * share(key)) for key, value in shapes.items()
   )

@@ -113,7 +113,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
     assert float(sums['loss'][:, 0].min()) > 0
     assert not float(sums['skipped'][:, 0].sum())
     server = rounds.begin_server(algorithm, roles.shared)
-    shared, _ = rounds.close(algorithm, roles.shared, server, totals)
+    shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
     moved = jax.tree.map(
       lambda x, y: bool(jnp.any(x != y)),
       (shared, trained),

@@ -1,0 +1,32 @@
+"""All methods by the name that `--algorithm.name` gives them."""
+
+from __future__ import annotations
+
+import difflib
+
+from fedms_jax.base import Tree
+from fedms_jax.catalog import mixture
+from fedms_jax.catalog.workbench import Method, Workbench
+from fedms_jax.config import Config
+from fedms_jax.models.family import Model
+from fedms_jax.simulation.state import Stage
+
+METHODS: dict[str, Method] = {**mixture.METHODS}
+
+
+def stages(
+  config: Config, model: Model, classes: int, adapter: Tree | None = None
+) -> list[Stage]:
+  """The stages of the method that the config names, with their schedules.
+
+  Raises:
+    ValueError: there is no such method, or it does not fit model and data.
+  """
+  name = config.algorithm.name
+  if name not in METHODS:
+    close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)
+    raise ValueError(
+      f'--algorithm.name={name!r} is no algorithm. Did you mean {close[0]!r}? '
+      f'Algorithms: {", ".join(METHODS)}.'
+    )
+  return METHODS[name].stages(Workbench(config, model, classes, adapter))

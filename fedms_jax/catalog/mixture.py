@@ -1,0 +1,69 @@
+"""FedMS from flags."""
+
+from __future__ import annotations
+
+import optax
+
+from fedms_jax import foundation, gate
+from fedms_jax.algorithms import fedms
+from fedms_jax.catalog.workbench import Method, Workbench
+from fedms_jax.simulation.state import Stage
+
+
+def _fedms(bench: Workbench) -> list[Stage]:
+  a, g = bench.config.algorithm, bench.config.gate
+  common, adapter = bench.setting(), bench.adapter
+  slope = common._replace(optimizer=optax.sgd(1.0))
+  choice = fedms.Personal(
+    gate=_gate(bench),
+    local_start=a.local_start,
+    local_loss=a.local_loss,
+    tower=g.tower,
+    upload=a.upload_blocks,
+  )
+  first = bench.stage(
+    'global',
+    fedms.global_stage(common, adapter=adapter),
+    a.stage1_rounds,
+    probe=fedms.global_stage(slope, adapter=adapter),
+  )
+  second = bench.stage(
+    'personal',
+    fedms.personal_stage(common, choice),
+    a.stage2_rounds,
+    start=a.stage2_depth,
+    probe=fedms.personal_stage(slope, choice),
+  )
+  # Stage 1 stays with no rounds, too: it makes the global expert.
+  return [first, second] if a.stage2_rounds else [first]
+
+
+def _gate(bench: Workbench) -> gate.GateSpec:
+  g, learned = bench.config.gate, foundation.task(bench.config)
+  head = bench.config.model.head
+  if g.kind == 'per_class' and (learned.perplexity or learned.within_batch):
+    raise ValueError(
+      f'--gate.kind=per_class weighs classes, which --model.head={head} has '
+      'not; allowed: softmax, sigmoid.'
+    )
+  level = g.level
+  if level == 'sequence' and head == 'causal_lm':
+    level = 'running'
+  return gate.GateSpec(
+    width=bench.backbone.width,
+    classes=bench.classes,
+    kind=g.kind,
+    reduction=g.reduction,
+    bias=g.bias,
+    mix=g.mix,
+    level=level,
+  )
+
+
+METHODS = {
+  'fedms': Method(
+    'global expert, then local experts and a gate, with SAL',
+    'arXiv 2312.15926',
+    _fedms,
+  )
+}
