@@ -180,7 +180,8 @@ class ClientUpdate(NamedTuple):
   begin: (roles, plan) -> carry. step: (carry, roles, batch, key, plan) ->
   carry, one local step on a batch with at least one row. finish: (carry,
   roles, plan) -> ClientResult. `roles` holds the state at the start of the
-  round; batches carry 'mask' [B] and the derived columns.
+  round; batches carry 'mask' [B], the derived columns, and 'progress', the
+  share of the client's steps that came before this one, a scalar in [0, 1).
   """
 
   begin: Callable[..., Tree]
@@ -246,8 +247,8 @@ class Algorithm(NamedTuple):
   fold: (roles after the server's step, its totals and weights, key) -> roles,
   for methods that write into what is frozen; only blocks that have been
   active may change, and the base never. traffic: (shapes of the roles, plan,
-  clients in the cohort) -> bytes that one client sends and receives in a
-  round; None: what it trains, and what of shared may have changed.
+  blocks ever active, clients in the cohort) -> bytes that one client sends
+  and receives in a round; None: what it trains, and what of shared may have changed.
   """
 
   name: str
@@ -264,4 +265,6 @@ class Algorithm(NamedTuple):
   work: Work
   variant: Callable[[int, int], Hashable] | None = None
   fold: Callable[[Roles, Tree, Tree, Any], Roles] | None = None
-  traffic: Callable[[Roles, Plan, int], tuple[float, float]] | None = None
+  traffic: (
+    Callable[[Roles, Plan, ActiveSet, int], tuple[float, float]] | None
+  ) = None

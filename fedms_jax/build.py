@@ -6,6 +6,7 @@ anything is compiled. Below this file there are no config objects.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 from fedms_jax import (
@@ -13,10 +14,11 @@ from fedms_jax import (
   aggregation,
   foundation,
   optimizers,
+  robust,
 )
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Backbone, Federation
-from fedms_jax.config import Config
+from fedms_jax.base import Aggregator, Backbone, Federation
+from fedms_jax.config import Config, ScheduleConfig
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
 from fedms_jax.models.checkpoints import Checkpoint
@@ -89,10 +91,32 @@ def setting(config: Config, model: Backbone) -> fedms.Setting:
     task=foundation.task(config),
     optimizer=optimizer,
     server=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
-    aggregator=aggregation.mean(),
+    aggregator=aggregator(config),
     targets=targets(config),
     rank=config.lora.rank,
   )
+
+
+def aggregator(config: Config) -> Aggregator:
+  """How updates are merged, for methods that leave it to the flags."""
+  s, size = config.server, config.cohort.size
+  if s.aggregator == 'trimmed_mean' and int(s.trim * size + 1e-6) < 1:
+    raise ValueError(
+      f'--server.trim={s.trim:g} of --cohort.size={size} leaves nobody out; '
+      f'allowed: at least {1 / size:.2g}. Raise one of them.'
+    )
+  if s.aggregator == 'krum' and size < 2 * s.byzantine + 3:
+    raise ValueError(
+      f'--server.byzantine={s.byzantine} of --cohort.size={size} is too many '
+      f'for krum, which needs {2 * s.byzantine + 3} clients. Raise '
+      '--cohort.size, or lower --server.byzantine.'
+    )
+  return {
+    'mean': aggregation.mean,
+    'median': robust.median,
+    'trimmed_mean': lambda: robust.trimmed_mean(s.trim),
+    'krum': lambda: robust.krum(s.byzantine),
+  }[s.aggregator]()
 
 
 def schedule(
@@ -100,7 +124,7 @@ def schedule(
 ) -> Callable[[Handover], activation.Schedule]:
   """The schedule of a stage of `total` rounds. start: 'inherit' the depth of
   the stage before, 'restart', or 'dense'."""
-  s, seed = config.schedule, config.seed
+  s = config.schedule
   cap = s.cap or blocks
   for name, depth in (('cap', cap), ('start', s.start)):
     if depth > blocks:
@@ -118,6 +142,14 @@ def schedule(
       'queue': lambda: activation.queue(
         first, cap, length=s.queue_length, eps=eps, step=s.step
       ),
+      'queue_std': lambda: activation.queue(
+        first,
+        cap,
+        length=s.queue_length,
+        eps=s.eps,
+        step=s.step,
+        spread=statistics.pstdev,
+      ),
       'fixed': lambda: activation.fixed(
         first, cap, interval=s.interval, step=s.step
       ),
@@ -127,24 +159,41 @@ def schedule(
       ),
       'dense': lambda: activation.dense(cap),
       'random': lambda: activation.random(
-        first, cap, probability=s.probability, step=s.step, seed=seed
+        first, cap, probability=s.probability, step=s.step, seed=config.seed
       ),
       'manual': lambda: activation.manual(depths, cap),
     }[s.name]()
 
-  trigger(min(s.start, cap), 1)  # fails early where it fails
+  if s.name == 'manual':
+    trigger(min(s.start, cap), 1)  # fails early where it fails
 
   def make(handover: Handover) -> activation.Schedule:
-    measured = handover.importance() if s.order == 'importance' else None
-    order = activation.order(s.order, blocks, seed, measured)
     first = min(s.start, cap)
     if start == 'inherit' and handover.active is not None:
       first = max(first, min(cap, sum(handover.active)))
     dense = start == 'dense'
     when = activation.dense(cap) if dense else trigger(first, handover.rows)
-    return activation.schedule(when, order, budgets=budgets, seed=seed)
+    where = _where(s, blocks, config.seed, handover)
+    return activation.schedule(when, where, budgets=budgets, seed=config.seed)
 
   return make
+
+
+def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):
+  """Which blocks `--schedule.order` picks."""
+  if s.order == 'window':
+    return activation.window(blocks)
+  if s.order == 'dropout':
+    return activation.dropout(blocks, seed)
+  if s.order == 'allocation':
+    weights = (
+      handover.importance()
+      if s.shape == 'importance'
+      else activation.shape(s.shape, blocks)
+    )
+    return activation.allocation(blocks, seed, weights)
+  measured = handover.importance() if s.order == 'importance' else None
+  return activation.order(s.order, blocks, seed, measured)
 
 
 def _numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
@@ -175,8 +224,11 @@ def options(config: Config) -> Options:
     steps=c.steps,
     clients=e.clients,
     chunk=e.chunk,
+    memory=e.memory_mb * 1e6,
     scope=config.columns.scope,
+    place=config.columns.place,
     budget=config.columns.budget_mb * 1e6,
+    host_budget=config.columns.host_budget_mb * 1e6,
     block=config.columns.batch,
     prefetch=e.prefetch,
     validation_rows=config.eval.validation_rows,

@@ -113,11 +113,12 @@ def run(
   """Local training over row numbers [S, B]; a padded step keeps its carry."""
   update = algorithm.update
   first = (update.begin(roles, plan), zero_sums(algorithm))
+  total = jnp.sum(jnp.any(rows >= 0, axis=1))
 
   def body(carry, scanned):
     step_rows, number = scanned
     state, sums = one_step(
-      algorithm, carry, roles, table, step_rows, key, number, plan
+      algorithm, carry, roles, table, step_rows, key, number, total, plan
     )
     real = jnp.any(step_rows >= 0)
     return tree.where(real, (state, sums), carry), None
@@ -128,12 +129,18 @@ def run(
   return ClientResult(shared, personal, sums)
 
 
-def one_step(algorithm, carry, roles, table, rows, key, number, plan: Plan):
-  """One local step on row numbers [B]: (state, sums) -> (state, sums)."""
+def one_step(
+  algorithm, carry, roles, table, rows, key, number, total, plan: Plan
+):
+  """One local step on row numbers [B]: (state, sums) -> (state, sums).
+
+  number, total: of this step, from 0, and how many the client takes.
+  """
   state, sums = carry
   batch = columns.take(table, rows)
   shared = Roles(roles.frozen, roles.shared, None)
   batch = columns.complete(algorithm, shared, batch, plan)
+  batch['progress'] = jnp.float32(number) / jnp.maximum(total, 1)
   key = jax.random.fold_in(key, number)
   state, new = algorithm.update.step(state, roles, batch, key, plan)
   return state, {name: sums[name] + new[name] for name in sums}

@@ -214,12 +214,54 @@ class AlgorithmConfig:
     low=0.0,
     high=1.0,
   )
+  prox_mu: float = opt(
+    0.01, "fedprox: pull of the local model to the server's", low=0.0
+  )
+  fedrep_head_share: float = opt(
+    0.5,
+    'fedrep: share of the local steps, the first ones, that train the head',
+    above=0.0,
+    high=0.99,
+  )
+  ditto_lambda: float = opt(
+    0.1, 'ditto: pull of the personal model to the shared one', low=0.0
+  )
+  apfl_alpha: float = opt(
+    0.5, 'apfl: first weight of the own model', low=0.0, high=1.0
+  )
+  apfl_alpha_learning_rate: float = opt(
+    0.1, 'apfl: learning rate of that weight (0: it stays)', low=0.0
+  )
+  pfedme_lambda: float = opt(
+    15.0, 'pfedme: pull of the personal model to the shared one', above=0.0
+  )
+  pfedme_steps: int = opt(
+    5, 'pfedme: steps on each batch to the personal model', low=1
+  )
+  pfedme_learning_rate: float = opt(
+    0.005,
+    'pfedme: the shared model moves by this times pfedme_lambda times its '
+    'distance to the personal one (beta is server.learning_rate)',
+    above=0.0,
+  )
+  feddpa_scale: float = opt(
+    0.5,
+    'feddpa: weight of the local LoRA for an input just like those that its '
+    'client trained on',
+    low=0.0,
+    high=1.0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
   rank: int = opt(4, 'R, rank of the LoRA matrices', low=1)
   alpha: float = opt(8.0, 'LoRA scale is alpha / R', above=0.0)
+  ranks: str = opt(
+    '',
+    'ranks dealt to clients in equal parts: 2,4,8, at most lora.rank, whose R '
+    'is in the scale of all (flora, flexlora, hetlora; empty: lora.rank)',
+  )
   targets: str = opt('attn/q,attn/v', 'comma-separated kernels that carry LoRA')
   init: str = opt(
     '', 'start stage 1 from the PEFT adapter in this folder (empty: fresh)'
@@ -233,6 +275,7 @@ class ScheduleConfig:
     'when SAL activates more blocks',
     choices=(
       'queue',
+      'queue_std',
       'fixed',
       'linear',
       'geometric',
@@ -243,18 +286,37 @@ class ScheduleConfig:
   )
   order: str = opt(
     'top_down',
-    'which blocks come first',
-    choices=('top_down', 'bottom_up', 'random', 'importance'),
+    'which blocks come first; or which ones are drawn for each client and '
+    'round (allocation, dropout), or left out by a sliding window (window)',
+    choices=(
+      'top_down',
+      'bottom_up',
+      'random',
+      'importance',
+      'allocation',
+      'dropout',
+      'window',
+    ),
+  )
+  shape: str = opt(
+    'uniform',
+    'how likely a block is, for allocation',
+    choices=('uniform', 'rising', 'falling', 'bottleneck', 'importance'),
   )
   start: int = opt(1, 'active blocks at the start', low=1)
   step: int = opt(1, 'blocks activated at a time', low=1)
   cap: int = opt(0, 'most active blocks (0: all)', low=0)
   queue_length: int = opt(5, 'Q, scores in the capability queue', low=2)
   eps: float = opt(
-    0.01, 'queue range under which training has settled', above=0.0
+    0.01,
+    'range of the queue (queue_std: its standard deviation) under which '
+    'training has settled',
+    above=0.0,
   )
   resolution: float = opt(
-    3.0, 'scores that differ by fewer validation rows count as equal', low=0.0
+    3.0,
+    'scores that differ by fewer validation rows count as equal, for queue',
+    low=0.0,
   )
   interval: int = opt(5, 'rounds between activations, for fixed', low=1)
   probability: float = opt(
@@ -302,14 +364,32 @@ class ServerConfig:
   )
   learning_rate: float = opt(1.0, 'server learning rate', above=0.0)
   momentum: float = opt(0.9, 'for momentum', low=0.0, high=1.0)
+  aggregator: str = opt(
+    'mean',
+    'how the updates of clients are merged: by their mean, or so that a few '
+    'bad ones do little',
+    choices=('mean', 'median', 'trimmed_mean', 'krum'),
+  )
+  trim: float = opt(
+    0.2,
+    'trimmed_mean: share of the clients to leave out at either end',
+    above=0.0,
+    high=0.49,
+  )
+  byzantine: int = opt(1, 'krum: clients of a cohort that may be bad', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class GateConfig:
   kind: str = opt(
     'softmax',
-    'how the experts are weighed',
-    choices=('softmax', 'sigmoid', 'per_class'),
+    'how the experts are weighed (fixed: by gate.bias, without a gate)',
+    choices=('softmax', 'sigmoid', 'per_class', 'fixed'),
+  )
+  scope: str = opt(
+    'shared',
+    'whose the gate is: averaged by the server, or of each client alone',
+    choices=('shared', 'local'),
   )
   tower: str = opt(
     'frozen',
@@ -342,7 +422,21 @@ class EngineConfig:
     'how a cohort is executed',
     choices=('auto', 'vmap', 'chunk', 'loop'),
   )
-  chunk: int = opt(0, 'clients per chunk (0: found)', low=0)
+  chunk: int = opt(0, 'clients per chunk (0: as many as fit)', low=0)
+  memory_mb: float = opt(
+    0.0,
+    'plan chunks as if the device had this memory, in MB (0: what it has)',
+    low=0.0,
+  )
+  devices: int = opt(
+    0,
+    'devices of each process that clients are spread over (0: all of an '
+    'accelerator, one of a CPU)',
+    low=0,
+  )
+  model_axis: int = opt(
+    1, 'split each frozen weight over so many of the devices', low=1
+  )
   prefetch: bool = opt(True, 'prepare the next cohort while a round runs')
 
 
@@ -353,7 +447,20 @@ class ColumnsConfig:
     'how long derived columns live',
     choices=('auto', 'run', 'round', 'step'),
   )
-  budget_mb: float = opt(4096.0, 'memory for derived columns, in MB', low=0.0)
+  place: str = opt(
+    'auto',
+    'where the columns of a whole run lie: on the device, or in host memory, '
+    "from which each round's are sent; auto: where they fit",
+    choices=('auto', 'device', 'host'),
+  )
+  budget_mb: float = opt(
+    4096.0, 'memory of the device for columns, in MB', low=0.0
+  )
+  host_budget_mb: float = opt(
+    0.0,
+    'host memory for derived columns, in MB (0: half of what is free)',
+    low=0.0,
+  )
   batch: int = opt(256, 'rows per pass when columns are computed', low=1)
 
 

@@ -19,12 +19,12 @@ GLOBAL, LOCAL = 0, 1  # places on the expert axis E
 
 
 class GateSpec(NamedTuple):
-  """kind: softmax, sigmoid or per_class. bias: starting log-odds of the
-  global expert. mix: logits, probabilities, features or top1. level: of
-  features per token [B, T, D], what one weighing is for: a 'token', a
-  'sequence' (their mean), or, for next tokens, the sequence as read so far
-  ('running' mean), because a gate that has read on would give the answer
-  away."""
+  """kind: softmax, sigmoid, per_class, or fixed (weights by the bias alone:
+  no parameters). bias: starting log-odds of the global expert. mix: logits,
+  probabilities, features or top1. level: of features per token [B, T, D],
+  what one weighing is for: a 'token', a 'sequence' (their mean), or, for next
+  tokens, the sequence as read so far ('running' mean), because a gate that
+  has read on would give the answer away."""
 
   width: int
   classes: int
@@ -41,7 +41,10 @@ def outputs(spec: GateSpec) -> int:
 
 
 def init(key, spec: GateSpec) -> Tree:
-  """The adapter (D -> D / reduction -> D) and the linear layer."""
+  """The adapter (D -> D / reduction -> D) and the linear layer; nothing of a
+  fixed gate."""
+  if spec.kind == 'fixed':
+    return {}
   d, h, n = spec.width, max(1, spec.width // spec.reduction), outputs(spec)
   down, up = jax.random.split(key)
   bias = jnp.zeros(n)
@@ -78,10 +81,13 @@ def weights(spec: GateSpec, params: Tree, features, mask=None):
   their mask (bool [B, T], None: all). Then the weights are [B, T, E, 1],
   unless one weighing is for the sequence.
   """
-  adapter, linear = params['adapter'], params['linear']
   x = features.astype(jnp.float32)
   if x.ndim == 3:
     x = _levelled(spec, x, mask)
+  if spec.kind == 'fixed':
+    first = jnp.full((*x.shape[:-1], 1), jax.nn.sigmoid(spec.bias))
+    return jnp.stack([first, 1.0 - first], axis=-2)
+  adapter, linear = params['adapter'], params['linear']
   hidden = jax.nn.gelu(x @ adapter['down'] + adapter['down_bias'])
   x = x + hidden @ adapter['up'] + adapter['up_bias']
   y = x @ linear['kernel'] + linear['bias']

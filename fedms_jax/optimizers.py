@@ -21,8 +21,8 @@ def client(
   """The local optimizer of {'shared': ..., 'personal': ...}.
 
   shared, personal, gate: learning rates of the shared tree, the personal one,
-  and the shared keys that begin with `gate`. The gradient norm is clipped in
-  each of the three apart, so that none starves another.
+  and the keys of either that begin with `gate`. The gradient norm is clipped
+  in each of the three apart, so that none starves another.
   """
 
   def make(rate: float):
@@ -45,7 +45,7 @@ def _labels(params):
 
   def label(path, _):
     names = tree.path_name(path).split('/')
-    if names[0] == 'shared' and names[1].startswith('gate'):
+    if names[1].startswith('gate'):
       return 'gate'
     return names[0]
 

@@ -21,6 +21,7 @@ PURE = {
   'gate': {'base', 'tree', 'rng'},
   'losses': {'base', 'tree'},
   'aggregation': {'base', 'tree', 'adapters'},
+  'robust': {'base', 'tree'},
   'optimizers': {'base', 'tree'},
   'columns': {'base', 'tree'},
   'client': {'base', 'tree', 'rng', 'metrics', 'activation', 'columns'},
@@ -31,6 +32,7 @@ PURE['algorithms'] = set(PURE) - {'rounds', 'programs'} | {'algorithms'}
 HOST = {
   'data': {'base', 'data'},
   'systems': {'base', 'tree', 'systems'},
+  'report': {'report', 'simulation'},
   'simulation': set(PURE) - {'algorithms'} | {'data', 'systems', 'simulation'},
 }
 # The shell of the command line knows everything below it.

@@ -72,24 +72,63 @@ def init(key, blocks: Tree, targets: Sequence[str], rank: int) -> Tree:
   return traverse.unflatten_dict(flat, sep='/')
 
 
-def products(lora: Tree) -> dict[str, jax.Array]:
-  """The updates A B [..., d_in, d_out] by target, without their scale."""
+def pairs(lora: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """(A [..., d_in, R], B [..., R, d_out]) by target."""
   flat = traverse.flatten_dict(lora, sep='/')
   return {
-    name.removesuffix('/a'): flat[name] @ flat[f'{name[:-1]}b']
+    name.removesuffix('/a'): (flat[name], flat[f'{name[:-1]}b'])
     for name in flat
     if name.endswith('/a')
   }
 
 
+def from_pairs(found: dict[str, tuple[jax.Array, jax.Array]]) -> Tree:
+  """The tree of (A, B) by target; inverts `pairs`."""
+  flat = {}
+  for target, (a, b) in found.items():
+    flat |= {f'{target}/a': a, f'{target}/b': b}
+  return traverse.unflatten_dict(flat, sep='/')
+
+
+def products(lora: Tree) -> dict[str, jax.Array]:
+  """The updates A B [..., d_in, d_out] by target, without their scale."""
+  return {target: a @ b for target, (a, b) in pairs(lora).items()}
+
+
+def leaves(lora: Tree, name: str) -> Tree:
+  """What all targets have under one name: their A (`a`), or their B (`b`)."""
+  flat = traverse.flatten_dict(lora, sep='/')
+  return traverse.unflatten_dict(
+    {k: v for k, v in flat.items() if k.endswith(f'/{name}')}, sep='/'
+  )
+
+
+def joined(*parts: Tree) -> Tree:
+  """Leaves of the same targets in one tree; inverts `leaves`."""
+  flat = {}
+  for part in parts:
+    flat |= traverse.flatten_dict(part, sep='/')
+  return traverse.unflatten_dict(flat, sep='/')
+
+
+def dense(updates: dict[str, jax.Array]) -> Tree:
+  """Dense updates [L, d_in, d_out] by target as a tree that joins LoRA: the
+  block adds x delta, unscaled."""
+  return traverse.unflatten_dict(
+    {f'{target}/delta': x for target, x in updates.items()}, sep='/'
+  )
+
+
 def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
-  """Blocks with the scaled updates added to their kernels.
+  """Blocks with the scaled updates, and what is dense, added to their kernels.
 
   For export and as a test oracle only: in training, under `vmap`, it would
   make one copy of the kernels per client.
   """
   flat = dict(traverse.flatten_dict(blocks, sep='/'))
+  added = traverse.flatten_dict(lora, sep='/')
   for name, update in products(lora).items():
     kernel = flat[f'{name}/kernel']
-    flat[f'{name}/kernel'] = (kernel + scale * update).astype(kernel.dtype)
+    update = scale * update + added.get(f'{name}/delta', 0.0)
+    flat[f'{name}/kernel'] = (kernel + update).astype(kernel.dtype)
   return traverse.unflatten_dict(flat, sep='/')

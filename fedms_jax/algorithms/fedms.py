@@ -15,130 +15,49 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import activation, client, gate, metrics
+from fedms_jax import activation, aggregation, client, gate, metrics
 from fedms_jax.adapters import lora
+from fedms_jax.algorithms.adapted import Setting, fresh, one_model
+from fedms_jax.algorithms.adapted import features as _features
+from fedms_jax.algorithms.adapted import mask as _mask
+from fedms_jax.algorithms.adapted import prefix as _prefix
+from fedms_jax.algorithms.adapted import start as start
+from fedms_jax.algorithms.adapted import sums as _sums
 from fedms_jax.base import (
-  Aggregator,
   Algorithm,
   Backbone,
   Batch,
   Plan,
   Prediction,
   Roles,
-  Task,
   Tree,
   Work,
 )
-from fedms_jax.columns import inputs
 from fedms_jax.losses import weighted_mean
-
-
-class Setting(NamedTuple):
-  """What the stages of one run have in common.
-
-  optimizer, server: optax transformations. targets, rank: of LoRA.
-  """
-
-  backbone: Backbone
-  task: Task
-  optimizer: Any
-  server: Any
-  aggregator: Aggregator
-  targets: tuple[str, ...]
-  rank: int
-
-
-def start(base: Tree, head: Tree) -> Roles:
-  """The roles before the first stage: a pre-trained model and its head."""
-  return Roles({'base': base, 'head': head}, {}, {})
-
-
-def _mask(backbone: Backbone, batch: Batch):
-  return backbone.mask(inputs(batch))
-
-
-def _features(backbone: Backbone, base, stacks, x, batch, boundary: int):
-  """Features of the model whose LoRA is `stacks`, from the block `boundary`."""
-  spans = activation.over(base['blocks'], activation.spans(stacks, boundary))
-  mask = _mask(backbone, batch)
-  return backbone.features(base, backbone.run(spans, x, mask), mask)
-
-
-def _prefix(backbone: Backbone, base, blocks, batch, boundary: int):
-  """Activations [B, T, D] that enter block `boundary`."""
-  x = backbone.embed(base, inputs(batch))
-  spans = activation.prefix(base['blocks'], blocks, boundary)
-  return backbone.run(spans, x, _mask(backbone, batch))
-
-
-def _sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
-  return {
-    'loss': metrics.summed(*loss),
-    'score': metrics.summed(*task.score(logits, batch)),
-  }
 
 
 def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
   """Stage 1: federated LoRA on the active blocks, and the head.
 
+  By itself it is FedAvg of LoRA (FedIT, arXiv 2305.05644): A and B are
+  averaged apart, and what the product of the means misses is logged.
   adapter: stacked LoRA to start from; None: fresh, so that the start is the
   base model.
   """
-  backbone, task = setting.backbone, setting.task
 
   def begin(key, before: Roles) -> Roles:
-    base, head = before.frozen['base'], before.frozen['head']
-    blocks = adapter
-    if blocks is None:
-      blocks = lora.init(key, base['blocks'], setting.targets, setting.rank)
-    shared = {'blocks': blocks, 'head': head}
-    return Roles({'base': base, 'start': shared}, shared, {})
+    shared = fresh(setting, key, before, adapter)
+    frozen = {'base': before.frozen['base'], 'start': shared}
+    return Roles(frozen, shared, {})
 
-  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
-    base, blocks = roles.frozen['base'], roles.shared['blocks']
-    x = _prefix(backbone, base, blocks, batch, plan.boundary)
-    return {'prefix': x}
-
-  def logits(frozen, expert, batch, plan):
-    features = _features(
-      backbone,
-      frozen['base'],
-      [expert['blocks']],
-      batch['prefix'],
-      batch,
-      plan.boundary,
-    )
-    return backbone.logits(frozen['base'], expert['head'], features)
-
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
-    del key
-    out = logits(roles.frozen, roles.shared, batch, plan)
-    loss = task.loss(out, batch)
-    return weighted_mean(*loss), _sums(task, out, loss, batch)
-
-  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    experts = {'pretrained': roles.frozen['start'], 'global': roles.shared}
-    out = {
-      name: logits(
-        roles.frozen, client.rest(expert, backbone.blocks), batch, plan
-      )
-      for name, expert in experts.items()
-    }
-    return Prediction(out, {})
-
-  return Algorithm(
-    name='fedms/global',
-    task=task,
-    begin=begin,
-    columns=columns,
-    derived=('prefix',),
-    update=client.sgd(objective, setting.optimizer, client.everywhere),
-    predict=predict,
-    aggregator=setting.aggregator,
-    server=setting.server,
-    masks=client.everywhere,
-    served='global',
-    work=Work(trained=1, frozen=0),
+  aggregator = aggregation.with_residual(
+    setting.aggregator, setting.backbone.lora_scale
+  )
+  return one_model(
+    setting._replace(aggregator=aggregator),
+    'fedms/global',
+    begin,
+    lambda roles: roles.shared,
   )
 
 
@@ -147,8 +66,9 @@ class Personal(NamedTuple):
 
   local_start: 'global' (copy of the global expert) or 'zero' (as the global
   expert started). local_loss: what trains the local expert: 'mixture', 'own'
-  or 'both'. tower: gate features of the frozen base, or of a tower with
-  averaged LoRA of its own. upload: share of the blocks, from the input side,
+  or 'both'. tower: gate features of the frozen base, or of a tower with LoRA
+  of its own. scope: the gate, with its tower, is 'shared' (averaged), or
+  'local' (of each client). upload: share of the blocks, from the input side,
   whose local LoRA is averaged too.
   """
 
@@ -156,11 +76,12 @@ class Personal(NamedTuple):
   local_start: str = 'global'
   local_loss: str = 'both'
   tower: str = 'frozen'
+  scope: str = 'shared'
   upload: float = 0.0
 
 
 def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
-  """Stage 2: a local expert per client, and a gate that all share."""
+  """Stage 2: a local expert per client, and a gate that weighs it."""
   if choice.upload and choice.tower == 'lora':
     raise ValueError(
       f'--algorithm.upload_blocks={choice.upload:g} does not go with '
@@ -169,6 +90,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   backbone = setting.backbone
   masks = _upload_masks(backbone.blocks, choice.upload)
   experts = _experts(setting, choice)
+  fixed = choice.gate.kind == 'fixed'  # and reads no features
   return Algorithm(
     name='fedms/personal',
     task=setting.task,
@@ -186,7 +108,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     server=setting.server,
     masks=masks,
     served='mixture',
-    work=Work(trained=1 + (choice.tower == 'lora'), frozen=2),
+    work=Work(trained=1 + (choice.tower == 'lora'), frozen=1 if fixed else 2),
   )
 
 
@@ -219,17 +141,20 @@ def _begin_personal(setting: Setting, choice: Personal) -> Callable:
   def begin(key, before: Roles) -> Roles:
     frozen = before.frozen | {'global': before.shared}
     local = frozen[_origin(choice)]
-    shared = {'gate': gate.init(key, choice.gate)}
+    gates = {}
+    if choice.gate.kind != 'fixed':
+      gates['gate'] = gate.init(key, choice.gate)
     if choice.tower == 'lora':
-      shared['gate_blocks'] = lora.init(
+      gates['gate_blocks'] = lora.init(
         jax.random.fold_in(key, 1),
         frozen['base']['blocks'],
         setting.targets,
         setting.rank,
       )
-    if choice.upload:
-      shared['blocks'] = local['blocks']
-    return Roles(frozen, shared, local)
+    uploads = {'blocks': local['blocks']} if choice.upload else {}
+    if choice.scope == 'local':
+      return Roles(frozen, uploads, local | gates)
+    return Roles(frozen, gates | uploads, local)
 
   return begin
 
@@ -266,6 +191,11 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
     return out
 
   return columns
+
+
+def _gates(roles: Roles) -> Tree:
+  """The gate and its tower, in whichever role they are."""
+  return roles.shared if 'gate' in roles.shared else roles.personal
 
 
 def _global_logits(backbone: Backbone, roles: Roles, features):
@@ -306,7 +236,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
     return _features(
       backbone,
       base,
-      [roles.shared['gate_blocks']],
+      [_gates(roles)['gate_blocks']],
       batch['gate_prefix'],
       batch,
       plan.boundary,
@@ -325,7 +255,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
     local = backbone.logits(base, head, features)
     weights = gate.weights(
       spec,
-      roles.shared['gate'],
+      _gates(roles).get('gate', {}),
       gate_features(roles, batch, plan),
       _mask(backbone, batch),
     )

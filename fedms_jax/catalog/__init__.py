@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 
 from fedms_jax.base import Tree
-from fedms_jax.catalog import mixture
+from fedms_jax.catalog import general, lora, mixture, personal
 from fedms_jax.catalog.workbench import Method, Workbench
 from fedms_jax.config import Config
 from fedms_jax.models.family import Model
 from fedms_jax.simulation.state import Stage
 
-METHODS: dict[str, Method] = {**mixture.METHODS}
+METHODS: dict[str, Method] = {
+  **mixture.METHODS,
+  **lora.METHODS,
+  **general.METHODS,
+  **personal.METHODS,
+}
 
 
 def stages(

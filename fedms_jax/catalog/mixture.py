@@ -19,6 +19,7 @@ def _fedms(bench: Workbench) -> list[Stage]:
     local_start=a.local_start,
     local_loss=a.local_loss,
     tower=g.tower,
+    scope=g.scope,
     upload=a.upload_blocks,
   )
   first = bench.stage(
@@ -44,8 +45,15 @@ def _gate(bench: Workbench) -> gate.GateSpec:
   if g.kind == 'per_class' and (learned.perplexity or learned.within_batch):
     raise ValueError(
       f'--gate.kind=per_class weighs classes, which --model.head={head} has '
-      'not; allowed: softmax, sigmoid.'
+      'not; allowed: softmax, sigmoid, fixed.'
     )
+  for name in ('tower', 'scope'):
+    value, usual = getattr(g, name), getattr(type(g)(), name)
+    if g.kind == 'fixed' and value != usual:
+      raise ValueError(
+        f'--gate.kind=fixed has no gate that --gate.{name}={value} could say '
+        f'anything of; allowed: {usual}. Leave --gate.{name} out.'
+      )
   level = g.level
   if level == 'sequence' and head == 'causal_lm':
     level = 'running'

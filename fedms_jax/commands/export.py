@@ -103,7 +103,8 @@ def _expert(config, model: Model, facts, snapshot: Snapshot, client) -> Tree:
   arrays, plain = snapshot.read(shapes, stages)
   name = stages[plain['stage']].name
   if client is None:
-    return arrays['frozen'].get('global', arrays['shared'])
+    shared = arrays['frozen'].get('global', arrays['shared'])
+    return _whole(arrays['frozen'], shared, config)
   if not jax.tree.leaves(arrays['personal']):
     raise ValueError(
       f'the run is in its stage {name!r}, in which clients have no expert of '
@@ -111,6 +112,8 @@ def _expert(config, model: Model, facts, snapshot: Snapshot, client) -> Tree:
     )
   states = snapshot.store(name, arrays['personal']).gather(np.array([client]))
   expert = jax.tree.map(lambda x: x[0], states)
+  if 'gate' not in arrays['shared'] | expert:
+    return _whole(arrays['frozen'], arrays['shared'] | expert, config)
   uploaded = arrays['shared'].get('blocks')
   if uploaded is not None:
     limit = fedms.uploaded(backbone.blocks, config.algorithm.upload_blocks)
@@ -120,6 +123,17 @@ def _expert(config, model: Model, facts, snapshot: Snapshot, client) -> Tree:
       expert['blocks'],
     )
   return expert
+
+
+def _whole(frozen: Tree, trained: Tree, config) -> Tree:
+  """{'blocks', 'head'} of a model of which this has been trained."""
+  both = {key: frozen['start'][key] for key in ('blocks', 'head')} | trained
+  if set(both) != {'blocks', 'head'} or 'delta_blocks' in frozen:
+    raise ValueError(
+      f'--algorithm.name={config.algorithm.name} keeps its LoRA in a form that '
+      'no adapter of PEFT has. Export a run of another method.'
+    )
+  return {'blocks': both['blocks'], 'head': both['head']}
 
 
 def _adapter(config, model: Model, checkpoint, expert: Tree, out: str) -> None:

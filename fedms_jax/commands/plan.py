@@ -69,15 +69,15 @@ def text(config: Config, shapes: Shapes) -> list[str]:
   """The lines of the plan."""
   backbone = shapes.model.backbone
   (algorithm, roles), *_ = shapes.stages
-  base, blocks = roles.frozen['base'], roles.shared['blocks']
-  count, adapted = tree.size(base), tree.size(blocks)
+  base, whole = roles.frozen['base'], roles.frozen['start']
+  count, adapted = tree.size(base), tree.size(whole['blocks'])
   lines = [
     f'{config.model.name}: {count:,} parameters in {backbone.blocks} blocks '
     f'of width {backbone.width}, {in_bytes(tree.nbytes(base))} as '
     f'{config.model.storage}; T = {backbone.cost.tokens}',
     f'LoRA of rank {config.lora.rank} on {config.lora.targets}: {adapted:,} '
     f'parameters ({100 * adapted / count:.3f} %), head: '
-    f'{tree.size(roles.shared["head"]):,}',
+    f'{tree.size(whole["head"]):,}',
     f'a step has {config.client.batch_size} examples',
   ]
   for algorithm, roles in shapes.stages:

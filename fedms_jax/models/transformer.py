@@ -9,7 +9,8 @@ client under `vmap`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -71,6 +72,7 @@ ACTIVATIONS = {
 class Dense(nn.Module):
   """A linear layer that adds LoRA, `x @ A @ B * scale`, where it is given.
 
+  Beside A and B there may be a dense `delta`, which is added as `x @ delta`.
   A frozen kernel may be int8; `kernel_scale` [d_out] then gives its unit.
   """
 
@@ -94,7 +96,30 @@ class Dense(nn.Module):
       a = self.get_variable('lora', 'a').astype(self.dtype)
       b = self.get_variable('lora', 'b').astype(self.dtype)
       y = y + (x @ a) @ (b * self.lora_scale)
+    if self.has_variable('lora', 'delta'):
+      y = y + x @ self.get_variable('lora', 'delta').astype(self.dtype)
     return y
+
+
+def recomputed(function: Callable) -> Callable:
+  """The function, of which the backward pass keeps nothing but the inputs.
+
+  For what costs little beside a matrix product. JAX keeps an array for every
+  derivative on the way: for the norms and nonlinearities of a ViT that is as
+  much again as all that the products need.
+  """
+  return jax.checkpoint(function, prevent_cse=False)
+
+
+def normed(x, scale, bias, *, eps: float):
+  """LayerNorm (arXiv 1607.06450) over the last axis in float32; without a
+  bias, RMSNorm (arXiv 1910.07467)."""
+  x = x.astype(jnp.float32)
+  if bias is not None:
+    x = x - jnp.mean(x, -1, keepdims=True)
+  x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  x = x * scale.astype(jnp.float32)
+  return x if bias is None else x + bias.astype(jnp.float32)
 
 
 class Norm(nn.Module):
@@ -108,15 +133,11 @@ class Norm(nn.Module):
   def __call__(self, x):
     width = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, width)
-    x = x.astype(jnp.float32)
-    if self.kind == 'rms':
-      x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-      return (x * scale.astype(jnp.float32)).astype(self.dtype)
-    bias = self.param('bias', nn.initializers.zeros, width)
-    x = x - jnp.mean(x, -1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-    x = x * scale.astype(jnp.float32) + bias.astype(jnp.float32)
-    return x.astype(self.dtype)
+    bias = None
+    if self.kind != 'rms':
+      bias = self.param('bias', nn.initializers.zeros, width)
+    norm = recomputed(functools.partial(normed, eps=self.eps))
+    return norm(x, scale, bias).astype(self.dtype)
 
 
 def frequencies(half: int, base: float, scaling: tuple[float, ...] = ()):
@@ -184,7 +205,7 @@ class Mlp(nn.Module):
       return Dense(features, c.mlp_bias, c.dtype, c.lora_scale, name=name)
 
     y = dense('up', c.mlp_width)(x)
-    activation = ACTIVATIONS[c.activation]
+    activation = recomputed(ACTIVATIONS[c.activation])
     if c.gated:
       y = activation(dense('gate', c.mlp_width)(x)) * y
     else:

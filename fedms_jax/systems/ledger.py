@@ -79,16 +79,17 @@ class Meter:
   def traffic(self, plan: Plan, ever: ActiveSet, cohort: int):
     """Bytes that one of `cohort` clients sends and receives in a round."""
     if self._algorithm.traffic is not None:
-      return self._algorithm.traffic(self._shapes, plan, cohort)
+      return self._algorithm.traffic(self._shapes, plan, ever, cohort)
     return self.up(plan), self.down(ever)
 
   def handover(self) -> int:
-    """Bytes of what a stage freezes beyond the base model."""
-    frozen = self._shapes.frozen
+    """Bytes of what a stage freezes beyond the base model. What `fold` writes
+    there it does not hand over: `traffic` counts that."""
+    folds = self._algorithm.fold is not None
     return sum(
       tree.nbytes(value)
-      for name, value in frozen.items()
-      if name not in ('base', 'start')
+      for name, value in self._shapes.frozen.items()
+      if name not in ('base', 'start') and not (folds and tree.is_stacked(name))
     )
 
   def group(
@@ -147,9 +148,12 @@ class Meter:
     )
 
   def _lora(self) -> float:
-    """LoRA FLOPs of one trained block, whichever role it is in."""
+    """LoRA FLOPs of one trained block, whichever roles its parts are in."""
     if self._algorithm.work.full:
       return 0.0
+    start = self._shapes.frozen.get('start', {})
+    if 'blocks' in start:
+      return cost.lora_flops(start['blocks'], self._backbone.cost.tokens)
     for role in (self._shapes.personal, self._shapes.shared):
       for key, value in role.items():
         if tree.is_stacked(key):

@@ -1,0 +1,184 @@
+"""One adapted model: a frozen base, LoRA on its blocks, and a head.
+
+What all methods have in common that train one model at a client, and differ
+in where its parts are kept and how the server merges them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedms_jax import activation, client, metrics, tree
+from fedms_jax.activation import Stack
+from fedms_jax.adapters import lora
+from fedms_jax.base import (
+  Aggregator,
+  Algorithm,
+  Backbone,
+  Batch,
+  Plan,
+  Prediction,
+  Roles,
+  Task,
+  Tree,
+  Work,
+)
+from fedms_jax.columns import inputs
+from fedms_jax.losses import weighted_mean
+
+
+class Setting(NamedTuple):
+  """What the stages of one run have in common.
+
+  optimizer, server: optax transformations. targets, rank: of LoRA.
+  """
+
+  backbone: Backbone
+  task: Task
+  optimizer: Any
+  server: Any
+  aggregator: Aggregator
+  targets: tuple[str, ...]
+  rank: int
+
+
+def start(base: Tree, head: Tree) -> Roles:
+  """The roles before the first stage: a pre-trained model and its head."""
+  return Roles({'base': base, 'head': head}, {}, {})
+
+
+def fresh(setting: Setting, key, before: Roles, adapter: Tree | None) -> Tree:
+  """{'blocks': LoRA [L, ...], 'head'} to begin with.
+
+  adapter: stacked LoRA to start from; None: fresh, so that the start is the
+  base model.
+  """
+  blocks = adapter
+  if blocks is None:
+    base = before.frozen['base']
+    blocks = lora.init(key, base['blocks'], setting.targets, setting.rank)
+  return {'blocks': blocks, 'head': before.frozen['head']}
+
+
+def mask(backbone: Backbone, batch: Batch):
+  """Which tokens exist, bool [B, T] or None."""
+  return backbone.mask(inputs(batch))
+
+
+def features(backbone: Backbone, base, stacks, x, batch, boundary: int):
+  """Features of the model whose LoRA is `stacks`, from the block `boundary`."""
+  spans = activation.over(base['blocks'], activation.spans(stacks, boundary))
+  tokens = mask(backbone, batch)
+  return backbone.features(base, backbone.run(spans, x, tokens), tokens)
+
+
+def prefix(backbone: Backbone, base, blocks, batch, boundary: int):
+  """Activations [B, T, D] that enter block `boundary`."""
+  x = backbone.embed(base, inputs(batch))
+  spans = activation.prefix(base['blocks'], blocks, boundary)
+  return backbone.run(spans, x, mask(backbone, batch))
+
+
+def sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
+  """The metrics of a step."""
+  return {
+    'loss': metrics.summed(*loss),
+    'score': metrics.summed(*task.score(logits, batch)),
+  }
+
+
+def together(*stacks: Stack) -> Stack:
+  """Stacks of different leaves of the same LoRA as one; a block is active
+  where it is in any of them."""
+  active = tuple(map(any, zip(*(s.active for s in stacks), strict=True)))
+  full = lora.joined(*(s.full for s in stacks))
+  if not any(active):
+    return activation.at_rest(full, len(active))
+  rows = tree.indices(active)
+
+  def part(stack: Stack) -> Tree:
+    if stack.active == active:
+      return stack.part
+    fixed = tree.rows(stack.full, rows)
+    if stack.part is None:
+      return fixed
+    places = np.flatnonzero(np.asarray(stack.active)[rows])
+    return jax.tree.map(lambda x, y: x.at[places].set(y), fixed, stack.part)
+
+  return Stack(full, lora.joined(*map(part, stacks)), active)
+
+
+def one_model(
+  setting: Setting,
+  name: str,
+  begin: Callable[[Any, Roles], Roles],
+  model: Callable[[Roles], Tree],
+  *,
+  masks: Callable[[Plan], tuple] = client.everywhere,
+  served: str = 'global',
+) -> Algorithm:
+  """Local training of one adapted model, averaged as the setting says.
+
+  Args:
+    setting: of the run.
+    name: of the algorithm.
+    begin: as in `Algorithm`; frozen gets 'base' and 'start', the model as
+      `fresh` gives it.
+    model: (roles as `client.join` or `client.rest` gives them) -> {'blocks':
+      the LoRA as one `Stack`, 'head'}.
+    masks: as in `Algorithm`.
+    served: what the trained model is called.
+  """
+  backbone, task = setting.backbone, setting.task
+
+  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
+    # Below the boundary every part of the LoRA is as it was at the start.
+    base, blocks = roles.frozen['base'], roles.frozen['start']['blocks']
+    return {'prefix': prefix(backbone, base, blocks, batch, plan.boundary)}
+
+  def logits(base, whole, batch: Batch, plan: Plan):
+    x = features(
+      backbone,
+      base,
+      [whole['blocks']],
+      batch['prefix'],
+      batch,
+      plan.boundary,
+    )
+    return backbone.logits(base, whole['head'], x)
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key
+    out = logits(roles.frozen['base'], model(roles), batch, plan)
+    loss = task.loss(out, batch)
+    return weighted_mean(*loss), sums(task, out, loss, batch)
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    def rest(role):
+      return client.rest(role, backbone.blocks)
+
+    whole = Roles(roles.frozen, rest(roles.shared), rest(roles.personal))
+    models = {'pretrained': rest(roles.frozen['start']), served: model(whole)}
+    base = roles.frozen['base']
+    return Prediction(
+      {name: logits(base, x, batch, plan) for name, x in models.items()}, {}
+    )
+
+  return Algorithm(
+    name=name,
+    task=task,
+    begin=begin,
+    columns=columns,
+    derived=('prefix',),
+    update=client.sgd(objective, setting.optimizer, masks),
+    predict=predict,
+    aggregator=setting.aggregator,
+    server=setting.server,
+    masks=masks,
+    served=served,
+    work=Work(trained=1, frozen=0),
+  )

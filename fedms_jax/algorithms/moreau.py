@@ -1,0 +1,107 @@
+"""pFedMe (arXiv 2006.08848): personal models by Moreau envelopes.
+
+The envelope of a client's loss f at w is min over theta of f(theta) + pull /
+2 ||theta - w||^2; its gradient at w is pull * (w - theta). The personal model
+is theta, and the shared model w descends on the envelope. The server's mixing
+(1 - beta) w + beta mean(w_k) is a server optimizer of learning rate beta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from fedms_jax import client, tree
+from fedms_jax.algorithms import adapted, expert
+from fedms_jax.algorithms.adapted import Setting
+from fedms_jax.base import (
+  Algorithm,
+  Batch,
+  ClientUpdate,
+  Plan,
+  Roles,
+  Tree,
+  Work,
+)
+from fedms_jax.losses import weighted_mean
+
+
+def pfedme(
+  setting: Setting,
+  *,
+  pull: float,
+  steps: int,
+  learning_rate: float,
+  adapter: Tree | None = None,
+) -> Algorithm:
+  """pFedMe: of each batch, `steps` optimizer steps toward theta, and one step
+  of w by `learning_rate` on the envelope.
+
+  theta begins a round as w and goes on from batch to batch; clients keep the
+  last one, which is what they are served with.
+  """
+  task = setting.task
+
+  def loss(roles: Roles, batch: Batch, key, plan: Plan):
+    del key
+    own = roles.personal
+    out = expert.logits(setting, roles.frozen, own, batch, plan)
+    values = task.loss(out, batch)
+    return weighted_mean(*values), adapted.sums(task, out, values, batch)
+
+  update = envelope(loss, setting.optimizer, pull, steps, learning_rate)
+  # A batch takes so many passes, one after another.
+  return expert.pair(setting, 'pfedme', update, adapter=adapter)._replace(
+    work=Work(trained=steps, frozen=0)
+  )
+
+
+def envelope(
+  loss: Callable, optimizer, pull: float, steps: int, learning_rate: float
+) -> ClientUpdate:
+  """Descent of roles.shared on the Moreau envelope of a loss.
+
+  loss: an objective of `client.sgd` that reads theta in roles.personal, a
+  tree like roles.shared. optimizer: finds theta.
+  """
+
+  def pulled(roles: Roles, batch: Batch, key, plan: Plan):
+    value, sums = loss(roles, batch, key, plan)
+    anchor = roles.frozen['anchor']
+    away = expert.squared_distance(roles.personal, anchor)
+    return value + pull / 2 * away, sums
+
+  def theta_alone(plan: Plan):
+    return {'blocks': False, 'head': False}, plan.active
+
+  inner = expert.anchored(client.sgd(pulled, optimizer, theta_alone))
+
+  def sent(roles: Roles) -> Roles:
+    return roles._replace(personal=roles.shared)
+
+  def begin(roles: Roles, plan: Plan):
+    return {
+      'theta': inner.begin(sent(roles), plan),
+      'w': tree.narrow(roles.shared, plan.active),
+    }
+
+  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
+    w = tree.widen(roles.shared, carry['w'], plan.active)
+    now = sent(roles)._replace(shared=w)
+
+    def toward(theta, _):
+      return inner.step(theta, now, batch, key, plan)
+
+    theta, sums = jax.lax.scan(toward, carry['theta'], None, length=steps)
+    rate = learning_rate * pull
+    part = jax.tree.map(
+      lambda w, x: w - rate * (w - x), carry['w'], theta['train']['personal']
+    )
+    return {'theta': theta, 'w': part}, jax.tree.map(lambda x: x[-1], sums)
+
+  def finish(carry, roles: Roles, plan: Plan):
+    _, theta = inner.finish(carry['theta'], sent(roles), plan)
+    return carry['w'], theta
+
+  return ClientUpdate(begin, step, finish, inner.sums)
