@@ -43,14 +43,30 @@ def _by_round(progress: Callable[[int], int]) -> Trigger:
   return Trigger(None, lambda s, _: s, lambda _, t: progress(t))
 
 
-def queue(start: int, cap: int, *, length: int, eps: float, step: int):
-  """The capability queue: when `length` scores lie within `eps`, activate
-  `step` more blocks and empty the queue."""
+def _range(scores: Sequence[float]) -> float:
+  return max(scores) - min(scores)
+
+
+def queue(
+  start: int,
+  cap: int,
+  *,
+  length: int,
+  eps: float,
+  step: int,
+  spread: Callable[[Sequence[float]], float] = _range,
+) -> Trigger:
+  """The capability queue: when the `spread` of `length` scores, by default
+  their range, is under `eps`, activate `step` more blocks and empty the queue.
+
+  With the standard deviation of losses as spread it is the queue by which
+  FeMAM adds a level.
+  """
 
   def observe(state, score):
     depth, scores = state['depth'], [*state['scores'], float(score)][-length:]
     full = len(scores) == length and all(map(math.isfinite, scores))
-    settled = full and max(scores) - min(scores) < eps
+    settled = full and spread(scores) < eps
     if settled and depth < cap:
       return {'depth': min(cap, depth + step), 'scores': []}
     return {'depth': depth, 'scores': scores}
@@ -126,6 +142,82 @@ def order(name: str, blocks: int, seed: int, importance=None):
   return tuple(int(b) for b in ranked)
 
 
+# Where: (depth, round, client) -> the active set.
+Pick = Callable[[int, int, int], ActiveSet]
+
+
+def in_order(blocks_in_order: Sequence[int]) -> Pick:
+  """The first blocks of a fixed order, the same for all."""
+  rank = {block: i for i, block in enumerate(blocks_in_order)}
+
+  def pick(depth, t, client):
+    del t, client
+    return tuple(rank[b] < depth for b in range(len(rank)))
+
+  return pick
+
+
+def allocation(blocks: int, seed: int, weights: Sequence[float]) -> Pick:
+  """Random blocks for each client and round (FedRA, arXiv 2311.11227).
+
+  weights: how likely each block is, relative to the others [L]; see `shape`.
+  """
+  likely = np.asarray(weights, np.float64)
+  if not (np.isfinite(likely).all() and (likely > 0).all()):
+    likely = np.ones(blocks)  # such as importance before anything has moved
+  likely = likely / likely.sum()
+
+  def pick(depth, t, client):
+    rng = np.random.default_rng([seed, 0xA11, t, client])
+    chosen = rng.choice(blocks, depth, replace=False, p=likely)
+    return tuple(b in chosen for b in range(blocks))
+
+  return pick
+
+
+def shape(name: str, blocks: int) -> list[float]:
+  """How likely each block is in an `allocation` [L].
+
+  Geometric patterns of heterogeneous layer allocation (Fed-HeLLo, arXiv
+  2506.12213): `rising` toward the output, `falling`, `bottleneck` (most at
+  both ends), or `uniform`.
+  """
+  rising = np.arange(1.0, blocks + 1)
+  return {
+    'uniform': np.ones(blocks),
+    'rising': rising,
+    'falling': rising[::-1],
+    'bottleneck': np.maximum(rising, rising[::-1]),
+  }[name].tolist()
+
+
+def window(blocks: int) -> Pick:
+  """All but a window of consecutive blocks, which slides on by its own width
+  each round, around the end (FFDAPT, in FDAPT, arXiv 2307.06933)."""
+
+  def pick(depth, t, client):
+    del client
+    width = blocks - depth
+    frozen = {(t * width + i) % blocks for i in range(width)}
+    return tuple(b not in frozen for b in range(blocks))
+
+  return pick
+
+
+def dropout(blocks: int, seed: int) -> Pick:
+  """Each block with the chance depth / L, drawn for each client and round,
+  and at least one (stochastic layer dropout, after DropPEFT, arXiv
+  2503.10217; here a dropped block runs frozen, it is not skipped)."""
+
+  def pick(depth, t, client):
+    rng = np.random.default_rng([seed, 0xD20, t, client])
+    draws = rng.random(blocks)
+    kept = (draws < depth / blocks) | (draws == draws.min())
+    return tuple(bool(k) for k in kept)
+
+  return pick
+
+
 def budget(budgets: Sequence[int], client: int, seed: int) -> int:
   """The depth budget of a client: a pure, even draw from `budgets`."""
   return budgets[
@@ -135,20 +227,20 @@ def budget(budgets: Sequence[int], client: int, seed: int) -> int:
 
 def schedule(
   trigger: Trigger,
-  blocks_in_order: Sequence[int],
+  where: Pick | Sequence[int],
   *,
   budgets: Sequence[int] = (),
   seed: int = 0,
 ) -> Schedule:
-  """`depth_k(t) = min(progress(t), budget_k)` blocks, first in order first."""
-  blocks = len(blocks_in_order)
-  rank = {block: i for i, block in enumerate(blocks_in_order)}
+  """`depth_k(t) = min(progress(t), budget_k)` blocks. where: picks them, or
+  their fixed order."""
+  pick = where if callable(where) else in_order(where)
 
   def active(state, t, client):
     depth = trigger.progress(state, t)
     if budgets:
       depth = min(depth, budget(budgets, client, seed))
-    return tuple(rank[b] < depth for b in range(blocks))
+    return pick(depth, t, client)
 
   return Schedule(trigger.init, trigger.observe, active)
 

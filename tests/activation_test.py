@@ -1,6 +1,7 @@
 """SAL schedules: monotone, bounded, pure; what each trigger means."""
 
 import json
+import statistics
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,9 @@ from tests import world
 CAP = 6
 TRIGGERS = {
   'queue': activation.queue(1, CAP, length=3, eps=0.05, step=2),
+  'queue_std': activation.queue(
+    1, CAP, length=3, eps=0.03, step=1, spread=statistics.pstdev
+  ),
   'fixed': activation.fixed(1, CAP, interval=4, step=2),
   'linear': activation.linear(1, CAP, rounds=20),
   'geometric': activation.geometric(1, CAP, interval=3),
@@ -67,6 +71,15 @@ def test_the_queue_fires_when_it_is_full_and_settled_and_is_then_empty():
   assert state['depth'] == CAP
 
 
+def test_the_other_queue_fires_by_the_standard_deviation():
+  losses = [1.0, 1.0, 1.05]  # range 0.05, standard deviation 0.024
+  for name, depth in (('queue', 1), ('queue_std', 2)):
+    state = TRIGGERS[name].init
+    for loss in losses:
+      state = TRIGGERS[name].observe(state, loss)
+    assert state['depth'] == depth, name
+
+
 def test_a_score_that_is_not_finite_settles_nothing():
   state = TRIGGERS['queue'].init
   for score in (0.5, float('nan'), 0.5, 0.5):
@@ -99,6 +112,82 @@ def test_a_client_activates_what_its_budget_allows():
       depth = min(progress, budget)
       assert active == (False,) * (CAP - depth) + (True,) * depth
   assert seen == {1, 3, 6}
+
+
+FLAT = [1.0] * CAP
+PICKS = {
+  'order': activation.in_order((5, 0, 1, 2, 3, 4)),
+  'allocation': activation.allocation(CAP, 1, FLAT),
+  'window': activation.window(CAP),
+  'dropout': activation.dropout(CAP, 1),
+}
+
+
+@pytest.mark.parametrize('name', PICKS)
+def test_a_pick_is_pure_and_as_deep_as_it_should_be(name):
+  pick, clients = PICKS[name], range(20)
+  for depth in range(1, CAP + 1):
+    found = [pick(depth, t, k) for t in range(5) for k in clients]
+    assert found == [pick(depth, t, k) for t in range(5) for k in clients]
+    counts = [sum(active) for active in found]
+    if name == 'dropout':  # in the mean; never no block
+      assert 1 <= min(counts) and np.mean(counts) == pytest.approx(
+        depth, abs=0.6
+      )
+    else:
+      assert set(counts) == {depth}
+    assert all(type(on) is bool for active in found for on in active)
+
+
+def test_an_allocation_is_each_client_s_and_round_s_own():
+  pick = PICKS['allocation']
+  assert len({pick(3, 0, k) for k in range(40)}) > 5
+  assert len({pick(3, t, 0) for t in range(40)}) > 5
+  share = np.mean([pick(3, t, k) for t in range(40) for k in range(40)], 0)
+  np.testing.assert_allclose(share, 0.5, atol=0.06)
+
+
+@pytest.mark.parametrize(
+  ('name', 'likeliest'),
+  [('rising', [5]), ('falling', [0]), ('bottleneck', [0, 5])],
+)
+def test_an_allocation_prefers_by_its_shape(name, likeliest):
+  pick = activation.allocation(CAP, 0, activation.shape(name, CAP))
+  share = np.mean([pick(1, t, 0) for t in range(2000)], axis=0)
+  wanted = np.array(activation.shape(name, CAP))
+  np.testing.assert_allclose(share, wanted / wanted.sum(), atol=0.03)
+  assert set(np.argsort(wanted)[-len(likeliest) :]) == set(likeliest)
+
+
+def test_an_allocation_by_importance_that_is_none_yet_is_even():
+  for weights in ([0.0] * CAP, [float('nan')] * CAP):
+    same = activation.allocation(CAP, 1, weights)
+    assert [same(2, t, 0) for t in range(9)] == [
+      PICKS['allocation'](2, t, 0) for t in range(9)
+    ]
+
+
+def test_a_window_freezes_every_block_equally_often():
+  found = np.array([PICKS['window'](4, t, 7) for t in range(3)])
+  np.testing.assert_array_equal(
+    ~found,
+    [
+      [True, True, False, False, False, False],
+      [False, False, True, True, False, False],
+      [False, False, False, False, True, True],
+    ],
+  )
+  around = [PICKS['window'](2, t, 0) for t in range(CAP)]
+  assert set(np.sum(around, 0)) == {2}
+
+
+def test_budgets_hold_for_every_pick():
+  for name, pick in PICKS.items():
+    plan = activation.schedule(
+      activation.dense(CAP), pick, budgets=(2,), seed=0
+    )
+    if name != 'dropout':
+      assert all(sum(plan.active(None, 0, k)) == 2 for k in range(9))
 
 
 @pytest.mark.parametrize('depth', [0, 7])

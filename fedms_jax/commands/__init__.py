@@ -44,6 +44,25 @@ COMMANDS = {
     'fedms_jax.commands.status',
     {},
   ),
+  'report': Command(
+    'a page with tables and figures of a workdir, or of a sweep or benchmark',
+    'fedms_jax.commands.report',
+    {'out': ('', 'file to write (empty: report.html in the workdir)')},
+  ),
+  'list': Command(
+    'what can be chosen: algorithms, schedules, partitions, models',
+    'fedms_jax.commands.listing',
+    {},
+  ),
+  'profile': Command(
+    "where a round's time goes, and a trace of it",
+    'fedms_jax.commands.profile',
+    {
+      'rounds': (5, 'rounds of each stage to measure'),
+      'warmup': (2, 'rounds before them, which compile'),
+      'out': ('', 'folder of the traces (empty: profile in the workdir)'),
+    },
+  ),
   'plan': Command(
     'what a model would cost, from its config.json alone',
     'fedms_jax.commands.plan',

@@ -1,0 +1,228 @@
+"""A benchmark: rows of runs that differ by their seed, in one folder.
+
+Every run is a point of a sweep with a workdir of its own, so a benchmark that
+was killed goes on where it was, `launch.sweep --collect` reads its results,
+and `fedms report` makes its page. The runs share one process, see `shelf.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import shlex
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fedms_jax import flags as fedms_flags
+from fedms_jax.commands import report as report_command
+from fedms_jax.config import Config
+from fedms_jax.report import page, runs, statistics
+from fedms_jax.simulation import signals
+from fedms_jax.simulation.workdir import write_atomic
+from launch import command, table
+
+Flags = dict[str, str]  # name -> value
+
+
+class Entry(NamedTuple):
+  """A row: what it is called, the flags that make it, and a line on it."""
+
+  label: str
+  flags: Flags
+  note: str = ''
+
+
+class Job(NamedTuple):
+  """A run. folder: below the benchmark's. weight: how long it is, relative to
+  a whole run."""
+
+  label: str
+  folder: str
+  flags: Flags
+  weight: float = 1.0
+
+
+class Stopped(Exception):
+  """A signal asked to stop; what there is, is saved."""
+
+
+class Ledger:
+  """How long runs took, and so how long those that are left will take."""
+
+  def __init__(self):
+    self._spent: dict[str, list[float]] = {}
+
+  def note(self, job: Job, seconds: float) -> None:
+    self._spent.setdefault(job.label, []).append(seconds / job.weight)
+
+  def left(self, jobs: Sequence[Job]) -> float | None:
+    """Seconds; None if nothing is known, or left."""
+    known = [s for spent in self._spent.values() for s in spent]
+    if not (known and jobs):
+      return None
+
+    def each(job: Job) -> float:
+      mine = self._spent.get(job.label, known)
+      return sum(mine) / len(mine) * job.weight
+
+    return sum(map(each, jobs))
+
+
+class Contest:
+  """Runs jobs in a folder and keeps the record of them.
+
+  run: (config, log file) -> exit code; it goes on with a run that was begun.
+  base: the words of the flags that all runs share.
+  """
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    base: Sequence[str],
+    run: Callable[[Config, pathlib.Path], int],
+  ):
+    self.root = root
+    self.base = list(base)
+    self.planned: list[Job] = []  # not done yet, for the estimate
+    self.missing: dict[str, str] = {}
+    self.crashed = False
+    self.ledger = Ledger()
+    self._run = run
+
+  def config(self, job: Job) -> Config:
+    """The config of a job; refuses flags that `fedms` does not take."""
+    folder = f'--workdir={self.root / job.folder}'
+    words = [*self.base, *_words(job.flags), folder, '--resume']
+    return command.check([*words, '--noprogress', '--notensorboard'])
+
+  def do(self, job: Job) -> runs.Run | None:
+    """The finished run of a job, which is run unless it is finished; None if
+    that is not possible, with the reason in `missing`."""
+    folder, name = self.root / job.folder, job.folder
+    self.planned = [other for other in self.planned if other.folder != name]
+    if not (folder / 'summary.json').exists():
+      start = time.monotonic()
+      config = self.config(job)
+      problem = self._attempt(config, folder)
+      if problem:
+        self.missing.setdefault(job.label, problem)
+        print(f'{name}: {problem}', flush=True)
+        return None
+      self.ledger.note(job, time.monotonic() - start)
+      name += f', {time.monotonic() - start:.0f} s'
+    found = runs.read(folder)
+    score = 100 * found.scores['own_mean']
+    left = self.ledger.left(self.planned)
+    rest = '' if left is None else f'; left: {_duration(left)}'
+    print(f'{name}: {score:.1f} %{rest}', flush=True)
+    return found
+
+  def _attempt(self, config: Config, folder: pathlib.Path) -> str:
+    """Runs a config; gives what went wrong, or ''."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / 'log.txt'
+    try:
+      code = self._run(config, log)
+    except ValueError as error:  # flags that do not fit, a non-finite loss
+      return str(error)
+    except Exception as error:  # a night of runs shall not end with one of them
+      with open(log, 'a') as file:
+        traceback.print_exc(file=file)
+      self.crashed = True
+      return f'crashed: {type(error).__name__}: {error} (see {log})'
+    if code in (signals.EXIT_SAVED, 143):
+      raise Stopped
+    return f'ended with code {code} (see {log})' if code else ''
+
+  def write(self, points: Sequence[Job], told: dict[str, Any]) -> None:
+    """Writes the record, the table and the page of the points."""
+    content = {
+      'flags': self.base,
+      'points': {job.folder: self._point(job) for job in points},
+      'benchmark': told
+      | {
+        'labels': {job.folder: job.label for job in points},
+        'missing': self.missing,
+      },
+    }
+    self.root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2)
+    write_atomic(self.root / runs.SWEEP, text + '\n')
+    found, _ = table.rows(self.root, content['points'])
+    if not found:
+      return
+    by_folder = {str(self.root / job.folder): job for job in points}
+    rows = []
+    for row in found:
+      job = by_folder[row['workdir']]
+      run = runs.read(row['workdir'])
+      rows.append(
+        {'row': job.label, 'seed': run.seed, 'served': run.served}
+        | {f'served.{k}': v for k, v in run.scores.items()}
+        | {'bytes': statistics.volume(run)}
+        | {k: run.summary[k] for k in ('run_seconds', 'compile_seconds')}
+        | row
+      )
+    table.write(self.root / 'results.csv', rows)
+    table.write(self.root / 'results.parquet', rows)
+    page.write(self.root / 'report.html', report_command.text(self.root))
+
+  def _point(self, job: Job) -> Flags:
+    """The job's flags with their values as flags.txt has them."""
+    text = runs.options(fedms_flags.to_text(self.config(job)))
+    return {name: text[name] for name in job.flags}
+
+
+def in_process(shelf) -> Callable[[Config, pathlib.Path], int]:
+  """Runs a config here, with what the shelf holds; its words go to the log."""
+
+  def run(config: Config, log: pathlib.Path) -> int:
+    from fedms_jax.simulation import command as simulation_command
+
+    with open(log, 'a') as file, contextlib.redirect_stdout(file):
+      simulation_command.compilation_cache()
+      shelf.prepare(config)
+      return simulation_command.run(config, shelf)
+
+  return run
+
+
+def settle(root: pathlib.Path, base: Sequence[str], told: dict) -> None:
+  """Refuses the folder of another benchmark.
+
+  Raises:
+    ValueError: it was made with other flags or by other rules.
+  """
+  path = root / 'benchmark.json'
+  content = {'flags': list(base), **told}
+  if path.exists():
+    old = json.loads(path.read_text(encoding='utf-8'))
+    for name, value in content.items():
+      if old.get(name) != value:
+        raise ValueError(
+          f'{root} holds a benchmark with other {name}:\n'
+          f'  the folder: {_shown(old.get(name))}\n  now: {_shown(value)}\n'
+          'Choose another folder, or give the same.'
+        )
+  root.mkdir(parents=True, exist_ok=True)
+  write_atomic(path, json.dumps(content, indent=2) + '\n')
+
+
+def _shown(value) -> str:
+  return shlex.join(value) if isinstance(value, list) else str(value)
+
+
+def _words(flags: Flags) -> list[str]:
+  return [f'--{name}={value}' for name, value in flags.items()]
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 90:
+    return f'about {seconds:.0f} s'
+  minutes = seconds / 60
+  return f'about {minutes:.0f} min' if minutes < 90 else (
+    f'about {minutes / 60:.1f} h'
+  )  # fmt: skip

@@ -1,0 +1,125 @@
+"""What the runs of one process share: data, model, pre-training, programs.
+
+JAX compiles a program once per algorithm, and algorithms are equal if they are
+made of the same functions. So runs that differ in schedule or seed alone are
+given the same algorithms, and compile each round once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from fedms_jax import config as config_lib
+from fedms_jax import foundation, origin
+from fedms_jax.base import Roles, Tree
+from fedms_jax.config import Config
+from fedms_jax.models.family import Model
+from fedms_jax.simulation import keeper, observer
+from fedms_jax.simulation.state import Stage
+
+# Flags that neither data nor model depend on; names that end in a dot stand
+# for a section. A flag that is not listed here is never shared over.
+_HOW = (
+  'workdir', 'resume', 'break_lock', 'progress', 'tensorboard', 'checkpoint.',
+  'distributed.', 'engine.', 'columns.', 'eval.', 'schedule.',
+)  # fmt: skip
+_TRAINING = (
+  'algorithm.', 'client.', 'server.', 'gate.', 'cohort.', 'pretrain.', 'on_nan',
+)  # fmt: skip
+# What the server's pre-training depends on.
+_PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
+                'seed')  # fmt: skip
+
+
+class _Watched(Config):
+  """A config that knows whether it was asked for the seed."""
+
+  asked = False
+
+  def __getattribute__(self, name):
+    if name == 'seed':
+      object.__setattr__(self, 'asked', True)
+    return super().__getattribute__(name)
+
+
+class Shelf:
+  """Stands for the module `origin` in `simulation.command.run`.
+
+  Holds the data of one seed at a time; what the server trained lies in a
+  folder, too, so that a benchmark that was killed need not train it again.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._key: str | None = None  # of the data
+    self._like: origin.World | None = None
+    self._models: dict[str, Model] = {}
+    self._stages: dict[str, list[Stage]] = {}
+    self._initial: Roles | None = None
+    self._pretrained: dict[str, dict[str, Tree]] = {}
+
+  def world(self, config: Config) -> origin.World:
+    """As `origin.world`."""
+    key = _digest(config, leave_out=_HOW + _TRAINING)
+    if key != self._key:
+      self._like, self._initial, self._pretrained = None, None, {}
+      like = origin.world(config)
+      facts = json.dumps(foundation.facts(like.data))
+      model = _digest(config, leave_out=(*_HOW, *_TRAINING, 'seed')) + facts
+      model = self._models.setdefault(model, like.model)
+      self._key, self._like = key, like._replace(model=model)
+    watched = _Watched(
+      **{field.name: getattr(config, field.name)
+         for field in dataclasses.fields(config)}
+    )  # fmt: skip
+    made = origin.world(watched, self._like)
+    # Algorithms of another seed will do where the seed is no part of them.
+    seed = () if watched.asked else ('seed',)
+    stages = self._stages.setdefault(
+      _digest(config, leave_out=_HOW + seed), made.stages
+    )
+    same = [
+      new._replace(algorithm=old.algorithm, probe=old.probe)
+      for new, old in zip(made.stages, stages, strict=True)
+    ]
+    return made._replace(stages=same)
+
+  def initial(self, config: Config, world: origin.World) -> Roles:
+    """As `origin.initial`."""
+    if self._initial is None:
+      self._initial = origin.initial(config, world)
+    return self._initial
+
+  def pretrained(
+    self, config: Config, world: origin.World, before: Roles, watch
+  ) -> dict[str, Tree]:
+    """As `origin.pretrained`."""
+    key = _digest(config, only=_PRETRAINING)
+    if key not in self._pretrained:
+      self._pretrained[key] = keeper.kept(
+        self._folder / f'seed={config.seed}-{key[:12]}',
+        origin.pretrained_shapes(config, world),
+        lambda: origin.pretrained(config, world, before, watch),
+      )
+    return self._pretrained[key]
+
+  def prepare(self, config: Config) -> None:
+    """Makes ready what a run shares with others, so that its seconds are its
+    own."""
+    world = self.world(config)
+    before = self.initial(config, world)
+    self.pretrained(config, world, before, observer.Silent())
+
+
+def _digest(config: Config, leave_out: tuple = (), only: tuple = ('',)) -> str:
+  values: dict[str, Any] = {
+    name: value
+    for name, value in config_lib.values(config).items()
+    if name.startswith(only) and not name.startswith(leave_out)
+  }
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

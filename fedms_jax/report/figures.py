@@ -1,0 +1,279 @@
+"""The figures of a report."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedms_jax.report import svg
+from fedms_jax.report.statistics import front
+
+WIDTH = 360.0  # of a chart on a phone; its text is 11 px there
+_SMALL = 172.0  # two in a row on a phone
+MOST_CLIENTS, MOST_CLASSES = 60, 40  # that a grid shows
+
+
+class Point(NamedTuple):
+  """A row among costs. number: its place in the table. spread: standard
+  deviation of y over seeds, or None."""
+
+  number: int
+  label: str
+  x: float
+  y: float
+  spread: float | None = None
+
+
+def costs(points: Sequence[Point], title: str, show_x: svg.Format) -> str:
+  """Score in % against a cost, with the Pareto front."""
+  found = front([(p.x, p.y) for p in points])
+  log = min(p.x for p in points) > 0 and (
+    max(p.x for p in points) > 8 * min(p.x for p in points)
+  )
+  x = svg.Scale(
+    *svg.around([p.x for p in points], log, floor=0), 40.0, WIDTH - 12, log
+  )
+  ends = [p.y + s * (p.spread or 0) for p in points for s in (-1, 1)]
+  y = svg.Scale(*svg.around(ends, roof=100), 222.0, 14.0)
+  stairs = []
+  for i in found:
+    if stairs:
+      stairs.append((x(points[i].x), stairs[-1][1]))
+    stairs.append((x(points[i].x), y(points[i].y)))
+  parts = [
+    svg.axes(x, y, show_x, '{:g}'.format),
+    svg.line(stairs, 'front'),
+    svg.words(WIDTH - 12, 256, title, 'label', 'end'),
+  ]
+  places = [(x(p.x), y(p.y)) for p in points]
+  taken = list(places)
+  for i, p in enumerate(points):
+    at = places[i]
+    name = html.escape(f'{p.number}. {p.label}: {show_x(p.x)}, {p.y:.1f} %')
+    whisker = ''
+    if p.spread:
+      whisker = svg.tag(
+        'line', x1=at[0], x2=at[0], y1=y(p.y - p.spread), y2=y(p.y + p.spread),
+        class_='whisker',
+      )  # fmt: skip
+    parts.append(
+      svg.tag(
+        'g',
+        whisker,
+        svg.tag('title', name),
+        svg.tag(
+          'circle',
+          cx=at[0],
+          cy=at[1],
+          r=4.5,
+          class_='point best' if i in found else 'point',
+        ),
+        class_='mark',
+      )  # fmt: skip
+    )
+    parts.append(_number(str(p.number), i, places, taken, x, y))
+  return svg.picture(WIDTH, 262, f'score in % against {title}', *parts)
+
+
+# Where a number may stand: first where no line of the front leads.
+_BESIDE = (
+  (-1, -1), (1, 1), (-1, 0), (1, -1), (1, 0), (-1, 1), (0, -1), (0, 1)
+)  # fmt: skip
+
+
+def _number(text: str, i: int, points, taken: list, x, y) -> str:
+  """The number of the point i, beside it and no other one, where nothing else
+  is; or as far from all else as can be."""
+  at, others = points[i], points[:i] + points[i + 1 :]
+  places = [
+    (at[0] + dx * away, at[1] + dy * away)
+    for away in (9, 16, 24, 32)
+    for dx, dy in _BESIDE
+  ]
+
+  def room(place):
+    inside = x.start + 6 < place[0] < x.stop + 6
+    inside &= y.stop - 4 < place[1] < y.start - 6
+    return inside * min(
+      max(abs(place[0] - a), 1.2 * abs(place[1] - b)) for a, b in taken
+    )
+
+  def own(place):
+    near = math.dist(place, at)
+    return all(math.dist(place, other) > near for other in others)
+
+  good = [p for p in places if room(p) > 8.5]
+  best = next(filter(own, good), None) or max(places, key=room)
+  taken.append(best)
+  leader = svg.line([at, best], 'leader') if math.dist(at, best) > 14 else ''
+  return leader + svg.words(best[0], best[1] + 3.5, text, 'number', 'middle')
+
+
+class Course(NamedTuple):
+  """A value over rounds: a line for each seed. label: of the panel."""
+
+  label: str
+  lines: Sequence[Sequence[float | None]]
+
+
+def courses(
+  panels: Sequence[Course],
+  name: str,
+  show: svg.Format,
+  cuts=(),
+  also=(),
+  **bounds,
+) -> list[str]:
+  """A small chart for each panel, all on one scale, the others behind it.
+
+  name: unlike that of other figures of the page. cuts: rounds at which a
+  stage begins. also: a value that the scale has to show. bounds: floor and
+  roof of the scale.
+  """
+  values = [
+    v for p in panels for one in p.lines for v in one if v is not None
+  ]  # fmt: skip
+  if not values:
+    return []
+  longest = max(len(one) for p in panels for one in p.lines)
+  x = svg.Scale(1, max(longest, 2), 34.0, _SMALL - 8)
+  y = svg.Scale(*svg.around([*values, *also], **bounds), 102.0, 24.0)
+
+  def drawn(lines, class_):
+    out = ''
+    for one in lines:
+      kept = [(x(t + 1), y(v)) for t, v in enumerate(one) if v is not None]
+      out += svg.line(kept, class_)
+    return out
+
+  behind = ''.join(drawn(p.lines[:1], 'behind') for p in panels)
+  steps = ''.join(
+    svg.tag('line', x1=x(c + 0.5), x2=x(c + 0.5), y1=y.start, y2=y.stop,
+            class_='cut')
+    for c in cuts
+  )  # fmt: skip
+  shared = svg.tag('g', behind, id=f'behind-{name}')
+  out = []
+  for i, panel in enumerate(panels):
+    back = f'<use href="#behind-{name}"/>'
+    if i == 0:
+      back = shared
+    parts = [
+      svg.axes(x, y, '{:g}'.format, show, 3),
+      steps,
+      back if len(panels) > 1 else '',
+      drawn(panel.lines, 'course'),
+      svg.words(2, 12, _short(panel.label, 29), 'panel'),
+    ]
+    title = f'{name} over rounds: {panel.label}'
+    out.append(svg.picture(_SMALL, 122, title, *parts))
+  return out
+
+
+class Strip(NamedTuple):
+  """A value of each client. note: shown at the end of the line."""
+
+  label: str
+  values: Sequence[float]
+  note: str = ''
+
+
+def strips(found: Sequence[Strip], title: str, high: float) -> str:
+  """A dot for each client, the middle half as a bar, the mean as a tick; 0 to
+  `high`."""
+  x = svg.Scale(0.0, high, 10.0, WIDTH - 12)
+  bottom = 38.0 * len(found) + 4
+  parts = [_ruler(x, bottom)]
+  for i, strip in enumerate(found):
+    top = 38.0 * i
+    middle = top + 27
+    jitter = (np.arange(len(strip.values)) * 0.618034) % 1 - 0.5
+    places = [
+      (x(v), middle + 11 * j) for v, j in zip(strip.values, jitter, strict=True)
+    ]
+    low, high_ = np.quantile(strip.values, [0.25, 0.75])
+    mean = x(float(np.mean(strip.values)))
+    parts += [
+      svg.words(10, top + 13, _short(strip.label, 42), 'panel'),
+      svg.words(WIDTH - 12, top + 13, strip.note, 'tick', 'end'),
+      svg.tag(
+        'rect', x=x(low), y=middle - 6, width=max(x(high_) - x(low), 1.0),
+        height=12.0, class_='half',
+      ),
+      svg.dots(places, 'clients'),
+      svg.tag('line', x1=mean, x2=mean, y1=middle - 8, y2=middle + 8,
+              class_='mean'),
+    ]  # fmt: skip
+  parts.append(svg.words(WIDTH - 12, bottom + 30, title, 'label', 'end'))
+  return svg.picture(WIDTH, bottom + 36, title, *parts)
+
+
+def _ruler(x: svg.Scale, bottom: float) -> str:
+  out = ''
+  for value in x.ticks(5):
+    at = x(value)
+    out += svg.tag('line', x1=at, x2=at, y1=14.0, y2=bottom, class_='grid')
+    out += svg.words(at, bottom + 13, f'{value:g}', 'tick', 'middle')
+  return out
+
+
+def heat(values: Sequence[Sequence[float | None]], names: Sequence[str],
+         title: str) -> str:  # fmt: skip
+  """Shares [class][client] as cells, faint for 0 and full for 1."""
+
+  def cell(share, x, y, size):
+    if share is None:
+      return ''
+    return svg.tag(
+      'rect', x=x + 0.5, y=y + 0.5, width=size[0] - 1, height=size[1] - 1,
+      class_='cell', fill_opacity=f'{0.06 + 0.94 * share:.2f}',
+    )  # fmt: skip
+
+  return _grid(values, names, title, cell)
+
+
+def bubbles(counts: Sequence[Sequence[int]], names: Sequence[str],
+            title: str) -> str:  # fmt: skip
+  """Rows [class][client] as circles whose area is the count."""
+  most = max((n for row in counts for n in row), default=1) or 1
+
+  def circle(count, x, y, size):
+    if not count:
+      return ''
+    radius = 0.5 * min(size) * float(np.sqrt(count / most))
+    return svg.tag(
+      'circle', cx=x + size[0] / 2, cy=y + size[1] / 2,
+      r=f'{max(radius, 0.6):.2f}', class_='bubble',
+    )  # fmt: skip
+
+  return _grid(counts, names, title, circle)
+
+
+def _grid(values, names, title: str, mark) -> str:
+  """Marks [class][client], as many as can be told apart."""
+  rows = [list(row[:MOST_CLIENTS]) for row in values[:MOST_CLASSES]]
+  left, top = (
+    12.0 + 6.2 * max(len(_short(n, 12)) for n in names[: len(rows)]),
+    6,
+  )
+  width = (WIDTH - 8 - left) / len(rows[0])
+  height = min(max(width, 9.0), 20.0)
+  size = min(width, height * 1.6), height
+  parts = []
+  for i, row in enumerate(rows):
+    y = top + i * height
+    name = _short(names[i], 12)
+    parts.append(svg.words(left - 5, y + height / 2 + 3.5, name, 'tick', 'end'))
+    parts += [mark(v, left + k * size[0], y, size) for k, v in enumerate(row)]
+  bottom = top + height * len(rows)
+  text = f'clients 0 to {len(rows[0]) - 1}'
+  parts.append(svg.words(left, bottom + 13, text, 'label'))
+  return svg.picture(WIDTH, bottom + 20, title, *parts)
+
+
+def _short(text: str, most: int) -> str:
+  return text if len(text) <= most else text[: most - 1] + '…'

@@ -1,0 +1,145 @@
+"""The table of a comparison: scores, who is best, and costs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedms_jax.report import page, statistics, views
+from fedms_jax.report.runs import Row, Run
+from fedms_jax.report.statistics import LEVEL, Verdict
+
+# What a row costs, and how it is written.
+COSTS: dict[str, tuple[Callable[[Run], float], Callable[[float], str]]] = {
+  'bytes of all clients, up and down': (statistics.volume, views.size),
+  'FLOPs on the devices of all clients': (
+    lambda run: run.summary['total']['client_flops'],
+    views.flops,
+  ),
+  'seconds of the simulator': (
+    lambda run: run.summary['run_seconds'],
+    views.seconds,
+  ),
+}
+_SPLIT = {
+  'own_classes': "client's classes",
+  'other_classes': "others' classes",
+  'new_classes': "nobody's classes",
+  'harmonic': 'harmonic mean',
+}
+
+
+def section(rows: Sequence[Row], reference: str, score: str) -> str:
+  """The table of rows, the best first. reference: label of the row that costs
+  are relative to. score: what it is called."""
+  columns = _columns(rows)
+  ahead = ['', 'own test: mean', 'worst decile', 'pooled test',
+           'unseen clients', *columns.values()]  # fmt: skip
+  behind = ['active blocks', 'bytes', 'client FLOPs', 'client memory',
+            'simulator']  # fmt: skip
+  base = next((r for r in rows if r.label == reference), None)
+  verdicts = [statistics.verdict(rows[0], row) for row in rows]
+  body = [
+    _cells(i, row, rows[0], verdicts[i], base, columns)
+    for i, row in enumerate(rows)
+  ]
+  return page.section(
+    f'{score.capitalize()} in %, and what it costs',
+    page.table([*ahead, *behind], body, 'comparison'),
+    page.paragraph(_legend(verdicts, base), 'quiet'),
+  )
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, str]:
+  """Scores by class, where classes are split among clients."""
+  flags = rows[0].runs[0].flags
+  split = flags.get('partition.name') == 'classes'
+  if not (split or flags.get('data.public_classes')):
+    return {}
+  found = [run.scores for row in rows for run in row.runs]
+  return {
+    key: title
+    for key, title in _SPLIT.items()
+    if all(scores.get(key) is not None for scores in found)
+  }
+
+
+def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, columns):
+  chip = ''
+  if row is best:
+    chip = ' <span class="chip first" title="best">1st</span>'
+  elif not verdict.worse:
+    hint = 'not significantly worse than the best' if verdict.p else 'too few'
+    chip = f' <span class="chip tied" title="{hint}">≈</span>'
+  top = ' class="top"' if row is best else ''
+  scores = [
+    _measure(row, key)
+    for key in ('own_mean', 'own_worst_decile', 'pooled', 'unseen', *columns)
+  ]
+  return [
+    views.name(i + 1, row.label),
+    f'<td{top}>{scores[0]}{chip}</td>',
+    *scores[1:],
+    html.escape(_depths(row)),
+    *(_cost_cell(row, base, get, show) for get, show in (
+      COSTS['bytes of all clients, up and down'],
+      COSTS['FLOPs on the devices of all clients'],
+      (lambda run: run.summary['total']['peak_client_memory'], views.size),
+      COSTS['seconds of the simulator'],
+    )),
+  ]  # fmt: skip
+
+
+def _measure(row: Row, key: str) -> str:
+  found = statistics.measure([run.scores.get(key) for run in row.runs])
+  if found is None:
+    return '–'
+  text = f'{100 * found.mean:.1f}'
+  if found.deviation is not None:
+    text += f' <span class="spread">± {100 * found.deviation:.1f}</span>'
+  return text
+
+
+def _depths(row: Row) -> str:
+  """The active blocks at the end of each stage, mean over seeds."""
+  last = [
+    [depths[-1] for depths in run.summary['depth'].values() if depths]
+    for run in row.runs
+  ]
+  return ' → '.join(f'{np.mean(ends):.3g}' for ends in zip(*last, strict=False))
+
+
+def _cost_cell(row: Row, base: Row | None, get, show) -> str:
+  value = float(np.mean([get(run) for run in row.runs]))
+  text = html.escape(show(value))
+  if base is None:
+    return text
+  other = float(np.mean([get(run) for run in base.runs]))
+  times = f'{value / other:.2f}×' if other else '–'
+  return f'{text} <span class="spread">{times}</span>'
+
+
+def _legend(verdicts: Sequence[Verdict], base: Row | None) -> str:
+  first = verdicts[-1]
+  text = (
+    "± is the standard deviation over seeds. Rows are ranked by clients' own "
+    'test rows, the only column that is tested: ≈ marks rows that a one-sided '
+    f'paired t-test does not find worse than the best (p ≥ {LEVEL:g}, not '
+    'corrected for the number of rows). '
+  )
+  if first.unit == 'clients':
+    text += (
+      f'With so few seeds the pairs are clients ({first.pairs} over all '
+      'seeds): the marks hold for these clients and training runs, not for '
+      'new ones; 5 seeds or more are tested by seed. '
+    )
+  else:
+    text += f'The pairs are seeds ({first.pairs}). '
+  if any(v.p is None for v in verdicts):
+    text += 'Some rows have too few pairs to say, and carry ≈, too. '
+  text += 'Active blocks are those at the end of each stage. '
+  if base is not None:
+    text += f'× is relative to {base.label}.'
+  return text

@@ -1,0 +1,171 @@
+"""What a report is made of: finished runs, and how they belong together.
+
+Read from folders alone, so that a report can be made anywhere, and of runs of
+earlier versions.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedms_jax.simulation import workdir, writers
+
+SWEEP = 'sweep.json'
+# Flags that say nothing of what a run computes.
+_SILENT = ('progress', 'tensorboard')
+
+
+class Run(NamedTuple):
+  """A finished run.
+
+  flags: values as text. records: lines of metrics.jsonl. stages: 'name',
+  'rounds' and 'served' of each, [] for a run of an earlier version.
+  partition: 'classes', 'clients', and rows [n, C] of 'train' and 'test'.
+  """
+
+  root: pathlib.Path
+  flags: dict[str, str]
+  summary: dict[str, Any]
+  records: list[dict[str, Any]]
+  stages: list[dict[str, Any]]
+  partition: dict[str, Any] | None
+
+  @property
+  def served(self) -> str:
+    """The model that users are served with."""
+    if self.stages:
+      return self.stages[-1]['served']
+    models = self.summary['models']
+    return 'mixture' if 'mixture' in models else 'global'
+
+  @property
+  def scores(self) -> dict[str, float | None]:
+    """Of the served model."""
+    return self.summary['models'][self.served]
+
+  @property
+  def seed(self) -> int:
+    return int(self.flags['seed'])
+
+  def per_client(self, name: str) -> list[float | None]:
+    """A value of each evaluated client, [] if it was not measured."""
+    return self.summary['per_client'].get(name, [])
+
+
+class Row(NamedTuple):
+  """Runs that differ by their seed alone. note: one line on it."""
+
+  label: str
+  runs: list[Run]
+  note: str = ''
+
+
+class Comparison(NamedTuple):
+  """Rows to compare. reference: label of the row that costs are relative to,
+  '' for none. missing: why there is no result, by label. search: scores of
+  learning rates, by label. notes: lines on how it was made."""
+
+  title: str
+  rows: list[Row]
+  reference: str = ''
+  missing: Mapping[str, str] = {}
+  search: Mapping[str, Mapping[str, float | None]] = {}
+  notes: Sequence[str] = ()
+
+
+def read(path: str | pathlib.Path) -> Run:
+  """The run of a folder.
+
+  Raises:
+    ValueError: there is none, or it is not finished.
+  """
+  folder = workdir.Workdir.look(path)
+  if not folder.summary.exists():
+    raise ValueError(
+      f'--workdir={path} holds a run that is not finished: it has no '
+      f'{folder.summary.name}. See `fedms status`; go on with --resume.'
+    )
+
+  def loaded(file: pathlib.Path, default):
+    return json.loads(file.read_text()) if file.exists() else default
+
+  records = (
+    writers.read_metrics(folder.metrics) if folder.metrics.exists() else []
+  )
+  return Run(
+    folder.root,
+    options(folder.flags.read_text(encoding='utf-8')),
+    loaded(folder.summary, None),
+    records,
+    loaded(folder.stages, []),
+    loaded(folder.partition, None),
+  )
+
+
+def options(text: str) -> dict[str, str]:
+  """The values of a flag file, by name."""
+  lines = (line.removeprefix('--') for line in text.splitlines())
+  return dict(line.partition('=')[::2] for line in lines if line)
+
+
+def comparison(root: pathlib.Path) -> Comparison:
+  """What lies in the folder of a sweep or of a benchmark.
+
+  Its sweep.json has 'points': flags of each, by folder. A benchmark adds
+  'benchmark': 'labels' of the points and more, see `Comparison`; without it, a
+  row is made of the points that differ by their seed alone.
+
+  Raises:
+    ValueError: nothing in it is finished.
+  """
+  record = json.loads((root / SWEEP).read_text(encoding='utf-8'))
+  told = record.get('benchmark', {})
+  labels = told.get('labels', {})
+  found: dict[str, list[Run]] = {}
+  missing = dict(told.get('missing', {}))
+  for folder, point in record['points'].items():
+    label = labels.get(folder) or _label(point)
+    if (root / folder / 'summary.json').exists():
+      found.setdefault(label, []).append(read(root / folder))
+    else:
+      missing.setdefault(label, f'{folder} is not finished')
+  if not found:
+    raise ValueError(f'{root} holds no finished run; nothing to compare.')
+  notes = told.get('notes', {})
+  return Comparison(
+    told.get('title', root.name),
+    [
+      Row(label, sorted(runs, key=lambda r: r.seed), notes.get(label, ''))
+      for label, runs in found.items()
+    ],
+    told.get('reference', ''),
+    missing,
+    told.get('search', {}),
+    told.get('rules', ()),
+  )
+
+
+def _label(point: Mapping[str, str]) -> str:
+  pairs = [f'{k}={v}' for k, v in point.items() if k != 'seed']
+  return ', '.join(pairs) or 'all'
+
+
+def command(runs: Sequence[Run], defaults: Mapping[str, str]) -> str:
+  """A line for the shell that repeats runs that differ by their seed alone.
+
+  defaults: values of all flags that need not be said.
+  """
+  first = runs[0].flags
+  words = ['fedms']
+  for name, value in first.items():
+    if name != 'seed' and name not in _SILENT and defaults.get(name) != value:
+      words.append(shlex.quote(f'--{name}={value}'))
+  if len(runs) == 1:
+    return ' '.join([*words, f'--seed={first["seed"]}'])
+  seeds = ' '.join(run.flags['seed'] for run in runs)
+  line = ' '.join([*words, '--seed=$s', '--workdir=runs/$s'])
+  return f'for s in {seeds}; do {line}; done'

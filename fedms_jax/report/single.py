@@ -1,0 +1,141 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+
+from fedms_jax.report import page, views
+from fedms_jax.report.runs import Row, Run, command
+from fedms_jax.simulation.report import COLUMNS, MODELS
+
+_CLASSES = {
+  'own_classes': "pooled: client's classes",
+  'other_classes': "others' classes",
+  'new_classes': "nobody's classes",
+  'harmonic': 'harmonic mean of both',
+}
+_PERPLEXITIES = {
+  'own_loss': 'own perplexity',
+  'pooled_loss': 'pooled perplexity',
+}
+
+
+def report(run: Run, defaults: Mapping[str, str]) -> str:
+  """The page of a run. defaults: values of flags that need not be said."""
+  row = Row(run.flags.get('algorithm.name', 'run'), [run])
+  summary, score = run.summary, run.summary['score']
+  models = _ordered(summary['models'], run.served)
+  per_client = [
+    (MODELS.get(m, m), run.per_client(m)) for m in models if run.per_client(m)
+  ]
+  return page.document(
+    f'{run.flags.get("algorithm.name")} on {run.flags.get("data.source")}',
+    page.paragraph(f'{views.world([run])} Seed {run.seed}.', 'lead'),
+    _scores(run, models),
+    page.section(
+      'Costs',
+      _costs(run),
+      page.paragraph(
+        'Bytes, FLOPs and memory are analytic: they follow from what was '
+        'active. Seconds are those of the simulator, without compilation.',
+        'quiet',
+      ),
+    ),
+    page.section('Rounds', *_rounds(row)),
+    page.section('Clients', page.charts([views.accuracies(per_client, score)])),
+    views.gates([row]),
+    views.partition(run),
+    page.section(
+      'The same again',
+      page.code('Flags that repeat this run', command([run], defaults)),
+    ),
+  )
+
+
+def _ordered(models, served: str) -> list[str]:
+  """Names as the summary's table has them, the served one last."""
+  known = [m for m in MODELS if m in models]
+  rest = [m for m in models if m not in MODELS]
+  return [m for m in [*known, *rest] if m != served] + [served]
+
+
+def _scores(run: Run, models: list[str]) -> str:
+  summary = run.summary
+  columns = dict(COLUMNS)
+  for key, title in _CLASSES.items():
+    if any(summary['models'][m].get(key) is not None for m in models):
+      columns[key] = title
+  if summary['perplexity']:
+    columns |= _PERPLEXITIES
+  rows = []
+  for model in models:
+    found = summary['models'][model]
+    cells = [html.escape(MODELS.get(model, model))]
+    if model == run.served:
+      cells[0] += ' <span class="chip first">served</span>'
+    for key in columns:
+      value = found.get(key)
+      if key in _PERPLEXITIES:
+        cells.append(f'{math.exp(min(value or 99.0, 99.0)):.4g}')
+      else:
+        cells.append(views.percent(value))
+    rows.append(cells)
+  head = ['model', *map(html.escape, columns.values())]
+  return page.section(
+    f'{summary["score"].capitalize()} in %',
+    page.table(head, rows, 'scores'),
+    page.paragraph(
+      f'{summary["clients"]} clients on their own test rows, '
+      f'{summary["pooled_rows"]} pooled test rows, '
+      f'{summary["unseen_clients"]} clients that never trained.',
+      'quiet',
+    ),
+  )
+
+
+def _costs(run: Run) -> str:
+  entries = run.summary['ledger'] | {'in all': run.summary['total']}
+  rows = []
+  for name, entry in entries.items():
+    depth = run.summary['depth'].get(name)
+    rows.append(
+      [
+        html.escape(name),
+        f'{depth[0]:g} to {depth[-1]:g}' if depth else '–',
+        views.size(entry['bytes_up']),
+        views.size(entry['bytes_down']),
+        views.flops(entry['client_flops']),
+        views.size(entry['peak_client_memory']),
+        views.flops(entry['simulator_flops']),
+      ]
+    )
+  rows[-1].append(views.seconds(run.summary['run_seconds']))
+  for row in rows[:-1]:
+    row.append('–')
+  head = ['stage', 'active blocks', 'up', 'down', 'client FLOPs',
+          'client memory', 'simulator FLOPs', 'simulator']  # fmt: skip
+  return page.table(head, rows, 'costs')
+
+
+def _rounds(row: Row) -> list[str]:
+  """Small charts of what the rounds tell."""
+  fields = {
+    'depth': ('active blocks', {'floor': 0, 'also': (0, 1)}),
+    'capability': ('capability', {'floor': 0}),
+    'score': ("cohort's validation score", {'floor': 0, 'roof': 1}),
+    'train_loss': ('training loss', {'floor': 0}),
+    'gate_weight': ('weight of the global expert', {'floor': 0, 'roof': 1}),
+  }
+  found = []
+  for field, (title, bounds) in fields.items():
+    found += views.courses([row._replace(label=title)], field, **bounds)
+  return [
+    page.charts(found, 'small'),
+    page.paragraph(
+      'By round; a dashed line is where a stage begins. The capability is the '
+      'score that the schedule watches.',
+      'quiet',
+    ),
+  ]

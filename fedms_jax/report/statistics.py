@@ -1,0 +1,116 @@
+"""What rows of a comparison say: mean, spread, who is best, at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fedms_jax.report.runs import Row, Run
+
+LEVEL = 0.05
+_FEWEST_SEEDS = 5  # from which on seeds are the pairs of the test
+_FEWEST_PAIRS = 6
+
+
+class Measure(NamedTuple):
+  """Mean and standard deviation (None of a single value) over seeds."""
+
+  mean: float
+  deviation: float | None
+
+
+class Verdict(NamedTuple):
+  """Whether a row is worse than the best one.
+
+  unit: what the pairs are, seeds or clients. p: of a one-sided paired t-test;
+  None: too few pairs to say.
+  """
+
+  unit: str
+  pairs: int
+  p: float | None
+
+  @property
+  def worse(self) -> bool:
+    return self.p is not None and self.p < LEVEL
+
+
+def measure(values: Sequence[float | None]) -> Measure | None:
+  """None if a value is missing."""
+  if not values or None in values:
+    return None
+  mean = float(np.mean(values))
+  if len(values) == 1:
+    return Measure(mean, None)
+  return Measure(mean, float(np.std(values, ddof=1)))
+
+
+def score(row: Row) -> float:
+  """What rows are ranked by: clients' own test rows, the served model."""
+  return float(np.mean([run.scores['own_mean'] for run in row.runs]))
+
+
+def volume(run: Run) -> float:
+  """Bytes that all clients sent and received."""
+  return run.summary['total']['bytes_up'] + run.summary['total']['bytes_down']
+
+
+def paired(best: Sequence[float], other: Sequence[float]) -> float:
+  """p of the hypothesis that `best` is better in the mean, against that it is
+  not: the paired one-sided t-test.
+
+  If all differences are equal there is no spread to judge by: p is then 0, or
+  1 if they are not above 0.
+  """
+  from scipy import stats  # lazy: half a second
+
+  difference = np.subtract(best, other, dtype=np.float64)
+  if np.ptp(difference) == 0:
+    return 0.0 if difference[0] > 0 else 1.0
+  found = stats.ttest_1samp(difference, 0.0, alternative='greater')
+  return float(found.pvalue)
+
+
+def verdict(best: Row, other: Row) -> Verdict:
+  """Tests a row against the best one.
+
+  From five seeds on the pairs are seeds. With fewer the pairs are clients of
+  all seeds: the answer then holds for these clients and training runs.
+  """
+  mine = {run.seed: run for run in best.runs}
+  both = [(mine[run.seed], run) for run in other.runs if run.seed in mine]
+  if len(both) >= _FEWEST_SEEDS:
+    unit = 'seeds'
+    pairs = [(a.scores['own_mean'], b.scores['own_mean']) for a, b in both]
+  else:
+    unit = 'clients'
+    pairs = [
+      (x, y)
+      for a, b in both
+      for x, y in zip(
+        a.per_client(a.served), b.per_client(b.served), strict=False
+      )
+      if x is not None and y is not None
+    ]
+  if len(pairs) < _FEWEST_PAIRS:
+    return Verdict(unit, len(pairs), None)
+  first, second = zip(*pairs, strict=True)
+  return Verdict(unit, len(pairs), paired(first, second))
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+  """The points (cost, score) that no other one beats: none costs less or the
+  same and scores more or the same, and differs. By rising cost."""
+  order = sorted(
+    range(len(points)), key=lambda i: (points[i][0], -points[i][1])
+  )
+  found, most = [], -math.inf
+  for i in order:
+    twin = found and points[found[-1]] == points[i]
+    if points[i][1] > most or twin:
+      found.append(i)
+      most = points[i][1]
+  return found

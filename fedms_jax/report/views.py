@@ -1,0 +1,172 @@
+"""What the reports of a run and of a comparison both show."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedms_jax.report import figures, page
+from fedms_jax.report.runs import Row, Run
+from fedms_jax.simulation.report import in_bytes, in_flops
+
+BY_CLASS = 'gate_weight_by_class'
+
+
+def percent(value: float | None) -> str:
+  return '–' if value is None else f'{100 * value:.1f}'
+
+
+def size(value: float) -> str:
+  return in_bytes(value)
+
+
+def flops(value: float) -> str:
+  return in_flops(value)
+
+
+def seconds(value: float) -> str:
+  return f'{value:.3g} s' if value < 600 else f'{value / 60:.3g} min'
+
+
+_WORLD = {
+  'data': 'data.source',
+  'partition': 'partition.name',
+  'clients': 'partition.num_clients',
+  'model': 'model.name',
+  'algorithm': 'algorithm.name',
+  'schedule': 'schedule.name',
+}
+
+
+def world(runs: Sequence[Run]) -> str:
+  """What runs have in common of data, clients, model and method, in a line."""
+  told = []
+  for title, flag in _WORLD.items():
+    values = {run.flags.get(flag) for run in runs}
+    if len(values) == 1:
+      told.append(f'{title} {values.pop()}')
+  text = ', '.join(told)
+  return f'{text[:1].upper()}{text[1:]}.'
+
+
+def courses(
+  rows: Sequence[Row], field: str, name: str = '', **bounds
+) -> list[str]:
+  """A value of the rounds: a figure for each row, a line for each seed.
+
+  name: if the page shows the same value of other rows, too.
+  """
+  panels = [
+    figures.Course(row.label, [[r.get(field) for r in run.records]
+                               for run in row.runs])
+    for row in rows
+  ]  # fmt: skip
+  cuts = _cuts(rows[0].runs[0])
+  if any(_cuts(row.runs[0]) != cuts for row in rows):
+    cuts = []  # the panels share their axes
+  found = figures.courses(panels, name or field, '{:g}'.format, cuts, **bounds)
+  return [page.figure(p) for p in found]
+
+
+def _cuts(run: Run) -> list[int]:
+  """How many rounds there were when each later stage began."""
+  stages = [r['stage'] for r in run.records]
+  return [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
+
+
+def accuracies(rows: Sequence[tuple[str, list[float | None]]], score) -> str:
+  """The score of each client, in %."""
+  found = []
+  for label, values in rows:
+    known = [100 * v for v in values if v is not None]
+    if known:
+      note = f'{np.mean(known):.1f} ± {np.std(known):.1f}'
+      found.append(figures.Strip(label, known, note))
+  if not found:
+    return ''
+  return page.figure(
+    figures.strips(found, f'{score} of a client, in %', 100.0),
+    'A dot is a client on its own test rows; the bar is the middle half, the '
+    'tick the mean. At the right: mean ± standard deviation over clients.',
+  )
+
+
+def gates(rows: Sequence[Row]) -> str:
+  """How the gate weighs the global expert: by client, and by class."""
+  found, maps = [], []
+  for row in rows:
+    values = [
+      v for r in row.runs for v in r.per_client('gate_weight') if v is not None
+    ]
+    if values:
+      note = f'{min(values):.2f} to {max(values):.2f}'
+      found.append(figures.Strip(row.label, values, note))
+      maps += _gate_by_class(row.label, row.runs[0])
+  if not found:
+    return ''
+  strips = figures.strips(found, 'weight of the global expert', 1.0)
+  caption = "A dot is the mean over a client's own test rows."
+  by_class = page.charts(maps)
+  if len(maps) > 2:
+    by_class = page.folded('By client and class', by_class)
+  return page.section(
+    'Gate', page.charts([page.figure(strips, caption)]), by_class
+  )
+
+
+def _gate_by_class(label: str, run: Run) -> list[str]:
+  by_class = run.summary['per_client'].get(BY_CLASS)
+  if not by_class:
+    return []
+  title = f'{label}, seed {run.seed}'
+  known = [w for row in by_class.values() for w in row if w is not None]
+  picture = figures.heat(
+    list(by_class.values()), list(by_class), f'gate weight: {title}'
+  )
+  caption = (
+    f'{title}: a row is a class of the pooled test set, a column a client'
+    f'{_cut(by_class)}; full color is all weight on the global expert. From '
+    f'{min(known):.2f} to {max(known):.2f}.'
+  )
+  return [page.figure(picture, caption)]
+
+
+def partition(run: Run) -> str:
+  """Who has which labels."""
+  if not run.partition:
+    return ''
+  counts = np.array(run.partition['train'])
+  if not counts.size or counts.shape[1] < 2:
+    return ''
+  rows = counts.sum(1)
+  present = counts.sum(0) > 0
+  classes = [c for c, on in zip(run.partition['classes'], present, strict=True)
+             if on]  # fmt: skip
+  picture = figures.bubbles(
+    counts[:, present].T.tolist(), classes, 'training rows by client and class'
+  )
+  caption = (
+    f'Training rows of each class (area) for each client, seed {run.seed}; '
+    f'{run.partition["clients"]} clients with {rows.min()} to {rows.max()} '
+    f'rows{_cut(dict.fromkeys(classes, rows))}; partition '
+    f'{run.flags.get("partition.name")}.'
+  )
+  return page.section('Partition', page.charts([page.figure(picture, caption)]))
+
+
+def _cut(by_class) -> str:
+  """Says what a grid leaves out."""
+  clients = len(next(iter(by_class.values())))
+  out = []
+  if clients > figures.MOST_CLIENTS:
+    out.append(f'the first {figures.MOST_CLIENTS} clients')
+  if len(by_class) > figures.MOST_CLASSES:
+    out.append(f'the first {figures.MOST_CLASSES} classes')
+  return f' ({" and ".join(out)})' if out else ''
+
+
+def name(number: int, label: str) -> str:
+  """The first cell of a numbered row."""
+  return f'<span class="row-number">{number}</span>{html.escape(label)}'

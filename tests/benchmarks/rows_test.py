@@ -1,0 +1,108 @@
+"""The rows of the benchmarks: every one can be built, and is its own."""
+
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+
+from benchmarks import championship, methods, schedules
+from fedms_jax import build, config, flags
+from fedms_jax.simulation.state import Handover
+
+BLOCKS, ROUNDS = 6, 30
+
+
+def active(entry):
+  """What is active in each round for each of ten clients [T, 10, L]; the
+  scores are such that every queue has settled."""
+  words = [f'--{k}={v}' for k, v in entry.flags.items()]
+  found = flags.parse(['fedms', *words])
+  make = build.schedule(found, BLOCKS, ROUNDS, 'restart')
+  schedule = make(Handover(None, lambda: [1.0, 5.0, 2.0, 6.0, 3.0, 4.0], 1000))
+  state, out = schedule.init, []
+  for t in range(ROUNDS):
+    out.append([schedule.active(state, t, k) for k in range(10)])
+    state = schedule.observe(state, 0.5)
+  return np.array(out)
+
+
+ENTRIES = schedules.entries(BLOCKS, ROUNDS)
+FOUND = {label: active(entry) for label, entry in ENTRIES.items()}
+
+
+def test_there_are_many_schedules_and_no_two_are_equal():
+  assert len(FOUND) >= 12
+  # On equal scores, both queues settle when the even schedule is due.
+  alike = {'queue', 'femam', 'linear'}
+  for a, b in itertools.combinations(FOUND, 2):
+    if not {a, b} <= alike:
+      assert not np.array_equal(FOUND[a], FOUND[b]), (a, b)
+  assert len({str(entry.flags) for entry in ENTRIES.values()}) == len(ENTRIES)
+
+
+@pytest.mark.parametrize(
+  'label',
+  ['queue', 'queue_bottom_up', 'queue_importance', 'fixed', 'linear',
+   'geometric', 'femam'],
+)  # fmt: skip
+def test_what_grows_begins_with_one_block_and_reaches_all(label):
+  depth = FOUND[label].sum(-1)
+  assert (depth[0] == 1).all() and (depth[-1] == BLOCKS).all()
+  assert (np.diff(depth, axis=0) >= 0).all()
+
+
+def test_budgets_are_thirds_of_the_depth():
+  for label in ('fedquad', 'fedra', 'fed-hello'):
+    depth = FOUND[label].sum(-1)
+    assert (depth == depth[0]).all()
+    assert set(depth[0]) <= {2, 4, 6} and len(set(depth[0])) > 1
+  fedquad = FOUND['fedquad']
+  assert (np.diff(fedquad.astype(int), axis=-1) >= 0).all()  # from the output
+
+
+def test_half_of_the_blocks_is_half():
+  assert (FOUND['ffdapt'].sum(-1) == 3).all()
+  assert FOUND['droppeft'].sum(-1).mean() == pytest.approx(3, abs=0.3)
+
+
+@pytest.mark.parametrize('blocks', [1, 2, 3, 12])
+def test_schedules_fit_models_of_any_depth(blocks):
+  for entry in schedules.entries(blocks, 3).values():
+    words = [f'--{k}={v}' for k, v in entry.flags.items()]
+    build.schedule(flags.parse(['fedms', *words]), blocks, 3, 'restart')
+
+
+def test_every_method_and_ablation_has_flags_of_its_own():
+  found = methods.entries()
+  assert {'fedms', 'fedms/no_gate', 'fedms/no_sal'} <= set(found)
+  texts = set()
+  for label, entry in found.items():
+    words = [f'--{k}={v}' for k, v in entry.flags.items()]
+    texts.add(flags.to_text(flags.parse(['fedms', *words])))
+    assert entry.note and ',' not in label  # --methods is divided by commas
+  assert len(texts) == len(found)
+
+
+def test_rows_are_chosen_by_name():
+  known = schedules.entries(2, 2)
+  found = championship.chosen('queue, dense', known, 'schedules', [])
+  assert [entry.label for entry in found] == ['queue', 'dense']
+  with pytest.raises(ValueError, match="--schedules has 'dens'"):
+    championship.chosen('dens', known, 'schedules', [])
+
+
+@pytest.mark.parametrize('module', [methods, schedules])
+def test_the_quick_benchmark_asks_for_runs_that_exist(
+  module, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(pathlib.Path(__file__).parents[2])
+  asked = []
+
+  def runner(found: config.Config, log):
+    asked.append(found)
+    raise ValueError('not run')
+
+  module.main(['--quick', f'--out={tmp_path}'], runner)
+  assert 3 <= len(asked) <= 4
+  assert all(found.model.blocks == 2 for found in asked)

@@ -1,0 +1,155 @@
+"""The report as a browser draws it: on a laptop and a phone, light and dark."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from fedms_jax.commands import report
+from tests.report import finished
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(
+  BROWSER is None, reason=f'no browser: none of {", ".join(BROWSERS)}'
+)
+
+# Runs in the page and tells the frame around it what is drawn where.
+PROBE = """
+<script>
+const box = e => { const b = e.getBoundingClientRect();
+  return [b.left, b.top, b.right, b.bottom]; };
+const css = (e, name) => getComputedStyle(e)[name];
+const charts = [...document.querySelectorAll('svg.chart')]
+  .filter(svg => !svg.closest('details'));
+parent.postMessage(JSON.stringify({
+  width: innerWidth,
+  scroll: document.documentElement.scrollWidth,
+  charts: charts.map(svg => ({
+    title: svg.querySelector('title').textContent,
+    box: box(svg),
+    scale: svg.getBoundingClientRect().width / svg.viewBox.baseVal.width,
+    texts: [...svg.querySelectorAll('text')].map(t =>
+      ({text: t.textContent, kind: t.getAttribute('class'), box: box(t),
+        size: parseFloat(css(t, 'fontSize')), fill: css(t, 'fill')})),
+    lines: [...svg.querySelectorAll('polyline, path, circle')].map(l =>
+      ({kind: l.getAttribute('class'), box: box(l), stroke: css(l, 'stroke'),
+        fill: css(l, 'fill')})),
+  })),
+  background: css(document.body, 'backgroundColor'),
+  inks: [...document.querySelectorAll('h1, p, td, th, figcaption')].map(e =>
+    [e.textContent.slice(0, 30), css(e, 'color')]),
+  rows: [...document.querySelectorAll('#comparison tbody tr')].map(box),
+}), '*');
+</script>
+"""
+FRAME = """<!doctype html><body style="margin:0">
+<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>
+<script>onmessage = e => {{
+  const out = document.createElement('pre');
+  out.id = 'seen';
+  out.textContent = e.data;
+  document.body.append(out);
+}}</script>"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  root = tmp_path_factory.mktemp('drawn')
+  text = report.text(finished.comparison(root / 'runs'))
+  (root / 'page.html').write_text(text.replace('</body>', PROBE + '</body>'))
+  return root
+
+
+@pytest.fixture(
+  scope='module', params=[(1200, 'light'), (390, 'dark')], ids=str
+)
+def seen(request, folder):
+  """What the browser has drawn."""
+  width, theme = request.param
+  (folder / 'frame.html').write_text(FRAME.format(width=width))
+  words = [
+    BROWSER, '--headless', '--no-sandbox', '--disable-gpu',
+    f'--user-data-dir={folder}/profile', f'--window-size={max(width, 500)},900',
+    '--virtual-time-budget=4000', '--allow-file-access-from-files',
+    f'--blink-settings=preferredColorScheme={0 if theme == "dark" else 1}',
+    '--dump-dom', f'file://{folder}/frame.html',
+  ]  # fmt: skip
+  done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+  found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+  assert found, done.stderr[-2000:]
+  text = found[1].replace('&lt;', '<').replace('&gt;', '>')
+  drawn = json.loads(text.replace('&amp;', '&'))
+  assert drawn['width'] == width
+  return drawn | {'theme': theme}
+
+
+def luminance(color):
+  parts = [float(x) / 255 for x in re.findall(r'[\d.]+', color)[:3]]
+  line = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4
+          for p in parts]  # fmt: skip
+  return 0.2126 * line[0] + 0.7152 * line[1] + 0.0722 * line[2]
+
+
+def contrast(a, b):
+  low, high = sorted((luminance(a), luminance(b)))
+  return (high + 0.05) / (low + 0.05)
+
+
+def test_the_page_is_not_wider_than_the_screen(seen):
+  assert seen['scroll'] <= seen['width']
+  for chart in seen['charts']:
+    assert 0 <= chart['box'][0] < chart['box'][2] <= seen['width']
+
+
+def test_all_rows_and_figures_are_drawn(seen):
+  assert len(seen['rows']) == 4
+  assert all(bottom - top > 20 for _, top, _, bottom in seen['rows'])
+  titles = [chart['title'] for chart in seen['charts']]
+  assert sum(t.startswith('score in % against') for t in titles) == 3
+  assert sum(t.startswith('depth over rounds') for t in titles) == 4
+  for chart in seen['charts']:
+    points = [
+      m for m in chart['lines'] if (m['kind'] or '').startswith('point')
+    ]
+    if chart['title'].startswith('score in %'):
+      assert len(points) == 4
+    for mark in chart['lines']:
+      if mark['kind'] in ('point', 'point best', 'course', 'bubble'):
+        left, top, right, bottom = mark['box']
+        assert right - left > 0.5 or bottom - top > 0.5
+        assert left >= chart['box'][0] - 1 and right <= chart['box'][2] + 1
+        assert top >= chart['box'][1] - 1 and bottom <= chart['box'][3] + 1
+
+
+def test_words_can_be_read_and_stay_inside(seen):
+  for chart in seen['charts']:
+    for word in chart['texts']:
+      assert word['size'] * chart['scale'] >= 9, (chart['title'], word)
+      assert word['box'][0] >= chart['box'][0] - 2, (chart['title'], word)
+      assert word['box'][2] <= chart['box'][2] + 2, (chart['title'], word)
+
+
+def test_words_do_not_cover_each_other(seen):
+  for chart in seen['charts']:
+    texts = chart['texts']
+    for i, a in enumerate(texts):
+      for b in texts[i + 1 :]:
+        wide = min(a['box'][2], b['box'][2]) - max(a['box'][0], b['box'][0])
+        high = min(a['box'][3], b['box'][3]) - max(a['box'][1], b['box'][1])
+        assert wide < 2 or high < 4, (chart['title'], a['text'], b['text'])
+
+
+def test_colors_stand_out_in_both_themes(seen):
+  background = seen['background']
+  assert (luminance(background) < 0.1) == (seen['theme'] == 'dark')
+  for text, color in seen['inks']:
+    assert contrast(color, background) >= 4.5, text
+  for chart in seen['charts']:
+    for word in chart['texts']:
+      assert contrast(word['fill'], background) >= 4.5, word['text']
+    for mark in chart['lines']:
+      if mark['kind'] in ('course', 'point', 'clients', 'front'):
+        assert contrast(mark['stroke'], background) >= 3, mark
