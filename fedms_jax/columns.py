@@ -8,12 +8,29 @@ a derived column is looked up (scope `run` or `round`) or computed in the step
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from fedms_jax.base import Algorithm, Batch, Plan, Roles, Tree
 
-SCOPES = ('run', 'round', 'step')
+
+class Choice(NamedTuple):
+  """How long derived columns live: scope `run`, `round` or `step`, and where
+  those of a whole run lie: place `device` or `host`."""
+
+  scope: str
+  place: str = 'device'
+
+
+class Sizes(NamedTuple):
+  """Bytes: of the derived columns of all rows, of the raw columns of all
+  rows, and of both for the rows of one round."""
+
+  derived: int
+  raw: int
+  round: int
 
 
 def take(table: dict[str, jax.Array], rows) -> Batch:
@@ -47,12 +64,32 @@ def shapes(algorithm: Algorithm, roles: Roles, raw: Batch, plan: Plan) -> Tree:
   return jax.eval_shape(lambda r, b: algorithm.columns(r, b, plan), roles, raw)
 
 
-def pick_scope(
-  wanted: str, run_bytes: int, round_bytes: int, budget: int
-) -> str:
-  """The longest scope whose columns fit the budget, unless one is wanted."""
-  if wanted != 'auto':
-    return wanted
-  if run_bytes <= budget:
-    return 'run'
-  return 'round' if round_bytes <= budget else 'step'
+def choose(
+  scope: str, place: str, sizes: Sizes, device: float, host: float
+) -> Choice:
+  """The longest scope that fits, on the device before in host memory.
+
+  scope, place: what is wanted, 'auto' for what fits. device, host: budgets in
+  bytes. What is sent each round counts twice on the device, because the next
+  round's is sent while this one runs. Raises `ValueError` if the scope `run`
+  is wanted and fits nowhere.
+  """
+  resident = sizes.derived + sizes.raw <= device
+  sent = 2 * sizes.round <= device
+  if scope in ('auto', 'run'):
+    wanted = scope == 'run' and place != 'auto'
+    if place != 'host' and (resident or wanted):
+      return Choice('run')
+    kept = sizes.derived <= host and (sent or scope == 'run')
+    if place != 'device' and (kept or wanted):
+      return Choice('run', 'host')
+  if scope == 'run':
+    raise ValueError(
+      f'--columns.scope=run needs {sizes.derived + sizes.raw:.3g} bytes on the '
+      f'device, where {device:.3g} are allowed, or {sizes.derived:.3g} in host '
+      f'memory, where {host:.3g} are. Raise --columns.budget_mb or '
+      '--columns.host_budget_mb, or choose --columns.scope=auto.'
+    )
+  if scope == 'auto':
+    scope = 'round' if sent else 'step'
+  return Choice(scope)

@@ -34,11 +34,17 @@ class World(NamedTuple):
   head: Tree | None
 
 
-def world(config: Config) -> World:
-  """Finds, reads and checks everything that a run needs."""
-  checkpoint = foundation.find(config)
-  data = by_client(build.federation(config, checkpoint))
-  model = foundation.model(config, data, checkpoint)
+def world(config: Config, like: World | None = None) -> World:
+  """Finds, reads and checks everything that a run needs.
+
+  like: the world of a config with the same data and model, to share them.
+  """
+  if like is None:
+    checkpoint = foundation.find(config)
+    data = by_client(build.federation(config, checkpoint))
+    model = foundation.model(config, data, checkpoint)
+  else:
+    checkpoint, data, model = like.checkpoint, like.data, like.model
   classes = len(data.table.label_names)
   adapter, head = _adapter(config, model)
   stages = catalog.stages(config, model, classes, adapter)

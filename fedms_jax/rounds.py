@@ -2,7 +2,9 @@
 
 A cohort is executed as chunks of clients; `train_chunk` adds a chunk to the
 totals, `close` turns the totals into the next shared tree. A chunk of one
-client is executed without `vmap`, which is what XLA:CPU likes best.
+client is executed without `vmap`, which is what XLA:CPU likes best. On a mesh
+of devices, `train_spread` gives each device its share of a chunk and totals
+of its own; `add_devices` adds them up, once per round.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from fedms_jax import client, columns, metrics, programs, rng, tree
 from fedms_jax.base import Algorithm, ClientResult, Plan, Roles, Tree
 
+CLIENTS = 'clients'  # the mesh axis that clients are spread over
 GROUP_BYTES = 64e6  # of the logits of all models, in evaluation
 
 
@@ -123,6 +128,106 @@ def train_chunk(
   Returns:
     (totals, personal [K, ...], sums of each client [K, 2]).
   """
+  return _chunk(
+    algorithm,
+    frozen,
+    shared,
+    personal,
+    table,
+    rows,
+    weights,
+    key,
+    ids,
+    totals,
+    plan,
+  )
+
+
+@programs.jit(static=(0, 10, 11), donate=(9,))
+def train_spread(
+  algorithm: Algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  weights,
+  key,
+  ids,
+  totals,
+  plan: Plan,
+  mesh: Mesh,
+):
+  """`train_chunk` with the clients spread over the D devices of a mesh.
+
+  Args:
+    mesh: static; its axis `CLIENTS` divides K. totals: [D, ...], those of
+      each device; None for 'stack'. The others as in `train_chunk`.
+  """
+
+  def one_device(frozen, shared, table, key, personal, rows, weights, ids, had):
+    if had is not None:
+      had = jax.tree.map(lambda x: x[0], had)
+    totals, personal, sums = _chunk(
+      algorithm,
+      frozen,
+      shared,
+      personal,
+      table,
+      rows,
+      weights,
+      key,
+      ids,
+      had,
+      plan,
+    )
+    if had is not None:
+      totals = jax.tree.map(lambda x: x[None], totals)
+    return totals, personal, sums
+
+  whole, split = P(), P(CLIENTS)
+  return _mapped_over(mesh, (whole,) * 4 + (split,) * 5, split)(one_device)(
+    frozen, shared, table, key, personal, rows, weights, ids, totals
+  )
+
+
+def _mapped_over(mesh: Mesh, inputs, outputs):
+  """`shard_map` over the clients' axis; the compiler sees to other axes."""
+  return functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=inputs,
+    out_specs=outputs,
+    axis_names={CLIENTS},
+    check_vma=False,
+  )
+
+
+@programs.jit(static=(1,), light=True)
+def add_devices(totals: Totals, mesh: Mesh) -> Totals:
+  """The sum of totals [D, ...] over the devices of a mesh, on all of them."""
+
+  def one_device(totals):
+    mine = jax.tree.map(lambda x: x[0], totals)
+    return jax.lax.psum(mine, CLIENTS)
+
+  return _mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)
+
+
+def _chunk(
+  algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  weights,
+  key,
+  ids,
+  totals,
+  plan,
+):
+  """The body of `train_chunk`."""
   keys = rng.per_client(key, ids)
   one = functools.partial(train_one, algorithm, frozen, shared)
 
@@ -207,9 +312,10 @@ def train_stepwise(
   """
   roles = Roles(frozen, shared, jax.tree.map(lambda x: x[0], personal))
   key, carry = _begin_stepwise(algorithm, roles, table, key, ids[0], plan)
-  for number in range(int((np.asarray(rows)[0] >= 0).any(axis=1).sum())):
+  total = int((np.asarray(rows)[0] >= 0).any(axis=1).sum())
+  for number in range(total):
     carry = _step(
-      algorithm, carry, roles, table, rows[0][number], key, number, plan
+      algorithm, carry, roles, table, rows[0][number], key, number, total, plan
     )
   return _finish_stepwise(algorithm, carry, roles, weights, totals, plan)
 
@@ -221,10 +327,10 @@ def _begin_stepwise(algorithm, roles, table, key, identity, plan):
   return jax.random.fold_in(key, identity), (state, sums)
 
 
-@programs.jit(static=(0, 7), donate=(1,))
-def _step(algorithm, carry, roles, table, rows, key, number, plan):
+@programs.jit(static=(0, 8), donate=(1,))
+def _step(algorithm, carry, roles, table, rows, key, number, total, plan):
   return client.one_step(
-    algorithm, carry, roles, table, rows, key, number, plan
+    algorithm, carry, roles, table, rows, key, number, total, plan
   )
 
 
@@ -303,6 +409,32 @@ def evaluate_chunk(
 
   names: the predictions that are scored, and computed; None: all.
   """
+  return _evaluated_chunk(
+    algorithm, frozen, shared, personal, table, rows, plan, names
+  )
+
+
+@programs.jit(static=(0, 6, 7, 8))
+def evaluate_spread(
+  algorithm, frozen, shared, personal, table, rows, plan: Plan, names, mesh
+):
+  """`evaluate_chunk` with the clients spread over the devices of a mesh."""
+
+  def one_device(frozen, shared, table, personal, rows):
+    return _evaluated_chunk(
+      algorithm, frozen, shared, personal, table, rows, plan, names
+    )
+
+  whole, split = P(), P(CLIENTS)
+  return _mapped_over(mesh, (whole,) * 3 + (split,) * 2, split)(one_device)(
+    frozen, shared, table, personal, rows
+  )
+
+
+def _evaluated_chunk(
+  algorithm, frozen, shared, personal, table, rows, plan, names
+):
+  """The body of `evaluate_chunk`."""
 
   def one(personal, rows):
     roles = Roles(frozen, shared, personal)

@@ -7,6 +7,8 @@ cohort, nor on the order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedms_jax.base import Partition
@@ -42,6 +44,46 @@ def bucket(n: int) -> int:
   """
   granule = 1 << max((int(n) - 1).bit_length() - 4, 0)
   return -(-int(n) // granule) * granule
+
+
+def chunks(
+  steps: np.ndarray,
+  width: int,
+  extent: Callable[[int], int] = bucket,
+  least: int = 1,
+) -> list[tuple[np.ndarray, int]]:
+  """Clients that are computed together: places in `steps`, and lanes for them.
+
+  A chunk takes as many steps as its longest client, in every lane, so few long
+  clients make many lanes wait. Clients of like length go together, and long
+  ones in narrower chunks: of the widths `width`, half of it, and so on, those
+  that take the least time in all, if each step takes a thirty-second of a full
+  one's time however narrow it is.
+
+  Args:
+    steps: of each client, int [K].
+    width: most clients of a chunk.
+    extent: how many steps a chunk of that many at most is given.
+    least: lanes of the narrowest chunk.
+  """
+  widths = [width]
+  while widths[-1] > least:
+    widths.append(max(least, -(-widths[-1] // 2)))
+  order = np.argsort(-np.asarray(steps), kind='stable')
+  best = [0.0] + [np.inf] * len(order)  # of the first i clients
+  last = [(0, 0)] * len(best)  # where their last chunk begins; its lanes
+  for i, longest in enumerate(np.asarray(steps)[order].tolist()):
+    for lanes in widths:
+      j = min(i + lanes, len(order))
+      cost = best[i] + extent(longest) * (lanes + width / 32)
+      if cost < best[j]:
+        best[j], last[j] = cost, (i, lanes)
+  found, j = [], len(order)
+  while j:
+    i, lanes = last[j]
+    found.append((order[i:j], lanes))
+    j = i
+  return found[::-1]
 
 
 def batches(

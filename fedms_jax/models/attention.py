@@ -1,39 +1,106 @@
-"""Scaled dot-product attention; the one place that picks its implementation."""
+"""Scaled dot-product attention; the one place that picks its implementation.
+
+`jax.nn.dot_product_attention` never picks cuDNN's flash attention by itself
+and raises where it does not serve, so what it serves is written down here:
+https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html,
+https://docs.nvidia.com/cudnn/frontend/latest/operations/Attention.html.
+"""
 
 from __future__ import annotations
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
+class Device(NamedTuple):
+  """Where attention runs. backend: of JAX. capability: compute capability of
+  an NVIDIA GPU, (0, 0) of anything else."""
+
+  backend: str
+  capability: tuple[int, int] = (0, 0)
+
+
+@functools.cache
+def device() -> Device:
+  """The device of this process."""
+  backend = jax.default_backend()
+  first = jax.local_devices()[0]
+  # Others that call themselves gpu give names such as gfx90a here.
+  major, dot, minor = str(getattr(first, 'compute_capability', '')).partition(
+    '.'
+  )
+  if backend == 'gpu' and dot and (major + minor).isdigit():
+    return Device(backend, (int(major), int(minor)))
+  return Device(backend)
+
+
+def choose(where: Device, dtype, per_head: int) -> str:
+  """The fastest implementation that takes this type and width of a head.
+
+  cuDNN's flash attention is for half precision, on Ampere or newer, and for
+  heads of a multiple of 8 up to 128 (256 from Hopper on); it takes every
+  number of tokens.
+  """
+  if where.backend == 'cpu':
+    return 'matmuls'
+  widest = 256 if where.capability >= (9, 0) else 128
+  half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+  fits = per_head % 8 == 0 and per_head <= widest
+  return 'cudnn' if half and fits and where.capability >= (8, 0) else 'xla'
+
+
 def attend(q, k, v, mask=None, *, causal: bool = False):
-  """Softmax attention in the shape that each back-end runs fastest.
+  """Softmax attention by the implementation that suits the device.
 
   Args:
     q: queries [B, T, H, Dh].
     k: keys [B, T, G, Dh] with G dividing H (grouped-query attention).
     v: values [B, T, G, Dh].
-    mask: bool [B, T], True where a key may be attended; None: everywhere.
+    mask: bool [B, T], True for tokens and False for the padding, which comes
+      after them; None: no padding.
     causal: whether a position sees only itself and what comes before it.
 
   Returns:
-    [B, T, H, Dh] in the type of `q`.
+    [B, T, H, Dh] in the type of `q`; at padding, finite values.
   """
-  if jax.default_backend() == 'gpu':
-    return _fused(q, k, v, mask, causal)
-  return _matmuls(q, k, v, mask, causal)
+  chosen = choose(device(), q.dtype, q.shape[-1])
+  return IMPLEMENTATIONS[chosen](q, k, v, mask, causal)
 
 
-def _fused(q, k, v, mask, causal):
-  """cuDNN's flash attention where it takes the shape, else XLA's own."""
-  flash = q.dtype == jnp.bfloat16 and mask is None and q.shape[-1] % 8 == 0
+def _cudnn(q, k, v, mask, causal):
+  """Flash attention. The mask goes as lengths: as a mask it would be an array
+  [B, H, T, T], which is what flash attention avoids."""
+  lengths = ()
+  if mask is not None:
+    held = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+    lengths = (jnp.full_like(held, q.shape[1]), held)
+  # Under `vmap` this call wants the mapped axis on all of its arrays or none,
+  # but a key without LoRA may have none where a query has. XLA drops the sum.
+  seen = q[0, 0, 0, 0] + k[0, 0, 0, 0] + v[0, 0, 0, 0] > 0
+  if lengths:
+    seen &= held[0] > 0
+  zero = 0 * seen.astype(jnp.int32)
+  q, k, v, *lengths = (x + zero.astype(x.dtype) for x in (q, k, v, *lengths))
+  names = ('query_seq_lengths', 'key_value_seq_lengths')
   return jax.nn.dot_product_attention(
     q,
     k,
     v,
-    mask=None if mask is None else mask[:, None, None, :],
     is_causal=causal,
-    implementation='cudnn' if flash else 'xla',
+    implementation='cudnn',
+    **dict(zip(names, lengths, strict=False)),
+  )
+
+
+def _xla(q, k, v, mask, causal):
+  """What XLA fuses by itself."""
+  if mask is not None:
+    mask = mask[:, None, None, :]
+  return jax.nn.dot_product_attention(
+    q, k, v, mask=mask, is_causal=causal, implementation='xla'
   )
 
 
@@ -54,3 +121,6 @@ def _matmuls(q, k, v, mask, causal):
     scores = jnp.where(jnp.tri(tokens, dtype=bool), scores, floor)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.swapaxes(weights @ v, 1, 2)
+
+
+IMPLEMENTATIONS = {'cudnn': _cudnn, 'xla': _xla, 'matmuls': _matmuls}

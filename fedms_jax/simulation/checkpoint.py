@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedms_jax.base import Tree
+from fedms_jax.simulation.peers import Alone
 
 # Item, key path, dtype and shape of every leaf, in the order of the buffer.
 Layout = list[list[Any]]
@@ -27,7 +28,12 @@ class Checkpointer:
   """Saves and restores the checkpoints of one folder."""
 
   def __init__(
-    self, folder: str | os.PathLike, keep: int, *, read_only: bool = False
+    self,
+    folder: str | os.PathLike,
+    keep: int,
+    *,
+    read_only: bool = False,
+    peers: Alone | None = None,
   ):
     """Opens the folder, which is made if absent.
 
@@ -35,9 +41,22 @@ class Checkpointer:
       folder: where each checkpoint has a folder named by its step.
       keep: how many of the newest are kept.
       read_only: another process may save there; nothing is changed.
+      peers: of several processes the first one saves, the others read.
     """
     import orbax.checkpoint as ocp  # lazy: slow, and not every run saves
 
+    peers = peers or Alone()
+    read_only = read_only or not peers.primary
+    alone = ocp.options.MultiprocessingOptions()
+    if peers.processes > 1:  # else orbax would wait for all to save together
+      own = peers.process_id
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=own,
+        active_processes={own},
+        barrier_sync_key_prefix=f'process-{own}',
+      )
+      # Orbax makes no folder for some of the processes.
+      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     self._args = ocp.args
     self._folder = pathlib.Path(folder).absolute()
     self._orbax = ocp.CheckpointManager(
@@ -51,9 +70,10 @@ class Checkpointer:
         max_to_keep=keep,
         # Of a process killed while it saved.
         cleanup_tmp_directories=not read_only,
-        create=not read_only,
+        create=not read_only and peers.processes == 1,
         lightweight_initialize=True,  # a damaged step must not stop us here
         save_root_metadata=False,
+        multiprocessing_options=alone,
       ),
     )
 

@@ -10,6 +10,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 
 from fedms_jax import build, flags, foundation, origin
 from fedms_jax.base import Federation, Roles
@@ -18,6 +19,7 @@ from fedms_jax.data import partition
 from fedms_jax.simulation import (
   clock,
   cluster,
+  distributed,
   driver,
   evaluation,
   keeper,
@@ -26,11 +28,15 @@ from fedms_jax.simulation import (
   signals,
   writers,
 )
+from fedms_jax.simulation.peers import Alone
+from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import Preempted
 from fedms_jax.simulation.workdir import Workdir, write_atomic
 
 # Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
 EXIT_STOPPED = 143
+# Clients whose rows partition.json counts.
+MOST_SHOWN = 200
 
 
 def compilation_cache() -> None:
@@ -42,27 +48,51 @@ def compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def run(config: Config) -> int:
-  """Runs the config and prints its table; gives the exit code."""
-  _alone(config)
+def run(config: Config, source=origin) -> int:
+  """Runs the config and prints its table; gives the exit code.
+
+  source: where data, model and what the server pre-trained come from: the
+  module `origin`, or something with its functions, by which several runs of
+  one process share what is equal.
+  """
+  d = config.distributed
+  member = cluster.membership(
+    d.coordinator, d.processes, d.process_id, os.environ
+  )
   compilation_cache()
   timer = clock.Clock()
   with contextlib.ExitStack() as stack:
     request = stack.enter_context(signals.StopRequest())
+    peers = stack.enter_context(distributed.joined(member, d.timeout))
     workdir = None
     if config.workdir:
-      workdir = stack.enter_context(
-        Workdir.open(
-          config.workdir,
-          flags.to_text(config),
-          config.resume,
-          config.break_lock,
-        )
-      )
+      workdir = stack.enter_context(_opened(config, peers))
     try:
-      return _run(config, workdir, request, timer, stack)
+      return _run(config, workdir, request, timer, stack, source, peers)
     except Preempted as stopped:
-      return _stopped(f'{request.requested()} after {stopped}', workdir)
+      how = request.requested() or 'a signal to another process'
+      return _stopped(f'{how} after {stopped}', workdir)
+
+
+def _opened(config: Config, peers: Alone) -> Workdir:
+  """The workdir, which the first of several processes locks and checks."""
+  args = (flags.to_text(config), config.resume, config.break_lock)
+  workdir, refusal = None, None
+  if peers.primary:
+    try:
+      workdir = Workdir.open(config.workdir, *args)
+    except ValueError as e:
+      refusal = e
+  found = -1 if workdir is None else int(workdir.existed)
+  existed = int(peers.first(np.int32(found)))
+  if refusal is not None:
+    raise refusal
+  if existed < 0:
+    raise ValueError(
+      f'--workdir={config.workdir} was refused to process 0, whose message '
+      'says why.'
+    )
+  return workdir or Workdir(pathlib.Path(config.workdir), bool(existed), None)
 
 
 def _stopped(how: str, workdir) -> int:
@@ -79,42 +109,33 @@ def _stopped(how: str, workdir) -> int:
   return signals.EXIT_SAVED
 
 
-def _alone(config: Config) -> None:
-  """Refuses several processes, which the engine does not serve yet."""
-  d = config.distributed
-  member = cluster.membership(
-    d.coordinator, d.processes, d.process_id, os.environ
-  )
-  if member.processes > 1:
-    raise ValueError(
-      f'this is process {member.process_id} of {member.processes}, but a run '
-      'is one process so far. Start one process, or give '
-      '--distributed.processes=1.'
-    )
-
-
-def _run(config: Config, workdir, request, timer, stack) -> int:
-  world = origin.world(config)
-  describe(world.data)
+def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
+  e = config.engine
+  place = Placement(e.devices, e.model_axis, peers)
+  world = source.world(config)
+  if peers.primary:
+    describe(world.data)
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
   stack.callback(watch.close)
-  if config.progress:
+  if config.progress and peers.primary:
     watch.add(observer.Progress())
-  keep = keeper.Memory()
+  keep = keeper.Memory(peers)
   if workdir is not None:
-    keep = keeper.Disk(workdir, config.checkpoint.keep)
-    facts = foundation.facts(world.data)
-    write_atomic(workdir.facts, json.dumps(facts._asdict()))
+    keep = keeper.Disk(workdir, config.checkpoint.keep, peers)
+    if peers.primary:
+      _write_outline(workdir, world)
   stack.callback(keep.close)
-  simulation = simulated(config, world, keep, watch)
+  simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
-  if workdir is not None:
+  if workdir is not None and peers.primary:
     _attach(workdir, config.tensorboard, simulation, state, watch, records)
   state = simulation.run(state)
   watch.close()
   scope = evaluation.Scope(config.eval.clients, config.eval.pooled_rows)
   scores = evaluation.evaluate(simulation, state, scope)
+  if not peers.primary:
+    return 0
   result = report.summary(simulation, state, scores, records.records, timer)
   if workdir is not None:
     writers.write_summary(workdir.summary, result)
@@ -122,13 +143,15 @@ def _run(config: Config, workdir, request, timer, stack) -> int:
   return 0
 
 
-def simulated(config: Config, world: origin.World, keep, watch):
+def simulated(
+  config: Config, world: origin.World, keep, watch, source=origin, place=None
+):
   """The simulation of a world. What its server trains ahead is kept, so that
   a resumed run need not; a base model that was only loaded is read again."""
-  before = functools.cache(lambda: origin.initial(config, world))
+  before = functools.cache(lambda: source.initial(config, world))
   made = keep.pretrained(
     origin.pretrained_shapes(config, world),
-    lambda: origin.pretrained(config, world, before(), watch),
+    lambda: source.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
   return driver.Simulation(
@@ -139,7 +162,30 @@ def simulated(config: Config, world: origin.World, keep, watch):
     build.options(config),
     keeper=keep,
     observer=watch,
+    place=place,
   )
+
+
+def _write_outline(workdir, world: origin.World) -> None:
+  """Writes what readers of the folder want to know of data and stages."""
+  data = world.data
+  write_atomic(
+    workdir.facts, json.dumps(foundation.facts(data)._asdict()) + '\n'
+  )
+  shown = range(min(data.train.num_clients, MOST_SHOWN))
+  labels = data.table.label_names
+  partitions = {'train': data.train, 'test': data.test}
+  outline = {
+    name: evaluation.counts(data.table, partition, shown).tolist()
+    for name, partition in partitions.items()
+  }
+  outline |= {'classes': labels, 'clients': data.train.num_clients}
+  write_atomic(workdir.partition, json.dumps(outline) + '\n')
+  stages = [
+    {'name': s.name, 'rounds': s.rounds, 'served': s.algorithm.served}
+    for s in world.stages
+  ]
+  write_atomic(workdir.stages, json.dumps(stages) + '\n')
 
 
 def _attach(workdir, board: bool, simulation, state, watch, records) -> None:

@@ -11,13 +11,20 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax import activation, metrics, programs, rng, rounds
-from fedms_jax.base import Backbone, Federation, Plan, Roles
-from fedms_jax.simulation import cohorts, execution
+from fedms_jax.base import (
+  ActiveSet,
+  Algorithm,
+  Backbone,
+  Federation,
+  Plan,
+  Roles,
+)
+from fedms_jax.simulation import cohorts, execution, planner, timeline
 from fedms_jax.simulation.importance import block_importance
+from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import (
   Handover,
   NonFiniteError,
@@ -31,9 +38,13 @@ from fedms_jax.systems.ledger import Entry, Meter
 
 
 class InFlight(NamedTuple):
-  """A dispatched round whose metrics are still on the device."""
+  """A dispatched round whose metrics are still on the device. plans, ever,
+  derived: for the ledger, see `Simulation._entry`."""
 
   cohort: cohorts.Cohort
+  plans: Sequence[Plan]
+  ever: ActiveSet
+  derived: int
   chunks: Sequence[execution.Chunk]
   validation: Any
   measured: dict[str, Any]
@@ -44,7 +55,8 @@ class Simulation:
   """Runs stages over a federation.
 
   keeper: saves and restores, see `keeper.py`. observer: is told of rounds and
-  asked whether to stop, see `observer.py`. ledgers: one `Entry` per stage.
+  asked whether to stop, see `observer.py`. place: devices and processes; None:
+  one device. ledgers: one `Entry` per stage.
   """
 
   def __init__(
@@ -57,6 +69,7 @@ class Simulation:
     *,
     keeper,
     observer,
+    place: Placement | None = None,
   ):
     self.backbone = backbone
     self.federation = federation
@@ -65,13 +78,26 @@ class Simulation:
     self.keeper = keeper
     self.observer = observer
     self.ledgers: dict[str, Entry] = {}
+    self.place = place or Placement()
     self.tables = Tables(
       federation.table.columns,
       scope=options.scope,
+      place=options.place,
       budget=options.budget,
+      host_budget=options.host_budget,
       block=options.block,
+      on_block=observer.derived,
+      put=self.place.whole,
+    )
+    self.planner = planner.Planner(
+      options.clients,
+      options.chunk,
+      memory=options.memory,
+      devices=self.place.width,
+      tell=observer.note,
     )
     self.initial = roles
+    self._stopping = False
     self._finite: dict[str, Any] = {}
 
   def run(self, state: StageState | None = None) -> StageState:
@@ -79,6 +105,7 @@ class Simulation:
     last round."""
     if state is None:
       state = self._begin(0, self.initial, None, None)
+    state = self._placed(state)
     while True:
       state = self._run_stage(state)
       self.ledgers[self.stages[state.stage].name] = state.ledger
@@ -123,6 +150,7 @@ class Simulation:
     stage = self.stages[index]
     key = rng.stream(self.options.seed, rng.INIT, index)
     roles = programs.jit(light=True)(stage.algorithm.begin)(key, before)
+    roles = self._on_devices(roles)
     measured = [importance]
 
     def measure():
@@ -135,7 +163,9 @@ class Simulation:
       stage=index,
       round=0,
       roles=roles,
-      server=rounds.begin_server(stage.algorithm, roles.shared),
+      server=self.place.whole(
+        rounds.begin_server(stage.algorithm, roles.shared)
+      ),
       progress=schedule.init,
       late=(),
       reports={},
@@ -145,6 +175,16 @@ class Simulation:
       importance=measured[0],
       ledger=Entry(),
     )
+
+  def _on_devices(self, roles: Roles) -> Roles:
+    """Roles where the devices of this process need them."""
+    frozen = self.place.frozen(roles.frozen)
+    return Roles(frozen, *self.place.whole((roles.shared, roles.personal)))
+
+  def _placed(self, state: StageState) -> StageState:
+    """A state, that a checkpoint may have held, on the devices."""
+    server = self.place.whole(state.server)
+    return state._replace(roles=self._on_devices(state.roles), server=server)
 
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
@@ -164,21 +204,30 @@ class Simulation:
     self.observer.stage(stage.name, state.round, stage.rounds)
     flight = None
     left = range(state.round, stage.rounds)
-    for cohort in cohorts.ahead(sample, left, o.prefetch):
+    ahead = cohorts.ahead(sample, left, o.prefetch)
+    for cohort in timeline.rounds(stage.name, ahead):
       state, dispatched = self._dispatch(state, schedule, store, cohort)
       if flight is not None:
         state = self._settle(state, flight)
       flight = dispatched
-      self.keeper.after_round(self, state, store)
-      stop = self.observer.stop_requested()
+      with timeline.span('store'):
+        self.keeper.after_round(self, state, store)
+      stop = self._stop()
       last = cohort.round + 1 == stage.rounds
       due = self.keeper.persistent and state.round % o.checkpoint_every == 0
       if stop or last or due:
         state, flight = self._settle(state, flight), None
-        self.keeper.save(self, state, store)
+        with timeline.span('store'):
+          self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
     return state
+
+  def _stop(self) -> bool:
+    """Whether the run shall save and stop; all processes decide the same."""
+    if self.place.peers.processes > 1:
+      return self._stopping
+    return self.observer.stop_requested()
 
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
@@ -198,48 +247,62 @@ class Simulation:
       Plan(a, boundary, variant(cohort.round, int(i)))
       for a, i in zip(active, cohort.ids, strict=True)
     ]
-    personal = jax.tree.map(jnp.asarray, store.gather(cohort.ids))
+    own = self.place.mine(cohort.ids, self.federation.train.num_clients)
+    with timeline.span('load'):
+      personal = store.gather(cohort.ids[own])
     key = rng.stream(self.options.seed, rng.CLIENT, state.stage, cohort.round)
-    needed = np.concatenate([cohort.rows.ravel(), cohort.validation.ravel()])
+    needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
     before = self.tables.derived_rows
     whole = Plan((True,) * len(ever), boundary)
-    table, translate = self.tables.view(algorithm, state.roles, needed, whole)
-    how = execution.choose(
-      self.options.clients,
-      self.options.chunk,
-      self.backbone,
-      self.options.batch_size,
-      state.roles,
+    table, translate = self.tables.view(
+      algorithm, state.roles, np.concatenate(needed), whole
     )
-    roles, server, chunks, measured = execution.train(
+    how = self.planner.choose(
       algorithm,
       state.roles,
-      state.server,
-      personal,
       table,
       cohort,
-      translate(cohort.rows),
-      plans,
-      key,
-      how,
+      [plans[i] for i in own],
+      self.tables.sent,
     )
-    validation = execution.validate(
-      algorithm, roles, chunks, table, translate(cohort.validation), whole
-    )
-    for chunk in chunks:
-      count = len(chunk.places)
-      kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
-      store.scatter(cohort.ids[chunk.places], kept, self.version(state) + 1)
+    here = execution.Here(self.place, table, translate(cohort.rows), own)
+    with timeline.span('train') as done:
+      roles, server, chunks, measured = done(
+        execution.train(
+          algorithm,
+          state.roles,
+          state.server,
+          personal,
+          cohort,
+          here,
+          plans,
+          key,
+          how,
+        )
+      )
+    with timeline.span('evaluate') as done:
+      validation = done(
+        execution.validate(
+          algorithm, roles, chunks, here, translate(cohort.validation), whole
+        )
+      )
+    with timeline.span('store'):
+      for chunk in chunks:
+        count = len(chunk.places)
+        kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
+        store.scatter(cohort.ids[chunk.places], kept, self.version(state) + 1)
     derived = self.tables.derived_rows - before
-    entry = self._entry(state, cohort, plans, ever, derived)
     record = {
       'stage': self.stages[state.stage].name,
       'round': cohort.round,
       'depth': float(np.mean([sum(a) for a in active])),
       'active': sum(1 << b for b, on in enumerate(ever) if on),
       'clients': len(cohort.ids),
+      'padding_efficiency': planner.padding_efficiency(
+        cohort.steps, chunks, how
+      ),
       'started': start,
-    } | entry._asdict()
+    }
     state = state._replace(
       round=cohort.round + 1,
       roles=roles,
@@ -248,12 +311,14 @@ class Simulation:
       late=late,
       ever=ever,
       last=max(active, key=sum),
-      ledger=state.ledger.plus(entry),
     )
-    return state, InFlight(cohort, chunks, validation, measured, record)
+    return state, InFlight(
+      cohort, plans, ever, derived, chunks, validation, measured, record
+    )
 
-  def _entry(self, state, cohort, plans, ever, derived: int) -> Entry:
-    """The ledger's entry of a round."""
+  def _entry(self, state, flight: InFlight, derived: int) -> Entry:
+    """The ledger's entry of a round. derived: rows, by all processes."""
+    cohort, plans = flight.cohort, flight.plans
     stage = self.stages[state.stage]
     meter = Meter(
       self.backbone,
@@ -269,7 +334,7 @@ class Simulation:
       entry = entry.plus(
         meter.group(
           plan,
-          ever,
+          flight.ever,
           clients=len(places),
           newcomers=len(ids - self._met),
           cohort=len(cohort.ids),
@@ -284,12 +349,12 @@ class Simulation:
 
   def _settle(self, state: StageState, flight: InFlight) -> StageState:
     """Fetches a round's metrics, reports them, and notes its score."""
-    count = len(flight.cohort.ids)
-    trained = _gathered(count, [(c.places, c.sums) for c in flight.chunks])
-    held = _gathered(count, flight.validation)
+    algorithm = self.stages[state.stage].algorithm
+    trained, held, derived = self._fetched(algorithm, flight)
+    entry = self._entry(state, flight, derived)
     skipped = trained.pop('skipped')[:, 0] > 0
-    served = self.stages[state.stage].algorithm.served
-    record = dict(flight.record)
+    served = algorithm.served
+    record = flight.record | entry._asdict()
     record['seconds'] = time.perf_counter() - record.pop('started')
     losses, scores = trained.pop('loss'), trained.pop('score')
     record['train_loss'] = metrics.mean_over_clients(losses)
@@ -316,7 +381,22 @@ class Simulation:
     )
     self.observer.round(record)
     late = (*state.late, (flight.cohort.round, record['capability']))
-    return state._replace(late=late, reports=reports)
+    ledger = state.ledger.plus(entry)
+    return state._replace(late=late, reports=reports, ledger=ledger)
+
+  def _fetched(self, algorithm: Algorithm, flight: InFlight):
+    """A round's metrics (trained, held) [K, 2] by name, and its derived rows,
+    of all processes; whether one of them was asked to stop comes with it."""
+    count = len(flight.cohort.ids)
+    names = [*algorithm.update.sums, 'skipped']
+    chunks = [(chunk.places, chunk.sums) for chunk in flight.chunks]
+    trained = _gathered(count, names, chunks)
+    held = _gathered(count, [f'score/{algorithm.served}'], flight.validation)
+    stop = np.int32(self.observer.stop_requested())
+    mine = (trained, held, np.int32(flight.derived), stop)
+    trained, held, derived, stop = self.place.peers.summed(mine)
+    self._stopping = bool(stop)
+    return trained, held, float(derived)
 
   def _reports(self, before, ids, sums):
     """The newest report of each client, the latest ones of all.
@@ -346,11 +426,11 @@ class Simulation:
     )
 
 
-def _gathered(count: int, parts) -> dict[str, np.ndarray]:
-  """Metrics [count, 2] on the host, from chunks of (places, sums)."""
-  out: dict[str, np.ndarray] = {}
+def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:
+  """Metrics [count, 2] on the host, from chunks of (places, sums); zero for
+  clients of other processes."""
+  out = {name: np.zeros((count, 2), np.float32) for name in names}
   for places, sums in jax.device_get(list(parts)):
-    for name, values in sums.items():
-      whole = out.setdefault(name, np.zeros((count, 2), np.float32))
-      whole[places] = values[: len(places)]
+    for name in names:
+      out[name][places] = sums[name][: len(places)]
   return out

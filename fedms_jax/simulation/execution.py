@@ -13,16 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax import rounds, tree
-from fedms_jax.base import Algorithm, Backbone, Plan, Roles
+from fedms_jax.base import Algorithm, Plan, Roles
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation.cohorts import Cohort
-
-
-class Execution(NamedTuple):
-  """mode: vmap, chunk or loop. width: clients per chunk, for chunk."""
-
-  mode: str
-  width: int
+from fedms_jax.simulation.placement import Placement
+from fedms_jax.simulation.planner import Execution
 
 
 class Chunk(NamedTuple):
@@ -35,37 +30,11 @@ class Chunk(NamedTuple):
   sums: dict[str, jax.Array]
 
 
-def choose(
-  wanted: str, width: int, backbone: Backbone, batch: int, roles: Roles
-) -> Execution:
-  """The execution for this back-end.
-
-  XLA:CPU is fastest with one client at a time. An accelerator gets as many
-  clients as half of its free memory holds, by the activations of a step.
-  """
-  if wanted in ('vmap', 'loop'):
-    return Execution(wanted, 1)
-  if wanted == 'auto' and jax.default_backend() == 'cpu' and not width:
-    return Execution('loop', 1)
-  if not width:
-    width = _fitting(backbone, batch, roles)
-  return Execution('chunk', width)
-
-
-def _fitting(backbone: Backbone, batch: int, roles: Roles) -> int:
-  stats = jax.local_devices()[0].memory_stats() or {}
-  free = stats.get('bytes_limit', 8e9) - stats.get('bytes_in_use', 0)
-  stream = 4.0 * backbone.cost.tokens * backbone.width
-  kept = backbone.blocks * backbone.cost.activation + stream
-  trained = tree.nbytes((roles.shared, roles.personal))
-  return max(1, int(free / 2 / (batch * kept + 6 * trained)))
-
-
 def layout(
   plans: Sequence[Plan], steps: np.ndarray, how: Execution
 ) -> list[np.ndarray]:
   """Places of the cohort in chunks: clients of one plan, of like length."""
-  width = {'loop': 1, 'vmap': len(plans)}.get(how.mode, how.width)
+  width = {'loop': 1, 'vmap': len(plans) or 1}.get(how.mode, how.width)
   kinds = {plan: i for i, plan in enumerate(dict.fromkeys(plans))}
   kind = np.array([kinds[plan] for plan in plans])
   order = np.lexsort((-steps, kind))
@@ -79,53 +48,51 @@ def layout(
   ]
 
 
+class Here(NamedTuple):
+  """A cohort as this process sees it: the table that it reads, the cohort's
+  rows as rows of that table, and the places of the clients that are its own."""
+
+  place: Placement
+  table: dict[str, jax.Array]
+  rows: np.ndarray
+  places: np.ndarray
+
+
 def train(
   algorithm: Algorithm,
   roles: Roles,
   server: rounds.ServerState,
   personal: Any,
-  table: dict[str, jax.Array],
   cohort: Cohort,
-  rows: np.ndarray,
+  here: Here,
   plans: Sequence[Plan],
   key: jax.Array,
   how: Execution,
 ):
   """One round: (roles, server state, chunks, measured).
 
-  personal: [K, ...] in the order of the cohort. rows: the cohort's rows as
-  rows of `table`. plans: one per client.
+  personal: [k, ...], of this process's clients. plans: one per client of the
+  cohort.
   """
+  place, own = here.place, here.places
+  none = rounds.empty_totals(algorithm, roles.shared, len(plans[0].active))
   summing = algorithm.aggregator.reduction == 'sum'
-  blocks = len(plans[0].active)
-  totals = (
-    rounds.empty_totals(algorithm, roles.shared, blocks) if summing else None
-  )
+  totals = place.empty(none) if summing else None
   chunks, apart = [], []
-  function = rounds.train_stepwise if how.mode == 'loop' else rounds.train_chunk
-  for places in layout(plans, cohort.steps, how):
-    plan = plans[places[0]]
-    width = how.width if how.mode == 'chunk' else len(places)
-    args = _padded(cohort, rows, personal, places, width)
-    ids, chunk_personal, chunk_rows, weights = args
-    out, new, sums = function(
-      algorithm,
-      roles.frozen,
-      roles.shared,
-      chunk_personal,
-      table,
-      chunk_rows,
-      weights,
-      key,
-      ids,
-      totals,
-      plan,
+  for chosen in layout([plans[i] for i in own], cohort.steps[own], how):
+    places = own[chosen]
+    args = _padded(cohort, here.rows, personal, chosen, places, how, place)
+    totals, new, sums = _chunk(
+      algorithm, roles, args, here, key, totals, plans[places[0]], how
     )
-    totals = out if summing else None
-    apart.append(out)
-    chunks.append(Chunk(places, plan, new, sums))
-  if not summing:
-    totals = jax.tree.map(lambda *xs: jnp.concatenate(xs), *apart)
+    chunks.append(Chunk(places, plans[places[0]], new, sums))
+    if not summing:
+      apart.append(totals)
+      totals = None
+  if summing:
+    totals = place.reduce(totals)
+  else:
+    totals = _apart(none, apart, chunks, len(plans), place)
   shared, server, measured = rounds.close(
     algorithm, roles.shared, server, totals
   )
@@ -135,9 +102,39 @@ def train(
   return roles, server, chunks, measured
 
 
-def _padded(cohort: Cohort, rows, personal, places, width: int):
-  """(ids, personal, rows, weights) of a chunk, filled up to its width."""
-  fill = width - len(places)
+def _chunk(algorithm, roles: Roles, args, here: Here, key, totals, plan, how):
+  """Trains one chunk on the devices of this process."""
+  ids, personal, rows, weights = args
+  mesh = here.place.mesh
+  function, last = rounds.train_chunk, ()
+  if how.mode == 'loop':
+    function = rounds.train_stepwise
+  elif mesh is not None:
+    function, last = rounds.train_spread, (mesh,)
+  return function(
+    algorithm,
+    roles.frozen,
+    roles.shared,
+    personal,
+    here.table,
+    rows,
+    weights,
+    key,
+    ids,
+    totals,
+    plan,
+    *last,
+  )
+
+
+def _padded(
+  cohort: Cohort, rows, personal, chosen, places, how: Execution, place
+):
+  """(ids, personal, rows, weights) of a chunk, filled up to its width.
+
+  chosen: of `personal`; places: of the cohort."""
+  width = how.width if how.mode == 'chunk' else len(places)
+  fill = -(-width // place.width) * place.width - len(places)
   padded = np.concatenate([places, np.repeat(places[:1], fill)])
   steps = bucket(cohort.steps[places].max())
   chunk_rows = rows[padded, :steps]
@@ -145,14 +142,42 @@ def _padded(cohort: Cohort, rows, personal, places, width: int):
   if fill:
     chunk_rows[-fill:], weights[-fill:] = -1, 0.0
   ids = cohort.ids[padded].astype(np.uint32)
-  return ids, tree.rows(personal, padded), chunk_rows, weights
+  chosen = np.concatenate([chosen, np.repeat(chosen[:1], fill)])
+  return place.split((ids, tree.rows(personal, chosen), chunk_rows, weights))
+
+
+def _apart(none, parts, chunks, count: int, place: Placement) -> rounds.Totals:
+  """Contributions [K, ...] in the order of the cohort, of all processes; what
+  a client did not contribute is zero and weighs nothing."""
+  places = np.concatenate([np.zeros(0, int), *(c.places for c in chunks)])
+
+  def stacked(leaf, *found):
+    whole = jnp.zeros((count, *leaf.shape), leaf.dtype)
+    if not found:
+      return whole
+    held = [x[: len(c.places)] for x, c in zip(found, chunks, strict=True)]
+    return whole.at[places].set(jnp.concatenate(held))
+
+  def by_key(empty, *found):
+    return {
+      key: jax.tree.map(stacked, value, *(f[key] for f in found if key in f))
+      for key, value in empty.items()
+    }
+
+  out = rounds.Totals(
+    by_key(none.values, *(part.values for part in parts)),
+    by_key(none.weights, *(part.weights for part in parts)),
+  )
+  if place.peers.processes == 1:
+    return out
+  return place.whole(place.peers.summed(jax.device_get(out)))
 
 
 def validate(
   algorithm: Algorithm,
   roles: Roles,
   chunks: Sequence[Chunk],
-  table: dict[str, jax.Array],
+  here: Here,
   rows: np.ndarray,
   plan: Plan,
 ) -> list[tuple[np.ndarray, dict[str, jax.Array]]]:
@@ -161,27 +186,47 @@ def validate(
   roles: after the round. Without a personal part, all clients at once.
   """
   names = (algorithm.served,)
-  frozen, shared = roles.frozen, roles.shared
+
+  def scored(personal, places):
+    return places, score(
+      algorithm, roles, personal, here.table, rows[places], plan, names,
+      here.place,
+    )  # fmt: skip
+
+  if not len(here.places):
+    return []
   if not jax.tree.leaves(chunks[0].personal):
-    places = np.arange(len(rows))
-    sums = rounds.evaluate_chunk(
-      algorithm, frozen, shared, {}, table, rows, plan, names
-    )
-    return [(places, sums)]
-  out = []
-  for chunk in chunks:
-    width = len(jax.tree.leaves(chunk.sums)[0])
-    chunk_rows = np.full((width, rows.shape[1]), -1, np.int32)
-    chunk_rows[: len(chunk.places)] = rows[chunk.places]
-    sums = rounds.evaluate_chunk(
-      algorithm,
-      frozen,
-      shared,
-      chunk.personal,
-      table,
-      chunk_rows,
-      plan,
-      names,
-    )
-    out.append((chunk.places, sums))
-  return out
+    return [scored({}, here.places)]
+  return [scored(chunk.personal, chunk.places) for chunk in chunks]
+
+
+def score(
+  algorithm: Algorithm,
+  roles: Roles,
+  personal: Any,
+  table: dict[str, jax.Array],
+  rows: np.ndarray,
+  plan: Plan,
+  names: tuple[str, ...] | None,
+  place: Placement,
+) -> dict[str, jax.Array]:
+  """`rounds.evaluate_chunk` on the devices of this process.
+
+  personal: of as many clients as `rows` [k, V], or of more, as a chunk has
+  them. The first k of what comes back count.
+  """
+  leaves = jax.tree.leaves(personal)
+  width = len(leaves[0]) if leaves else len(rows)
+  width = -(-width // place.width) * place.width
+  filled = np.full((width, rows.shape[1]), -1, np.int32)
+  filled[: len(rows)] = rows
+  if leaves and len(leaves[0]) < width:
+    at = np.minimum(np.arange(width), len(leaves[0]) - 1)
+    personal = tree.rows(personal, at)
+  args = (algorithm, roles.frozen, roles.shared)
+  if place.mesh is None:
+    return rounds.evaluate_chunk(*args, personal, table, filled, plan, names)
+  personal, filled = place.split((personal, filled))
+  return rounds.evaluate_spread(
+    *args, personal, table, filled, plan, names, place.mesh
+  )

@@ -22,33 +22,40 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   cohort = simulation.sampler(stage)(0)
   rows = cohort.rows[:, :1]
   plan = Plan((True,) * simulation.backbone.blocks, 0)
-  table, translate = simulation.tables.view(algorithm, roles, rows, plan)
-  count = len(cohort.ids)
+  place, count = simulation.place, len(cohort.ids)
+  own = place.mine(cohort.ids, simulation.federation.train.num_clients)
+  table, translate = simulation.tables.view(algorithm, roles, rows[own], plan)
   personal = jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (count, *x.shape)), roles.personal
+    lambda x: jnp.broadcast_to(x, (len(own), *x.shape)), roles.personal
   )
   after, _, chunks, _ = execution.train(
     algorithm,
     roles,
     rounds.begin_server(algorithm, roles.shared),
     personal,
-    table,
     cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
-    translate(rows),
+    execution.Here(place, table, translate(rows), own),
     [plan] * count,
     rng.stream(0, rng.SCHEDULE, stage),
-    execution.Execution('loop', 1),
+    execution.Execution('loop' if place.mesh is None else 'chunk', 1),
   )
-  moved = [tree.subtract(after.shared, roles.shared)]
+  personal = np.zeros(simulation.backbone.blocks)
   for chunk in chunks:
     start = jax.tree.map(lambda x: x[None], roles.personal)
-    delta = tree.subtract(chunk.personal, start)
-    moved.append(jax.tree.map(lambda x: jnp.mean(x, 0) / count, delta))
-  squares = np.zeros(simulation.backbone.blocks)
-  for part in moved:
-    for key, value in part.items():
-      if tree.is_stacked(key):
-        for leaf in jax.tree.leaves(value):
-          axes = tuple(range(1, leaf.ndim))
-          squares += np.asarray(jnp.sum(jnp.square(leaf), axis=axes))
+    count_here = len(chunk.places)
+    kept = jax.tree.map(lambda x, n=count_here: x[:n], chunk.personal)
+    personal += _squares(tree.subtract(kept, start), 1)
+  squares = _squares(tree.subtract(after.shared, roles.shared), 0)
+  squares += place.peers.summed(personal) / count**2
   return [float(x) for x in np.sqrt(squares)]
+
+
+def _squares(moved, axis: int) -> np.ndarray:
+  """Sums of squares by block, which stacked leaves have at this axis."""
+  total = 0.0
+  for key, value in moved.items():
+    if tree.is_stacked(key):
+      for leaf in jax.tree.leaves(value):
+        axes = tuple(a for a in range(leaf.ndim) if a != axis)
+        total = total + np.asarray(jnp.sum(jnp.square(leaf), axis=axes))
+  return total

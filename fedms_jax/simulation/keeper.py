@@ -6,13 +6,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedms_jax import rounds
 from fedms_jax.base import Roles, Tree
 from fedms_jax.simulation.checkpoint import Checkpointer
 from fedms_jax.simulation.client_store import ClientStore
+from fedms_jax.simulation.peers import Alone
 from fedms_jax.simulation.state import Stage, StageState
 from fedms_jax.systems.ledger import Entry
+
+
+def kept(
+  folder, shapes: Tree, train: Callable[[], Tree], peers: Alone | None = None
+) -> Tree:
+  """The tree that lies in a folder, or else the one that `train` gives, which
+  is then laid there. All processes get that of the first."""
+  peers = peers or Alone()
+  once = Checkpointer(folder, 1, peers=peers)
+  try:
+    found = once.restore_latest({'frozen': shapes}) if peers.primary else None
+    if peers.first(np.int32(found is not None)):
+      made = found[1]['frozen'] if peers.primary else _zeros(shapes)
+      return jax.tree.map(jax.numpy.asarray, peers.first(made))
+    made = peers.first(train())
+    if peers.primary:
+      once.save(0, {'frozen': made}, {})
+    return jax.tree.map(jax.numpy.asarray, made)
+  finally:
+    once.close()
+
+
+def _zeros(shapes: Tree) -> Tree:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
 class NoPersonal:
@@ -46,13 +72,14 @@ class NoPersonal:
 class Memory:
   """Keeps the personal state of clients in memory, and no checkpoints."""
 
-  def __init__(self):
+  def __init__(self, peers: Alone | None = None):
+    self.peers = peers or Alone()
     self._stores: dict[str, ClientStore] = {}
 
   def pretrained(self, shapes: Tree, train: Callable[[], Tree]) -> Tree:
     """The tree that `train` gives, or gave to the run of this workdir."""
     del shapes
-    return train()
+    return self.peers.first(train())
 
   def restore(self, simulation) -> StageState | None:
     """The state of the last checkpoint, None if there is none."""
@@ -89,17 +116,24 @@ class Disk(Memory):
 
   A checkpoint holds server state, schedule and round; the base model is not
   in it, because it never changes. Personal states carry the number of their
-  round, so that a resumed run sees those of its checkpoint.
+  round, so that a resumed run sees those of its checkpoint. Of several
+  processes each has a store of its own, and the first one the checkpoints.
   """
 
-  def __init__(self, workdir, keep: int):
-    super().__init__()
+  def __init__(self, workdir, keep: int, peers: Alone | None = None):
+    super().__init__(peers)
     self._workdir = workdir
-    self._checkpoints = Checkpointer(workdir.checkpoints, keep)
+    self._checkpoints = Checkpointer(
+      workdir.checkpoints, keep, peers=self.peers
+    )
     self._resumed_at = -1
 
   def _open(self, name, initial):
-    store = ClientStore(initial, self._workdir.clients / name)
+    folder = self._workdir.clients / name
+    if self.peers.processes > 1:
+      own = f'process-{self.peers.process_id}-of-{self.peers.processes}'
+      folder = folder / own
+    store = ClientStore(initial, folder)
     # A stage may have been killed before its first checkpoint.
     store.rollback(self._resumed_at)
     return store
@@ -110,23 +144,17 @@ class Disk(Memory):
     """Older states are dropped when a checkpoint is safe, not before."""
 
   def pretrained(self, shapes, train):
-    once = Checkpointer(self._workdir.root / 'pretrained', 1)
-    try:
-      found = once.restore_latest({'frozen': shapes})
-      if found is not None:
-        return jax.tree.map(jax.numpy.asarray, found[1]['frozen'])
-      made = train()
-      once.save(0, {'frozen': made}, {})
-      return made
-    finally:
-      once.close()
+    return kept(self._workdir.root / 'pretrained', shapes, train, self.peers)
 
   def save(self, simulation, state, store):
     store.flush()
-    version = simulation.version(state)
+    # After this, all stores are safe.
+    versions = self.peers.gathered(np.int32(store.version))
     oldest = self._checkpoints.oldest()
-    plain = _plain(simulation, state) | {'store': store.version}
-    self._checkpoints.save(version, _arrays(state), plain)
+    if self.peers.primary:
+      plain = _plain(simulation, state) | {'stores': versions.tolist()}
+      version = simulation.version(state)
+      self._checkpoints.save(version, _arrays(state), plain)
     if oldest is not None:
       store.collect(oldest)
 
@@ -139,16 +167,29 @@ class Disk(Memory):
     _, arrays, plain = found
     state = saved_state(simulation, arrays, plain)
     self._resumed_at = simulation.version(state)
-    store = self.store(
-      simulation.stages[state.stage].name, state.roles.personal
-    )
-    if store.version != plain['store']:
+    self._check_stores(simulation, state, plain['stores'])
+    return state
+
+  def _check_stores(self, simulation, state, versions: list[int]) -> None:
+    """Raises `ValueError` if the personal states are not the checkpoint's."""
+    if not jax.tree.leaves(state.roles.personal):
+      return
+    peers = self.peers
+    if len(versions) != peers.processes:
+      raise ValueError(
+        f'{self._workdir.root} was written by {len(versions)} processes, each '
+        f'with the personal states of its clients; these are {peers.processes}.'
+        ' Go on with as many processes as before.'
+      )
+    name = simulation.stages[state.stage].name
+    store = self.store(name, state.roles.personal)
+    wanted = versions[peers.process_id]
+    if store.version != wanted:
       raise ValueError(
         f'{self._workdir.clients} does not hold the personal states of the '
-        f'checkpoint (version {store.version}, not {plain["store"]}). Bring '
-        'the folder back, or start the run again in another one.'
+        f'checkpoint (version {store.version}, not {wanted}). Bring the '
+        'folder back, or start the run again in another one.'
       )
-    return state
 
   def close(self):
     super().close()

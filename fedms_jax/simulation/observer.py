@@ -15,6 +15,12 @@ class Silent:
   def round(self, record: dict[str, Any]) -> None:
     """The metrics of a round are known."""
 
+  def derived(self, done: int, total: int) -> None:
+    """Of a pass that derives columns, so many blocks of rows are done."""
+
+  def note(self, text: str) -> None:
+    """Something was decided that a person may want to know."""
+
   def stop_requested(self) -> bool:
     """Whether the run shall save and stop."""
     return False
@@ -23,11 +29,27 @@ class Silent:
     """The run has ended, well or not."""
 
 
+class Notes(Silent):
+  """Prints what was decided, each text once."""
+
+  def __init__(self):
+    self._told: set[str] = set()
+
+  def note(self, text):
+    if text not in self._told:
+      self._told.add(text)
+      import tqdm
+
+      tqdm.tqdm.write(text)  # above a bar, if there is one
+
+
 class Progress(Silent):
-  """A tqdm bar per stage, with the running score and depth."""
+  """A tqdm bar per stage, with the running score and depth; and one for a
+  long pass that derives columns."""
 
   def __init__(self):
     self._bar = None
+    self._pass = None
 
   def stage(self, name, done, total):
     import tqdm
@@ -50,10 +72,31 @@ class Progress(Silent):
     self._bar.set_postfix(shown, refresh=False)
     self._bar.update()
 
+  def derived(self, done, total):
+    if self._pass is None:
+      if done == total:
+        return
+      import tqdm
+
+      # Quick passes end before the delay, and show nothing.
+      self._pass = tqdm.tqdm(
+        total=total,
+        desc='columns  ',
+        unit='block',
+        dynamic_ncols=True,
+        leave=False,
+        delay=2,
+      )
+    self._pass.update(done - self._pass.n)
+    if done == total:
+      self._pass.close()
+      self._pass = None
+
   def close(self):
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
+    for bar in (self._pass, self._bar):
+      if bar is not None:
+        bar.close()
+    self._bar = self._pass = None
 
 
 class Recorder(Silent):
@@ -118,6 +161,14 @@ class Observers(Silent):
   def round(self, record):
     for observer in self._observers:
       observer.round(record)
+
+  def derived(self, done, total):
+    for observer in self._observers:
+      observer.derived(done, total)
+
+  def note(self, text):
+    for observer in self._observers:
+      observer.note(text)
 
   def stop_requested(self):
     return any(o.stop_requested() for o in self._observers)

@@ -50,7 +50,15 @@ def train(
     start = time.perf_counter()
     rows = _shuffled(len(public), batch_size, seed, epoch)
     carry = _epoch(
-      algorithm, carry, roles, table, rows, key, epoch * steps, plan
+      algorithm,
+      carry,
+      roles,
+      table,
+      rows,
+      key,
+      epoch * steps,
+      epochs * steps,
+      plan,
     )
     sums = jax.device_get(carry[1])
     carry = (carry[0], jax.tree.map(jnp.zeros_like, carry[1]))
@@ -80,14 +88,16 @@ def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
   return rows.reshape(steps, batch_size)
 
 
-@programs.jit(static=(0, 7), donate=(1,))
-def _epoch(algorithm, carry, roles: Roles, table: Tree, rows, key, first, plan):
+@programs.jit(static=(0, 8), donate=(1,))
+def _epoch(
+  algorithm, carry, roles: Roles, table: Tree, rows, key, first, total, plan
+):
   """All steps of an epoch: carry -> carry; `first` is the first step."""
 
   def body(carry, scanned):
     step_rows, number = scanned
     return client.one_step(
-      algorithm, carry, roles, table, step_rows, key, number, plan
+      algorithm, carry, roles, table, step_rows, key, number, total, plan
     ), None
 
   numbers = first + jnp.arange(rows.shape[0])

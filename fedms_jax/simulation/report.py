@@ -48,7 +48,11 @@ def summary(
     'ledger': {name: entry._asdict() for name, entry in ledgers.items()},
     'total': total._asdict(),
     'base_model_bytes': tree.nbytes(state.roles.frozen.get('base', {})),
-    'columns_scope': simulation.tables.scope,
+    'columns_scope': simulation.tables.usual.scope,
+    'columns_place': simulation.tables.usual.place,
+    'padding_efficiency': _mean(
+      [r['padding_efficiency'] for r in rounds if 'padding_efficiency' in r]
+    ),
     'compile_seconds': clock.compile_seconds,
     'run_seconds': clock.run_seconds,
   }
@@ -62,6 +66,7 @@ def text(result: dict[str, Any]) -> str:
     if depths:
       lines.append(f'active blocks, {name} stage: {_runs(depths)}')
   up, down = total['bytes_up'], total['bytes_down']
+  where = ' in host memory' if result['columns_place'] == 'host' else ''
   lines += [
     f'bytes per client and round: {in_bytes(up / clients)} up, '
     f'{in_bytes(down / clients)} down; in total {in_bytes(up)} up, '
@@ -71,10 +76,16 @@ def text(result: dict[str, Any]) -> str:
     f'round, at most {in_bytes(total["peak_client_memory"])} of memory; all '
     f'clients: {in_flops(total["client_flops"])}',
     f'the simulator: {in_flops(total["simulator_flops"])} (columns scope '
-    f'{result["columns_scope"]}), {result["compile_seconds"]:.1f} s '
-    f'compiling, {result["run_seconds"]:.1f} s running',
+    f'{result["columns_scope"]}{where}, padding efficiency '
+    f'{result["padding_efficiency"]:.1%}), '
+    f'{result["compile_seconds"]:.1f} s compiling, '
+    f'{result["run_seconds"]:.1f} s running',
   ]
   return '\n'.join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values) if values else 1.0
 
 
 def reading(task: Task) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Options(NamedTuple):
   """How a simulation runs; see the flags of the same names.
 
   reports: how many clients' newest scores the schedule's score averages; 0:
-  the cohort's alone. budget: bytes for derived columns. block: rows derived
+  the cohort's alone. memory: bytes that the device is to be taken to have; 0:
+  what it has. budget: bytes for columns on the device. host_budget: bytes for
+  derived columns in host memory; 0: half of what is free. block: rows derived
   together. slots: optimizer arrays per trained parameter, for the ledger.
   """
 
@@ -50,8 +52,11 @@ class Options(NamedTuple):
   steps: int = 0
   clients: str = 'auto'
   chunk: int = 0
+  memory: float = 0.0
   scope: str = 'auto'
+  place: str = 'auto'
   budget: float = 4e9
+  host_budget: float = 0.0
   block: int = 256
   prefetch: bool = True
   validation_rows: int = 64

@@ -6,6 +6,7 @@ Nothing is written and nothing locked, so the run may go on meanwhile.
 from __future__ import annotations
 
 import datetime
+import json
 import pathlib
 import statistics
 import time
@@ -76,7 +77,7 @@ def read(path: str | pathlib.Path, now: float | None = None) -> Status:
   last = records[-1] if records else None
   return Status(
     state=_state(folder, held),
-    stages=_stages(folder.flags.read_text(encoding='utf-8')),
+    stages=_stages(folder),
     record=last,
     rate=_rate(records),
     idle=last and (time.time() if now is None else now) - last['unix_seconds'],
@@ -128,11 +129,13 @@ def _state(folder: workdir.Workdir, held) -> str:
   return 'saved' if held is None else 'killed'
 
 
-def _stages(flags: str) -> list[tuple[str, int | None]]:
-  """Stages and their rounds, from the text of flags.txt.
-
-  Read by name, so that the folder of another version can be read, too.
-  """
+def _stages(folder: workdir.Workdir) -> list[tuple[str, int | None]]:
+  """Stages and their rounds."""
+  if folder.stages.exists():
+    found = json.loads(folder.stages.read_text(encoding='utf-8'))
+    return [(stage['name'], stage['rounds']) for stage in found]
+  # The run has not come so far, or is of a version without this file.
+  flags = folder.flags.read_text(encoding='utf-8')
   lines = (line.removeprefix('--') for line in flags.splitlines())
   values = dict(line.partition('=')[::2] for line in lines)
   first, second = (

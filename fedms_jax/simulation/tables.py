@@ -1,12 +1,14 @@
 """The example table on the device, with its derived columns.
 
 Rows are handled in blocks of consecutive rows. A block is always computed as
-a whole, in the same company, so that a value does not depend on when, or by
-which run, it was computed: resumed runs stay bitwise equal.
+a whole, in the same company and by the same program, so that a value does not
+depend on when, where or by which run it was computed: resumed runs stay
+bitwise equal.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
 
 import jax
@@ -15,14 +17,24 @@ import numpy as np
 
 from fedms_jax import columns, programs, tree
 from fedms_jax.base import Algorithm, Plan, Roles
+from fedms_jax.data.cohorts import bucket
+from fedms_jax.simulation import memory, timeline
 
 TableDict = dict[str, jax.Array]
+# Blocks that are under way at a time in a pass: enough to keep the device
+# busy, few enough for their raw rows to fit beside the table.
+_UNDER_WAY = 8
 
 
-@programs.jit(static=(0, 5), donate=(4,))
-def _fill(algorithm: Algorithm, roles: Roles, raw, start, derived, plan: Plan):
-  """Derives one block of raw rows and writes it at row `start`."""
-  new = algorithm.columns(roles, raw, plan)
+@programs.jit(static=(0, 3))
+def _derive(algorithm: Algorithm, roles: Roles, raw, plan: Plan):
+  """The derived columns of one block of raw rows."""
+  return algorithm.columns(roles, raw, plan)
+
+
+@programs.jit(donate=(0,), light=True)
+def _write(derived, new, start):
+  """The derived columns with a block's at row `start`."""
   return {
     name: jax.lax.dynamic_update_slice_in_dim(
       derived[name], new[name].astype(derived[name].dtype), start, axis=0
@@ -31,13 +43,60 @@ def _fill(algorithm: Algorithm, roles: Roles, raw, start, derived, plan: Plan):
   }
 
 
+class HostColumns:
+  """Derived columns of all rows in host memory, filled block by block.
+
+  A new block is fetched while the device computes on; it lands when the
+  columns are read, or with the next but few.
+  """
+
+  def __init__(self, shapes: TableDict, blocks: int):
+    self._size = len(next(iter(shapes.values())))
+    self._columns = {
+      # Untouched pages take no memory.
+      name: np.empty((blocks, *x.shape), x.dtype)
+      for name, x in shapes.items()
+    }
+    self._coming: collections.deque = collections.deque()
+    self.filled = np.zeros(blocks, bool)
+
+  def put(self, number: int, new: TableDict) -> None:
+    """Takes a derived block from the device."""
+    for column in new.values():
+      column.copy_to_host_async()
+    self.filled[number] = True
+    self._coming.append((number, new))
+    if len(self._coming) > _UNDER_WAY:
+      self._land()
+
+  def read(self, name: str, numbers, width: int) -> np.ndarray:
+    """A column's rows of these blocks, room for `width` blocks: a new array,
+    which the device may be reading while the next is made. The rows of blocks
+    that are not filled are any."""
+    while self._coming:
+      self._land()
+    column = self._columns[name]
+    out = np.zeros((width, *column.shape[1:]), column.dtype)
+    np.take(column, numbers, axis=0, out=out[: len(numbers)])
+    return out.reshape(-1, *column.shape[2:])
+
+  def _land(self) -> None:
+    number, new = self._coming.popleft()
+    for name, column in self._columns.items():
+      column[number] = np.asarray(new[name])
+
+
 class Tables:
   """Gives each round the table it needs, in the scope that fits the budget.
 
-  scope `run`: raw and derived columns stay on the device, and a block is
-  derived when a round first needs it. `round`: the cohort's blocks are sent
-  and derived each round. `step`: nothing is derived ahead. `derived_rows`
-  counts the rows derived so far, `scope` is what the last round used.
+  scope `run`: a block is derived when a round first needs it, and then kept;
+  place `device`: there, with the raw columns; place `host`: in host memory,
+  and the cohort's blocks are sent each round, while the device is busy with
+  the round before. scope `round`: the cohort's blocks are sent and derived
+  each round. `step`: nothing is derived ahead.
+
+  `scope` and `place` are what the last view used, `sent` the bytes that it
+  sent. `derived_rows` counts the rows derived so far.
   """
 
   def __init__(
@@ -45,27 +104,45 @@ class Tables:
     raw: dict[str, np.ndarray],
     *,
     scope: str = 'auto',
+    place: str = 'device',
     budget: float = 4e9,
+    host_budget: float = 0.0,
     block: int = 256,
     on_block: Callable[[int, int], None] | None = None,
+    put: Callable[[TableDict], TableDict] = lambda table: table,
   ):
+    """Holds raw columns [M, ...] in host memory.
+
+    Args:
+      raw: the columns of the example table.
+      scope: 'auto', 'run', 'round' or 'step'.
+      place: 'auto', 'device' or 'host', see `columns.choose`.
+      budget: bytes for tables on the device.
+      host_budget: bytes for derived columns in host memory; 0: half of what
+        is free.
+      block: rows of a block.
+      on_block: is told (done, of how many) of the blocks of a pass.
+      put: brings columns to the devices that read them, if those are several.
+    """
     rows = len(raw['labels'])
     self.block = min(block, rows)
     self.blocks = -(-rows // self.block)
     self._raw = raw
     self._rows = rows
-    self._wanted = scope
+    self._wanted = scope, place
     self._budget = budget
-    self._on_block = on_block
+    self._host_budget = host_budget or memory.host() / 2
+    self._on_block = on_block or (lambda done, total: None)
+    self._put = put
     self._resident: TableDict | None = None
-    self._derived: TableDict = {}
-    self._filled = np.zeros(self.blocks, bool)
-    self._key = None
+    self._widths: set[int] = set()
     # Blocks that this run, before a resume too, has derived for `_key`.
     self._counted: tuple = (None, set())
-    self._widest = 0
     self.derived_rows = 0
-    self.scope = scope
+    self.scope, self.place = scope, place
+    self._used: collections.Counter = collections.Counter()
+    self.sent = 0
+    self.forget()
 
   def view(self, algorithm: Algorithm, roles: Roles, rows, plan: Plan):
     """(table, translate) for row numbers of any shape; negatives are padding.
@@ -74,19 +151,36 @@ class Tables:
     """
     shapes = self._shapes(algorithm, roles, plan)
     needed = np.unique(rows[rows >= 0] // self.block)
-    self.scope = self._pick(shapes, len(needed))
-    if self.scope == 'run' or (
-      self.scope == 'step' and tree.nbytes(self._raw) <= self._budget
-    ):
+    chosen = self._choose(shapes, len(needed))
+    self.scope, self.place = chosen
+    self._used[chosen] += 1
+    everything = self.scope == 'step' and tree.nbytes(self._raw) <= self._budget
+    key = (algorithm.name, plan.boundary)
+    if self.scope == 'run':
+      self._begin(key, needed)
+    if everything or self.scope == 'run' and self.place == 'device':
       table = self._whole()
       if self.scope == 'run':
-        table = table | self._lookup(algorithm, roles, needed, plan, shapes)
+        table |= self._on_device(algorithm, roles, needed, plan, shapes)
+      self.sent = 0
       return table, lambda r: r
-    return self._gathered(algorithm, roles, needed, plan, shapes)
+    table, translate = self._gathered(algorithm, roles, needed, plan, shapes)
+    self.sent = tree.nbytes(table)
+    return table, translate
+
+  @property
+  def usual(self) -> columns.Choice:
+    """The scope and place of most views so far."""
+    unused = columns.Choice(self.scope, self.place)
+    return next((c for c, _ in self._used.most_common(1)), unused)
 
   def forget(self) -> None:
     """Drops derived columns: another stage begins."""
-    self._key, self._derived = None, {}
+    self._key = None
+    self._derived: TableDict = {}
+    self._filled = np.zeros(self.blocks, bool)
+    self._host: HostColumns | None = None
+    self._known: dict[tuple, dict] = {}
 
   def counted(self) -> list:
     """What `derived_rows` has counted for the present prefix, as JSON: a
@@ -98,92 +192,68 @@ class Tables:
     """Does not count these blocks again; inverts `counted`."""
     self._counted = (counted[0] and tuple(counted[0]), set(counted[1]))
 
-  def _block(self, number: int) -> dict[str, np.ndarray]:
-    """Raw rows of a block; the last one is filled up with its last row."""
-    start = number * self.block
-    stop = min(start + self.block, self._rows)
-    rows = np.minimum(np.arange(start, start + self.block), stop - 1)
-    return {name: column[rows] for name, column in self._raw.items()}
-
   def _shapes(self, algorithm, roles, plan):
-    raw = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((self.block, *x.shape[1:]), x.dtype),
-      self._raw,
+    """Shapes of a block's derived columns. Finding them traces the model,
+    which takes longer than a small model's round."""
+    key = (algorithm, plan.boundary)
+    if key not in self._known:
+      raw = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((self.block, *x.shape[1:]), x.dtype),
+        self._raw,
+      )
+      self._known[key] = columns.shapes(algorithm, roles, raw, plan)
+    return self._known[key]
+
+  def _choose(self, shapes, needed: int) -> columns.Choice:
+    derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw)
+    sizes = columns.Sizes(
+      derived * self.blocks, raw, needed * (derived + raw // self.blocks)
     )
-    return columns.shapes(algorithm, roles, raw, plan)
+    return columns.choose(*self._wanted, sizes, self._budget, self._host_budget)
 
-  def _pick(self, shapes, needed: int) -> str:
-    per_block = tree.nbytes(shapes)
-    raw = tree.nbytes(self._raw)
-    return columns.pick_scope(
-      self._wanted,
-      per_block * self.blocks + raw,
-      needed * (per_block + raw // self.blocks),
-      int(self._budget),
-    )
-
-  def _whole(self) -> TableDict:
-    if self._resident is None:
-      self._resident = jax.tree.map(jnp.asarray, self._raw)
-    return self._resident
-
-  def _empty(self, shapes, blocks: int) -> TableDict:
-    return {
-      name: jnp.zeros((blocks * self.block, *x.shape[1:]), x.dtype)
-      for name, x in shapes.items()
-    }
-
-  def _lookup(self, algorithm, roles, needed, plan, shapes) -> TableDict:
-    """The resident derived columns, with the needed blocks filled."""
-    key = (algorithm.name, plan.boundary)
+  def _begin(self, key, needed) -> None:
+    """Drops the columns of another prefix; counts the blocks as derived."""
     if key != self._key:
-      self._derived = {}  # free the old columns before the new ones exist
-      self._derived = self._empty(shapes, self.blocks)
-      self._filled[:] = False
+      self.forget()
       self._key = key
     if key != self._counted[0]:
       self._counted = (key, set())
     new = set(map(int, needed)) - self._counted[1]
     self._counted[1].update(new)
     self.derived_rows += len(new) * self.block
+
+  def _whole(self) -> TableDict:
+    """All raw columns, on the device."""
+    if self._resident is None:
+      with timeline.span('transfer') as done:
+        self._resident = done(self._sent(self._raw))
+    return dict(self._resident)
+
+  def _on_device(self, algorithm, roles, needed, plan, shapes) -> TableDict:
+    """All derived columns, with the needed blocks filled."""
+    if not self._derived:
+      self._derived = self._empty(shapes, self.blocks)
     missing = needed[~self._filled[needed]]
-    self._derived = self._fill_blocks(
+    self._derived = self._fill(
       algorithm, roles, self._derived, missing, missing, plan
     )
     self._filled[missing] = True
     return self._derived
 
-  def _fill_blocks(self, algorithm, roles, derived, blocks, places, plan):
-    """Derives blocks into their places of the derived columns."""
-    shared = Roles(roles.frozen, roles.shared, None)
-    plan = Plan((True,) * len(plan.active), plan.boundary)
-    for done, (number, place) in enumerate(zip(blocks, places, strict=True)):
-      raw = self._block(int(number))
-      derived = _fill(
-        algorithm, shared, raw, int(place) * self.block, derived, plan
-      )
-      if self._on_block:
-        self._on_block(done + 1, len(blocks))
-    return derived
-
   def _gathered(self, algorithm, roles, needed, plan, shapes):
-    """A table of the needed blocks only, as wide as the widest so far."""
-    self._widest = max(self._widest, len(needed))
+    """A table of the needed blocks only."""
+    width = self._width(len(needed))
+    with timeline.span('load'):
+      staged = self._raw_blocks(needed, width)
+    with timeline.span('transfer') as done:
+      table = done(self._sent(staged))
     places = np.arange(len(needed))
-    raw = {
-      name: np.zeros((self._widest * self.block, *x.shape[1:]), x.dtype)
-      for name, x in self._raw.items()
-    }
-    for place, number in zip(places, needed, strict=True):
-      for name, values in self._block(int(number)).items():
-        raw[name][place * self.block : (place + 1) * self.block] = values
-    table = jax.tree.map(jnp.asarray, raw)
     if self.scope == 'round':
-      derived = self._empty(shapes, self._widest)
       self.derived_rows += len(needed) * self.block
-      table |= self._fill_blocks(
-        algorithm, roles, derived, needed, places, plan
-      )
+      empty = self._empty(shapes, width)
+      table |= self._fill(algorithm, roles, empty, needed, places, plan)
+    elif self.scope == 'run':
+      table |= self._from_host(algorithm, roles, needed, plan, shapes, width)
     place_of = np.zeros(self.blocks, np.int32)
     place_of[needed] = places
 
@@ -192,3 +262,76 @@ class Tables:
       return np.where(rows >= 0, moved, -1).astype(np.int32)
 
     return table, translate
+
+  def _width(self, needed: int) -> int:
+    """Blocks of a gathered table: as many as some table before has had, for
+    each width is compiled apart, unless none fits within a factor of two."""
+    fitting = [w for w in self._widths if needed <= w <= max(2 * needed, 1)]
+    width = min(fitting, default=min(bucket(max(needed, 1)), self.blocks))
+    self._widths.add(width)
+    return width
+
+  def _raw_blocks(self, needed, width: int) -> dict[str, np.ndarray]:
+    staged = {
+      name: np.zeros((width * self.block, *x.shape[1:]), x.dtype)
+      for name, x in self._raw.items()
+    }
+    for place, number in enumerate(needed):
+      at = slice(place * self.block, (place + 1) * self.block)
+      for name, values in self._block(int(number)).items():
+        staged[name][at] = values
+    return staged
+
+  def _from_host(self, algorithm, roles, needed, plan, shapes, width):
+    """The derived columns of the needed blocks, from host memory; those that
+    are new are derived, and kept there."""
+    if not shapes:
+      return {}
+    if self._host is None:
+      self._host = HostColumns(shapes, self.blocks)
+    with timeline.span('load'):
+      read = {name: self._host.read(name, needed, width) for name in shapes}
+    with timeline.span('transfer') as done:
+      derived = done(self._sent(read))
+    new = np.flatnonzero(~self._host.filled[needed])
+    return self._fill(
+      algorithm, roles, derived, needed[new], new, plan, self._host.put
+    )
+
+  def _sent(self, table) -> TableDict:
+    return jax.tree.map(jnp.asarray, self._put(table))
+
+  def _empty(self, shapes, blocks: int) -> TableDict:
+    return self._sent(
+      {
+        name: jnp.zeros((blocks * self.block, *x.shape[1:]), x.dtype)
+        for name, x in shapes.items()
+      }
+    )
+
+  def _fill(self, algorithm, roles, derived, blocks, places, plan, keep=None):
+    """Derives blocks into their places of the derived columns."""
+    if not derived:
+      return {}
+    shared = Roles(roles.frozen, roles.shared, None)
+    plan = Plan((True,) * len(plan.active), plan.boundary)
+    under_way: collections.deque = collections.deque()
+    with timeline.span('columns') as done:
+      for count, (number, place) in enumerate(zip(blocks, places, strict=True)):
+        new = _derive(algorithm, shared, self._block(int(number)), plan)
+        derived = _write(derived, new, int(place) * self.block)
+        if keep:
+          keep(int(number), new)
+        under_way.append(new)
+        if len(under_way) > _UNDER_WAY:
+          jax.block_until_ready(under_way.popleft())
+          self._on_block(count - _UNDER_WAY + 1, len(blocks))
+      self._on_block(len(blocks), len(blocks))
+      return done(derived)
+
+  def _block(self, number: int) -> dict[str, np.ndarray]:
+    """Raw rows of a block; the last one is filled up with its last row."""
+    start = number * self.block
+    stop = min(start + self.block, self._rows)
+    rows = np.minimum(np.arange(start, start + self.block), stop - 1)
+    return {name: column[rows] for name, column in self._raw.items()}

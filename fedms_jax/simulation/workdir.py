@@ -2,6 +2,8 @@
 
 flags.txt       the options of the run; --flagfile repeats it
 data.json       what the model knows of the data: names of the classes, T
+partition.json  rows of each class that clients have
+stages.json     name, rounds and served model of each stage
 lock.json       the process that writes here now
 metrics.jsonl   one line per stage and round
 summary.json    the final table
@@ -139,6 +141,14 @@ class Workdir:
   @property
   def facts(self) -> pathlib.Path:
     return self.root / 'data.json'
+
+  @property
+  def partition(self) -> pathlib.Path:
+    return self.root / 'partition.json'
+
+  @property
+  def stages(self) -> pathlib.Path:
+    return self.root / 'stages.json'
 
   @property
   def metrics(self) -> pathlib.Path:

@@ -28,7 +28,6 @@ def test_exit_codes_of_a_run(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@runs.several_processes
 def test_two_processes_agree_with_one(undisturbed, tmp_path):
   words = ['--processes=2', '--', *runs.SMOKE, f'--workdir={tmp_path}']
   runs.finish(runs.start('launch.local', *words), 0)
@@ -36,7 +35,6 @@ def test_two_processes_agree_with_one(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@runs.several_processes
 @pytest.mark.parametrize('lost', [0, 1])
 def test_a_lost_process_ends_its_peer_and_the_pair_goes_on(
   undisturbed, tmp_path, lost

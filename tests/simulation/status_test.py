@@ -36,6 +36,14 @@ def lines(path):
   return {line[2:14].strip(): line[14:] for line in shown}
 
 
+def test_the_stages_are_those_that_the_run_has_written(tmp_path):
+  with write(tmp_path, 7) as run:
+    stages = [{'name': 'only', 'rounds': 9}, {'name': 'more', 'rounds': 1}]
+    run.stages.write_text(json.dumps(stages))
+    assert lines(tmp_path)['stage'] == 'only, 1 of 2'
+    assert lines(tmp_path)['round'].startswith('7 of 9')
+
+
 @pytest.mark.parametrize(
   ('rounds', 'stage', 'round', 'saved'),
   [

@@ -25,7 +25,6 @@ def submit(running, module, *own, flags):
   return shared.submitted(done.stdout)
 
 
-@runs.several_processes
 @pytest.mark.parametrize('own', ['--nodes=2', '--processes_per_node=2'])
 def test_two_tasks_agree_with_one_process(cluster, undisturbed, tmp_path, own):
   flags = [f'--workdir={tmp_path}']

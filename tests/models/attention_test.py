@@ -1,0 +1,144 @@
+"""Attention: all implementations agree, and each is picked where it serves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedms_jax.models import attention
+from fedms_jax.models.attention import Device
+
+CPU, TPU, ROCM = Device('cpu'), Device('tpu'), Device('gpu')
+AMPERE, HOPPER = Device('gpu', (8, 0)), Device('gpu', (9, 0))
+LENGTHS = np.array([5, 2, 1])
+MASK = np.arange(5) < LENGTHS[:, None]
+
+
+def arrays(groups=2, dtype=jnp.float32, seed=0):
+  keys = jax.random.split(jax.random.key(seed), 3)
+  return [
+    jax.random.normal(key, (3, 5, heads, 8), dtype)
+    for key, heads in zip(keys, (4, groups, groups), strict=True)
+  ]
+
+
+def run(name, inputs, mask=None, causal=False):
+  return attention.IMPLEMENTATIONS[name](*inputs, mask, causal)
+
+
+def compiled(name, inputs, mask=None, causal=False):
+  return jax.jit(lambda x: run(name, x, mask, causal))(inputs)
+
+
+@pytest.fixture
+def flash(monkeypatch):
+  """XLA in place of cuDNN, which computes the same of the same arguments and
+  wants all of them mapped alike."""
+  real, seen = jax.nn.dot_product_attention, []
+
+  def stand_in(q, k, v, *, implementation, **kwargs):
+    seen.append(implementation)
+    arrays = [q, k, v, *(x for x in kwargs.values() if hasattr(x, 'shape'))]
+    mapped = [isinstance(x, jax.core.Tracer) for x in arrays]
+    assert len(set(mapped)) == 1
+    return real(q, k, v, implementation='xla', **kwargs)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
+  yield seen
+  assert set(seen) == {'cudnn'}
+
+
+@pytest.mark.parametrize(
+  ('groups', 'causal', 'mask'),
+  [(4, False, None), (4, True, MASK), (2, False, MASK), (1, True, None)],
+)
+def test_implementations_agree(groups, causal, mask):
+  """In value and gradient; padding is not compared, for nobody reads it."""
+  inputs, seen = arrays(groups), MASK if mask is not None else np.ones((3, 5))
+
+  def value(name):
+    def total(inputs):
+      out = run(name, inputs, mask, causal) * seen[..., None, None]
+      return jnp.sum(jnp.sin(out)), out
+
+    both = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, out), gradient = both(inputs)
+    return [out, *gradient]
+
+  for a, b in zip(value('xla'), value('matmuls'), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('mask', [None, MASK], ids=['whole', 'padded'])
+def test_flash_attention_gets_arguments_of_the_same_meaning(
+  flash, causal, mask
+):
+  found = compiled('cudnn', arrays(), mask, causal)
+  expected = compiled('matmuls', arrays(), mask, causal)
+  seen = MASK if mask is not None else np.ones((3, 5), bool)
+  np.testing.assert_allclose(found[seen], expected[seen], atol=1e-5)
+  assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize('lone', [0, 1, 2])
+def test_flash_attention_under_vmap_has_the_axis_everywhere(flash, lone):
+  """Clients whose queries alone have LoRA share keys, values and mask."""
+  inputs = arrays()
+  many = jnp.stack([inputs[lone], 2 * inputs[lone]])
+
+  def one(x):
+    mine = [*inputs[:lone], x, *inputs[lone + 1 :]]
+    return run('cudnn', mine, MASK)
+
+  found = jax.vmap(one)(many)
+  mine = [*inputs[:lone], many[1], *inputs[lone + 1 :]]
+  alone = compiled('matmuls', mine, MASK)
+  np.testing.assert_allclose(found[1][MASK], alone[MASK], atol=1e-5)
+
+
+def test_half_precision_stays_near_and_keeps_its_type():
+  inputs = arrays(dtype=jnp.bfloat16)
+  exact = compiled('matmuls', [x.astype(jnp.float32) for x in inputs], MASK)
+  for name in ('xla', 'matmuls'):
+    found = compiled(name, inputs, MASK)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+      found.astype(jnp.float32)[MASK], exact[MASK], atol=0.05
+    )
+
+
+@pytest.mark.parametrize(
+  ('device', 'dtype', 'per_head', 'chosen'),
+  [
+    (CPU, 'bfloat16', 64, 'matmuls'),
+    (CPU, 'float32', 64, 'matmuls'),
+    (TPU, 'bfloat16', 64, 'xla'),
+    (ROCM, 'bfloat16', 64, 'xla'),
+    (AMPERE, 'bfloat16', 64, 'cudnn'),
+    (AMPERE, 'float16', 128, 'cudnn'),
+    (AMPERE, 'float32', 64, 'xla'),
+    (AMPERE, 'bfloat16', 60, 'xla'),
+    (AMPERE, 'bfloat16', 136, 'xla'),
+    (HOPPER, 'bfloat16', 256, 'cudnn'),
+    (HOPPER, 'bfloat16', 264, 'xla'),
+    (Device('gpu', (7, 5)), 'float16', 64, 'xla'),
+  ],
+)
+def test_the_choice_is_a_function_of_device_type_and_width(
+  device, dtype, per_head, chosen
+):
+  assert attention.choose(device, dtype, per_head) == chosen
+
+
+@pytest.mark.parametrize(
+  ('capability', 'found'),
+  [('9.0', (9, 0)), ('12.1', (12, 1)), ('gfx90a', (0, 0)), (None, (0, 0))],
+)
+def test_the_capability_of_a_gpu_is_read(monkeypatch, capability, found):
+  class Gpu:
+    compute_capability = capability
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Gpu()])
+  assert attention.device.__wrapped__() == Device('gpu', found)

@@ -1,0 +1,63 @@
+"""The evaluation contract: what is said of classes, and of the gate."""
+
+import numpy as np
+import pytest
+
+from fedms_jax.simulation import evaluation
+from tests import world
+
+
+@pytest.fixture(scope='module')
+def found():
+  simulation, state, _ = world.reference()
+  return evaluation.evaluate(simulation, state, evaluation.Scope())
+
+
+def test_counts_of_classes_are_those_of_the_rows():
+  data = world.federation()
+  ids = np.array([4, 1])
+  got = evaluation.counts(data.table, data.train, ids)
+  for row, client in zip(got, ids, strict=True):
+    labels = data.table.columns['labels'][data.train.of(client)]
+    assert row.tolist() == [int((labels == c).sum()) for c in range(4)]
+
+
+def test_pooled_is_the_mean_over_rows_however_they_are_grouped(
+  found, monkeypatch
+):
+  simulation, state, _ = world.reference()
+  monkeypatch.setattr(evaluation, '_MOST_CLASSES', 1)
+  plain = evaluation.evaluate(simulation, state, evaluation.Scope())
+  for name, scores in found['models'].items():
+    for key, value in plain['models'][name].items():
+      assert scores[key] == pytest.approx(value, rel=1e-5), (name, key)
+  assert 'harmonic' not in plain['models']['mixture']
+  assert 'gate_weight_by_class' not in plain['per_client']
+
+
+def test_classes_of_a_client_and_of_others_make_up_the_pooled_score(found):
+  """Of the global expert, which is the same for all: the pooled score is the
+  mean of both parts, by the rows that they have."""
+  simulation, _, _ = world.reference()
+  data = simulation.federation
+  held = evaluation.counts(data.table, data.train, range(6)) > 0
+  labels = data.table.columns['labels'][data.pooled]
+  share = held[:, labels].mean(1)
+  assert (share < 1).any()  # some client lacks a class
+  for name in ('global', 'pretrained'):
+    scores = found['models'][name]
+    low, high = sorted([scores['own_classes'], scores['other_classes']])
+    assert low <= scores['pooled'] <= high
+    assert scores['new_classes'] is None  # somebody trained on each class
+    assert low <= scores['harmonic'] <= (low + high) / 2
+
+
+def test_the_gate_is_told_for_each_client_and_class(found):
+  own = found['per_client']['gate_weight']
+  assert len(own) == 6
+  assert np.mean(own) == pytest.approx(found['gate_weight'], rel=1e-6)
+  by_class = found['per_client']['gate_weight_by_class']
+  assert set(by_class) <= set('abcd')
+  for weights in by_class.values():
+    assert len(weights) == 6
+    assert 0 < min(weights) <= max(weights) < 1

@@ -1,0 +1,192 @@
+"""Tables: every scope and place gives the same numbers, each block once."""
+
+import jax
+import numpy as np
+import pytest
+
+from fedms_jax import columns
+from fedms_jax.base import Plan
+from fedms_jax.columns import Choice, Sizes
+from fedms_jax.simulation import memory
+from fedms_jax.simulation.tables import Tables
+from tests import world
+
+BLOCK = 16
+WAYS = [
+  {'scope': 'run', 'place': 'device'}, {'scope': 'run', 'place': 'host'},
+  {'scope': 'round'}, {'scope': 'step'},
+]  # fmt: skip
+SOME = [np.array([0, 17, 40, -1]), np.array([18, 95, 80, 3]), np.arange(96)]
+
+
+complete = jax.jit(columns.complete, static_argnums=(0, 3))
+
+
+def tables(**kwargs):
+  return Tables(world.columns(), block=BLOCK, **kwargs)
+
+
+def looked_up(found, rows, algorithm, roles, plan):
+  """What a step sees of these rows: by column, without the padding."""
+  table, translate = found.view(algorithm, roles, rows, plan)
+  batch = columns.take(table, translate(rows))
+  if not all(name in batch for name in algorithm.derived):
+    batch = complete(algorithm, roles, batch, plan)
+  assert (batch.pop('mask') == (rows >= 0)).all()
+  return jax.tree.map(lambda x: np.asarray(x)[rows >= 0], batch)
+
+
+@pytest.mark.parametrize('stage', [world.first_stage, world.second_stage])
+def test_every_scope_and_place_gives_the_same_columns(stage):
+  """Bitwise where they are kept; computed in the step, to rounding."""
+  algorithm, roles = stage()
+  made = [tables(**way) for way in WAYS]
+  for plan in (world.TOP, world.DENSE):  # SAL deepens: another prefix
+    for rows in (SOME[0], SOME[1], SOME[0]):
+      device, host, sent, step = (
+        looked_up(t, rows, algorithm, roles, plan) for t in made
+      )
+      world.same(device, host)
+      world.same(device, sent)
+      world.close(device, step)
+  assert [t.scope for t in made] == ['run', 'run', 'round', 'step']
+  assert [t.place for t in made] == ['device', 'host', 'device', 'device']
+
+
+def test_a_run_with_columns_in_host_memory_is_the_same_bitwise():
+  """Also after the depth has grown."""
+  _, state, records = world.simulate(world.stages(2)[:1], scope='round')
+  simulation, found, seen = world.simulate(
+    world.stages(2)[:1], scope='run', place='host'
+  )
+  assert simulation.tables.place == 'host'
+  world.same(state.roles, found.roles)
+  for a, b in zip(records, seen, strict=True):
+    assert a['train_loss'] == b['train_loss'] and a['score'] == b['score']
+
+
+@pytest.mark.parametrize('place', ['device', 'host'])
+def test_a_block_is_derived_once_per_prefix(place):
+  algorithm, roles = world.first_stage()
+  passes = []
+  found = tables(
+    scope='run', place=place, on_block=lambda *at: passes.append(at)
+  )
+  derived = []
+  for plan, rows in [
+    (world.TOP, SOME[0]), (world.TOP, SOME[1]), (world.TOP, SOME[1]),
+    (world.DENSE, SOME[1]), (world.TOP, SOME[1]),
+  ]:  # fmt: skip
+    passes.clear()
+    found.view(algorithm, roles, rows, plan)
+    derived.append(passes[-1][1])
+  # Of rows 0, 17, 40 three blocks; then of 80, 95 one; then of all, anew.
+  assert derived == [3, 1, 0, 3, 3]
+  assert found.derived_rows == BLOCK * sum(derived)
+
+
+def test_of_many_blocks_few_are_under_way_and_all_are_told_of():
+  algorithm, roles = world.first_stage()
+  told = []
+  found = Tables(
+    world.columns(), scope='run', place='host', block=4,
+    on_block=lambda *at: told.append(at),
+  )  # fmt: skip
+  once = looked_up(found, SOME[2], algorithm, roles, world.TOP)
+  assert {total for _, total in told} == {24}
+  done = [d for d, _ in told]
+  assert done == sorted(set(done)) and done[0] < 24 and done[-1] == 24
+  # Read again, from host memory this time.
+  world.same(once, looked_up(found, SOME[2], algorithm, roles, world.TOP))
+
+
+def test_a_table_in_use_is_not_written_to():
+  """The device may still read a round's table while the next one is made."""
+  algorithm, roles = world.first_stage()
+  for way in WAYS:
+    found = tables(budget=0.0, **way)
+    rows = SOME[0]
+    table, translate = found.view(algorithm, roles, rows, world.TOP)
+    before = jax.tree.map(np.array, columns.take(table, translate(rows)))
+    if way != WAYS[0]:  # whose columns are given away to be filled
+      found.view(algorithm, roles, SOME[1], world.TOP)
+      world.same(before, columns.take(table, translate(rows)))
+
+
+def test_tables_have_few_widths():
+  algorithm, roles = world.first_stage()
+  found = Tables(world.columns(), scope='round', block=4)
+  widths = []
+  for count in (9, 10, 9, 12, 6, 2, 3, 24, 11):
+    rows = 4 * np.arange(count)
+    table, _ = found.view(algorithm, roles, rows, world.TOP)
+    widths.append(len(table['prefix']) // 4)
+    assert widths[-1] >= count
+  assert widths == [9, 10, 9, 12, 9, 2, 3, 24, 12]
+
+
+def test_an_algorithm_without_columns_needs_none():
+  algorithm = world.first_stage()[0]._replace(
+    columns=lambda roles, batch, plan: {}, derived=()
+  )
+  for way in WAYS:
+    table, _ = tables(**way).view(
+      algorithm, world.first_stage()[1], SOME[0], Plan((True,) * 3, 0)
+    )
+    assert set(table) == {'inputs', 'labels'}
+
+
+SIZES = Sizes(derived=100, raw=10, round=20)
+
+
+@pytest.mark.parametrize(
+  ('wanted', 'device', 'host', 'chosen'),
+  [
+    (('auto', 'auto'), 110, 0, Choice('run')),
+    (('auto', 'auto'), 109, 100, Choice('run', 'host')),
+    (('auto', 'auto'), 109, 99, Choice('round')),
+    (('auto', 'auto'), 40, 100, Choice('run', 'host')),
+    # The next round's table is sent while this round's is in use.
+    (('auto', 'auto'), 39, 100, Choice('step')),
+    (('auto', 'host'), 110, 100, Choice('run', 'host')),
+    (('auto', 'device'), 109, 100, Choice('round')),
+    (('run', 'auto'), 0, 100, Choice('run', 'host')),
+    (('run', 'device'), 0, 0, Choice('run')),
+    (('run', 'host'), 0, 0, Choice('run', 'host')),
+    (('round', 'auto'), 110, 100, Choice('round')),
+    (('step', 'auto'), 110, 100, Choice('step')),
+  ],
+)
+def test_the_longest_scope_that_fits_is_chosen(wanted, device, host, chosen):
+  assert columns.choose(*wanted, SIZES, device, host) == chosen
+
+
+def test_a_wanted_scope_that_fits_nowhere_is_refused():
+  with pytest.raises(ValueError, match='--columns.host_budget_mb'):
+    columns.choose('run', 'auto', SIZES, 109, 99)
+
+
+def test_host_memory_is_what_the_job_has_left(tmp_path):
+  table, group = tmp_path / 'meminfo', tmp_path / 'group'
+  table.write_text('MemTotal: 9000 kB\nMemAvailable:    4000 kB\n')
+  group.mkdir()
+  assert memory.host(table, group) == 4000 * 1024
+  (group / 'memory.max').write_text('max\n')
+  (group / 'memory.current').write_text('700000\n')
+  (group / 'memory.stat').write_text('anon 600000\ninactive_file 100000\n')
+  assert memory.host(table, group) == 4000 * 1024
+  (group / 'memory.max').write_text('1000000\n')
+  assert memory.host(table, group) == 400000
+  assert memory.host(tmp_path / 'none', group) <= 400000
+
+
+def test_the_usual_choice_is_that_of_most_rounds():
+  """An evaluation of all rows may need another one at the end."""
+  algorithm, roles = world.first_stage()
+  row = 16 * 5 * (8 + 2 + 8 + 8) * 4  # generous, of one block
+  found = tables(budget=2 * row, host_budget=1e9, place='auto')
+  assert found.usual == Choice('auto', 'auto')
+  for rows in (SOME[0][:1], SOME[0][:1], SOME[2]):
+    found.view(algorithm, roles, rows, world.TOP)
+  assert Choice(found.scope, found.place) != found.usual
+  assert found.usual == Choice('run', 'host')
