@@ -248,7 +248,8 @@ class Algorithm(NamedTuple):
   for methods that write into what is frozen; only blocks that have been
   active may change, and the base never. traffic: (shapes of the roles, plan,
   blocks ever active, clients in the cohort) -> bytes that one client sends
-  and receives in a round; None: what it trains, and what of shared may have changed.
+  and receives in a round; None: what it trains, and what of shared may have
+  changed.
   """
 
   name: str

@@ -108,23 +108,31 @@ def sgd(
 
 
 def run(
-  algorithm: Algorithm, roles: Roles, table: Tree, rows, key, plan: Plan
+  algorithm: Algorithm,
+  roles: Roles,
+  table: Tree,
+  rows,
+  key,
+  plan: Plan,
+  steps=None,
 ) -> ClientResult:
-  """Local training over row numbers [S, B]; a padded step keeps its carry."""
-  update = algorithm.update
+  """Local training over row numbers [S, B]; a padded step keeps its carry.
+
+  steps: how many of the S are run, a number that may be known at run time
+  only; None: all. So S may be generous, and compilations few.
+  """
+  update, rows = algorithm.update, jnp.asarray(rows)
   first = (update.begin(roles, plan), zero_sums(algorithm))
   total = jnp.sum(jnp.any(rows >= 0, axis=1))
 
-  def body(carry, scanned):
-    step_rows, number = scanned
-    state, sums = one_step(
-      algorithm, carry, roles, table, step_rows, key, number, total, plan
+  def body(number, carry):
+    new = one_step(
+      algorithm, carry, roles, table, rows[number], key, number, total, plan
     )
-    real = jnp.any(step_rows >= 0)
-    return tree.where(real, (state, sums), carry), None
+    return tree.where(jnp.any(rows[number] >= 0), new, carry)
 
-  numbers = jnp.arange(rows.shape[0])
-  (state, sums), _ = jax.lax.scan(body, first, (rows, numbers))
+  count = rows.shape[0] if steps is None else steps
+  state, sums = jax.lax.fori_loop(0, count, body, first)
   shared, personal = update.finish(state, roles, plan)
   return ClientResult(shared, personal, sums)
 

@@ -68,13 +68,22 @@ def empty_totals(algorithm: Algorithm, shared: Tree, blocks: int) -> Totals:
 
 
 def train_one(
-  algorithm, frozen, shared, personal, table, rows, weight, key, plan: Plan
+  algorithm,
+  frozen,
+  shared,
+  personal,
+  table,
+  rows,
+  weight,
+  key,
+  plan: Plan,
+  steps=None,
 ):
   """One client's training and contribution: (contribution, weight, personal,
   sums). A client whose result is not finite contributes nothing and keeps
   its personal state."""
   roles = Roles(frozen, shared, personal)
-  result = client.run(algorithm, roles, table, rows, key, plan)
+  result = client.run(algorithm, roles, table, rows, key, plan, steps)
   return contribution(algorithm, roles, result, weight, plan)
 
 
@@ -229,10 +238,12 @@ def _chunk(
 ):
   """The body of `train_chunk`."""
   keys = rng.per_client(key, ids)
+  # Known to the device alone, or each number of steps would be compiled.
+  steps = jnp.sum(jnp.any(rows >= 0, axis=(0, 2)))
   one = functools.partial(train_one, algorithm, frozen, shared)
 
   def mapped(personal, rows, weight, key):
-    return one(personal, table, rows, weight, key, plan)
+    return one(personal, table, rows, weight, key, plan, steps)
 
   values, counted, personal, sums = over_clients(mapped)(
     personal, rows, weights, keys
@@ -334,7 +345,7 @@ def _step(algorithm, carry, roles, table, rows, key, number, total, plan):
   )
 
 
-@programs.jit(static=(0, 5), donate=(4,), light=True)
+@programs.jit(static=(0, 5), donate=(4,))
 def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
   state, sums = carry
   shared, personal = algorithm.update.finish(state, roles, plan)

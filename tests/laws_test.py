@@ -286,14 +286,15 @@ def test_narrow_and_widen_are_inverse():
 
 
 def test_nothing_is_traced_again_at_the_same_depth():
-  """One program per depth and stage, for any number of rounds and runs."""
+  """One program per depth, stage and width of a chunk (three clients in two
+  chunks), for any number of rounds and runs."""
   stages = world.stages(2, activation.dense(world.BLOCKS))
   run = {'clients': 'chunk', 'chunk': 2, 'steps': 2}
   before = rounds.train_chunk.program()._cache_size()
   world.simulate(stages, **run)
-  assert rounds.train_chunk.program()._cache_size() == before + 2
+  assert rounds.train_chunk.program()._cache_size() == before + 4
   world.simulate([stage._replace(rounds=4) for stage in stages], **run)
-  assert rounds.train_chunk.program()._cache_size() == before + 2
+  assert rounds.train_chunk.program()._cache_size() == before + 4
 
 
 def test_a_client_update_may_be_any_three_functions():

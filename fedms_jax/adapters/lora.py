@@ -124,11 +124,19 @@ def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
 
   For export and as a test oracle only: in training, under `vmap`, it would
   make one copy of the kernels per client.
+
+  Raises:
+    ValueError: the kernels are int8, in which an update would vanish.
   """
   flat = dict(traverse.flatten_dict(blocks, sep='/'))
   added = traverse.flatten_dict(lora, sep='/')
   for name, update in products(lora).items():
     kernel = flat[f'{name}/kernel']
+    if jnp.issubdtype(kernel.dtype, jnp.integer):
+      raise ValueError(
+        f'{name}/kernel is {kernel.dtype}: no update can be added to it. Load '
+        'the model with --model.storage=float32 to merge.'
+      )
     update = scale * update + added.get(f'{name}/delta', 0.0)
     flat[f'{name}/kernel'] = (kernel + update).astype(kernel.dtype)
   return traverse.unflatten_dict(flat, sep='/')

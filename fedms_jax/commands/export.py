@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
@@ -169,7 +170,12 @@ def _adapter(config, model: Model, checkpoint, expert: Tree, out: str) -> None:
 def _merged(
   config, model: Model, facts, checkpoint, snapshot: Snapshot, expert, out
 ) -> None:
-  """Writes the whole model with the expert in its kernels."""
+  """Writes the whole model with the expert in its kernels; an int8 run's is
+  merged into the weights that were rounded to int8."""
+  if config.model.storage == 'int8':
+    plain = dataclasses.replace(config.model, storage='float32')
+    config = dataclasses.replace(config, model=plain)
+    model = foundation.loadable(config, checkpoint, facts)
   base = _base(config, model, facts, checkpoint, snapshot)
   blocks = lora.merge(
     base['blocks'], expert['blocks'], model.backbone.lora_scale

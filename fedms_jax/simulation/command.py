@@ -35,6 +35,7 @@ from fedms_jax.simulation.workdir import Workdir, write_atomic
 
 # Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
 EXIT_STOPPED = 143
+CACHE_BYTES = 4 << 30  # of compiled programs, in the user's cache folder
 # Clients whose rows partition.json counts.
 MOST_SHOWN = 200
 
@@ -43,8 +44,11 @@ def compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, unless told where."""
   if jax.config.jax_compilation_cache_dir is None:
     root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(root) / 'fedms_jax' / 'xla'
+    folder = pathlib.Path(root) / 'fedms_jax' / 'programs'
     jax.config.update('jax_compilation_cache_dir', str(folder))
+    # With a limit JAX takes a lock, too: without, a process may read what
+    # another one has half written.
+    jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
@@ -118,8 +122,10 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
   stack.callback(watch.close)
-  if config.progress and peers.primary:
-    watch.add(observer.Progress())
+  if peers.primary:
+    watch.add(observer.Notes())
+    if config.progress:
+      watch.add(observer.Progress())
   keep = keeper.Memory(peers)
   if workdir is not None:
     keep = keeper.Disk(workdir, config.checkpoint.keep, peers)

@@ -88,6 +88,7 @@ class Simulation:
       block=options.block,
       on_block=observer.derived,
       put=self.place.whole,
+      only=self._own_rows(),
     )
     self.planner = planner.Planner(
       options.clients,
@@ -175,6 +176,21 @@ class Simulation:
       importance=measured[0],
       ledger=Entry(),
     )
+
+  def _own_rows(self) -> np.ndarray | None:
+    """Rows that this process reads: those of its clients and of newcomers,
+    and the pooled ones; None: all."""
+    if self.place.peers.processes == 1:
+      return None
+    f = self.federation
+    own = self.place.mine(np.arange(f.train.num_clients), f.train.num_clients)
+    # Neighbors in number, so that their rows are one slice.
+    first, last = (own[0], own[-1] + 1) if len(own) else (0, 0)
+    parts = [
+      p.rows[p.offsets[first] : p.offsets[last]]
+      for p in (f.train, f.validation, f.test)
+    ]
+    return np.unique(np.concatenate([*parts, f.unseen.rows, f.pooled]))
 
   def _on_devices(self, roles: Roles) -> Roles:
     """Roles where the devices of this process need them."""
@@ -283,7 +299,13 @@ class Simulation:
     with timeline.span('evaluate') as done:
       validation = done(
         execution.validate(
-          algorithm, roles, chunks, here, translate(cohort.validation), whole
+          algorithm,
+          roles,
+          chunks,
+          here,
+          translate(cohort.validation),
+          whole,
+          how.scored,
         )
       )
     with timeline.span('store'):

@@ -14,7 +14,8 @@ import numpy as np
 
 from fedms_jax import rounds, tree
 from fedms_jax.base import Algorithm, Plan, Roles
-from fedms_jax.data.cohorts import bucket
+from fedms_jax.data.cohorts import chunks as chunks_of
+from fedms_jax.simulation import timeline
 from fedms_jax.simulation.cohorts import Cohort
 from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.planner import Execution
@@ -31,21 +32,26 @@ class Chunk(NamedTuple):
 
 
 def layout(
-  plans: Sequence[Plan], steps: np.ndarray, how: Execution
-) -> list[np.ndarray]:
-  """Places of the cohort in chunks: clients of one plan, of like length."""
-  width = {'loop': 1, 'vmap': len(plans) or 1}.get(how.mode, how.width)
+  plans: Sequence[Plan], steps: np.ndarray, how: Execution, least: int = 1
+) -> list[tuple[np.ndarray, int]]:
+  """Chunks of clients of one plan, of like length: their places, and lanes for
+  them, at least `least`."""
   kinds = {plan: i for i, plan in enumerate(dict.fromkeys(plans))}
   kind = np.array([kinds[plan] for plan in plans])
   order = np.lexsort((-steps, kind))
   cuts = [
     i for i in range(1, len(order)) if kind[order[i]] != kind[order[i - 1]]
   ]
-  return [
-    group[i : i + width]
-    for group in np.split(order, cuts)
-    for i in range(0, len(group), width)
-  ]
+  groups = np.split(order, cuts)
+  if how.mode == 'chunk':
+    return [
+      (group[places], lanes)
+      for group in groups
+      for places, lanes in chunks_of(steps[group], how.width, int, least)
+    ]
+  if how.mode == 'loop':
+    groups = np.split(order, len(order))
+  return [(group, len(group)) for group in groups]
 
 
 class Here(NamedTuple):
@@ -79,9 +85,10 @@ def train(
   summing = algorithm.aggregator.reduction == 'sum'
   totals = place.empty(none) if summing else None
   chunks, apart = [], []
-  for chosen in layout([plans[i] for i in own], cohort.steps[own], how):
+  mine = [plans[i] for i in own]
+  for chosen, lanes in layout(mine, cohort.steps[own], how, place.width):
     places = own[chosen]
-    args = _padded(cohort, here.rows, personal, chosen, places, how, place)
+    args = _padded(cohort, here.rows, personal, chosen, places, lanes, place)
     totals, new, sums = _chunk(
       algorithm, roles, args, here, key, totals, plans[places[0]], how
     )
@@ -89,17 +96,20 @@ def train(
     if not summing:
       apart.append(totals)
       totals = None
-  if summing:
-    totals = place.reduce(totals)
-  else:
-    totals = _apart(none, apart, chunks, len(plans), place)
-  shared, server, measured = rounds.close(
-    algorithm, roles.shared, server, totals
-  )
-  roles = roles._replace(shared=shared)
-  if algorithm.fold is not None:
-    roles = rounds.fold(algorithm, roles, totals, key)
-  return roles, server, chunks, measured
+  with timeline.span('train') as done:
+    done((totals, apart))
+  with timeline.span('reduce') as done:
+    if summing:
+      totals = place.reduce(totals)
+    else:
+      totals = _apart(none, apart, chunks, len(plans), place)
+    shared, server, measured = rounds.close(
+      algorithm, roles.shared, server, totals
+    )
+    roles = roles._replace(shared=shared)
+    if algorithm.fold is not None:
+      roles = rounds.fold(algorithm, roles, totals, key)
+    return done((roles, server, chunks, measured))
 
 
 def _chunk(algorithm, roles: Roles, args, here: Here, key, totals, plan, how):
@@ -127,17 +137,17 @@ def _chunk(algorithm, roles: Roles, args, here: Here, key, totals, plan, how):
   )
 
 
-def _padded(
-  cohort: Cohort, rows, personal, chosen, places, how: Execution, place
-):
-  """(ids, personal, rows, weights) of a chunk, filled up to its width.
+def _padded(cohort: Cohort, rows, personal, chosen, places, lanes: int, place):
+  """(ids, personal, rows, weights) of a chunk, filled up to its lanes.
 
-  chosen: of `personal`; places: of the cohort."""
-  width = how.width if how.mode == 'chunk' else len(places)
-  fill = -(-width // place.width) * place.width - len(places)
+  chosen: of `personal`; places: of the cohort. The steps have room for twice
+  as many at most: they are not run, but shapes are few."""
+  fill = -(-lanes // place.width) * place.width - len(places)
   padded = np.concatenate([places, np.repeat(places[:1], fill)])
-  steps = bucket(cohort.steps[places].max())
-  chunk_rows = rows[padded, :steps]
+  room = 1 << int(cohort.steps[places].max() - 1).bit_length()
+  chunk_rows = rows[padded, :room]
+  missing = ((0, 0), (0, room - chunk_rows.shape[1]), (0, 0))
+  chunk_rows = np.pad(chunk_rows, missing, constant_values=-1)
   weights = cohort.weights[padded]
   if fill:
     chunk_rows[-fill:], weights[-fill:] = -1, 0.0
@@ -180,23 +190,30 @@ def validate(
   here: Here,
   rows: np.ndarray,
   plan: Plan,
+  at_once: int = 0,
 ) -> list[tuple[np.ndarray, dict[str, jax.Array]]]:
   """Scores of the served model on validation rows [K, V]: (places, sums).
 
-  roles: after the round. Without a personal part, all clients at once.
+  roles: after the round. at_once: clients scored together where nothing is
+  personal; 0: all.
   """
   names = (algorithm.served,)
 
-  def scored(personal, places):
+  def scored(personal, places, lanes=0):
+    held = np.full((max(lanes, len(places)), rows.shape[1]), -1, np.int32)
+    held[: len(places)] = rows[places]
     return places, score(
-      algorithm, roles, personal, here.table, rows[places], plan, names,
-      here.place,
-    )  # fmt: skip
+      algorithm, roles, personal, here.table, held, plan, names, here.place
+    )
 
   if not len(here.places):
     return []
   if not jax.tree.leaves(chunks[0].personal):
-    return [scored({}, here.places)]
+    lanes = at_once or len(here.places)
+    return [
+      scored({}, here.places[i : i + lanes], lanes)
+      for i in range(0, len(here.places), lanes)
+    ]
   return [scored(chunk.personal, chunk.places) for chunk in chunks]
 
 

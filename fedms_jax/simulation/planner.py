@@ -200,7 +200,7 @@ def padding_efficiency(
   for chunk in chunks:
     mine = steps[chunk.places]
     real += int(mine.sum())
-    executed += len(chunk.sums['skipped']) * bucket(mine.max())
+    executed += len(chunk.sums['skipped']) * int(mine.max())
   return real / executed if executed else 1.0
 
 

@@ -110,6 +110,7 @@ class Tables:
     block: int = 256,
     on_block: Callable[[int, int], None] | None = None,
     put: Callable[[TableDict], TableDict] = lambda table: table,
+    only: np.ndarray | None = None,
   ):
     """Holds raw columns [M, ...] in host memory.
 
@@ -123,7 +124,14 @@ class Tables:
       block: rows of a block.
       on_block: is told (done, of how many) of the blocks of a pass.
       put: brings columns to the devices that read them, if those are several.
+      only: sorted numbers of the rows that will be asked for, and kept; None:
+        all. Other numbers may occur, and mean nothing.
     """
+    self._place_of = None  # of rows in what is kept
+    if only is not None:
+      self._place_of = np.zeros(len(raw['labels']), np.int32)
+      self._place_of[only] = np.arange(len(only))
+      raw = {name: column[only] for name, column in raw.items()}
     rows = len(raw['labels'])
     self.block = min(block, rows)
     self.blocks = -(-rows // self.block)
@@ -149,6 +157,7 @@ class Tables:
 
     `translate` maps row numbers to rows of this table.
     """
+    rows = self._kept(rows)
     shapes = self._shapes(algorithm, roles, plan)
     needed = np.unique(rows[rows >= 0] // self.block)
     chosen = self._choose(shapes, len(needed))
@@ -163,10 +172,16 @@ class Tables:
       if self.scope == 'run':
         table |= self._on_device(algorithm, roles, needed, plan, shapes)
       self.sent = 0
-      return table, lambda r: r
+      return table, self._kept
     table, translate = self._gathered(algorithm, roles, needed, plan, shapes)
     self.sent = tree.nbytes(table)
-    return table, translate
+    return table, lambda r: translate(self._kept(r))
+
+  def _kept(self, rows: np.ndarray) -> np.ndarray:
+    """Row numbers among the rows that are kept; negatives stay."""
+    if self._place_of is None:
+      return rows
+    return np.where(rows >= 0, self._place_of[rows], -1).astype(np.int32)
 
   @property
   def usual(self) -> columns.Choice:

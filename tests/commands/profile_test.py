@@ -34,7 +34,7 @@ def test_a_profile_says_where_the_time_went_and_leaves_a_trace(
     total = spent.pop('round')
     assert sum(spent.values()) == pytest.approx(total, abs=0.1)
     assert all(ms >= 0 for ms in spent.values())
-    measured = set(timeline.NAMES) - {'sample', 'reduce'}
+    measured = set(timeline.NAMES) - {'sample'}
     assert all(spent[name] > 0 for name in measured)
     (trace,) = tmp_path.glob(f'profile/{stage}/**/perfetto_trace.json.gz')
     events = json.loads(gzip.decompress(trace.read_bytes()))['traceEvents']

@@ -22,6 +22,7 @@ SMOKE = [
 # One device per process, and the compiler's own choices, in every process.
 PLAIN = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
+
 def start(module, *words):
   return subprocess.Popen(
     [sys.executable, '-m', module, *words],

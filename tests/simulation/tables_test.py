@@ -53,6 +53,19 @@ def test_every_scope_and_place_gives_the_same_columns(stage):
   assert [t.place for t in made] == ['device', 'host', 'device', 'device']
 
 
+def test_a_process_holds_the_rows_that_it_reads_and_no_others():
+  algorithm, roles = world.first_stage()
+  asked = SOME[0]
+  only = np.unique(asked[asked >= 0])
+  for way in WAYS:
+    found = tables(**way, only=only)
+    ours = looked_up(found, asked, algorithm, roles, world.TOP)
+    theirs = looked_up(tables(**way), asked, algorithm, roles, world.TOP)
+    world.close(ours, theirs)
+    table, _ = found.view(algorithm, roles, asked, world.TOP)
+    assert len(table['labels']) < only.size + BLOCK
+
+
 def test_a_run_with_columns_in_host_memory_is_the_same_bitwise():
   """Also after the depth has grown."""
   _, state, records = world.simulate(world.stages(2)[:1], scope='round')

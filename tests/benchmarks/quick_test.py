@@ -1,0 +1,91 @@
+"""The benchmarks run in their quick form and print the rows they promise."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+# Name -> keys of its rows, by a key that tells kinds of rows apart.
+ROWS = {
+  'depth_cost': {
+    'depth': {'blocks', 'milliseconds', 'time_ratio', 'time_error', 'gflops',
+              'flop_ratio', 'flop_error'},
+    'time_constant': {'flop_constant'},
+  },
+  'stage2_cost': {
+    'depth': {'blocks', 'milliseconds', 'stage2_ratio', 'naive_ratio'},
+  },
+  'versus_torch': {'what': {'cores', 'seconds', 'speedup'}},
+  'versus_peers': {
+    'workload': {'simulator', 'cores', 'seconds_per_round', 'ratio'},
+  },
+  'population': {
+    'clients': {'cohort', 'host_seconds', 'host_microseconds', 'host_ratio',
+                'device_seconds', 'sample_seconds', 'gather_seconds',
+                'scatter_seconds', 'evaluate_seconds', 'setup_seconds',
+                'personal_bytes', 'touched', 'disk_megabytes',
+                'peak_gigabytes'},
+  },
+}  # fmt: skip
+
+
+def rows(name: str, *flags: str) -> list[dict]:
+  command = [sys.executable, '-m', f'benchmarks.{name}', '--quick', *flags]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def numbers(value):
+  """All numbers in a row."""
+  if isinstance(value, dict):
+    return [x for part in value.values() for x in numbers(part)]
+  return [value] if isinstance(value, float | int) else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ROWS)
+def test_a_quick_benchmark_prints_its_rows(name):
+  found = rows(name)
+  if name == 'versus_torch' and not importlib.util.find_spec('peft'):
+    assert [set(row) for row in found] == [{'missing'}]
+    return
+  kinds = set()
+  for row in found:
+    kind = next(iter(row))
+    assert set(row) == {kind} | ROWS[name][kind]
+    assert all(map(math.isfinite, numbers(row)))
+    kinds.add(kind)
+  assert kinds == set(ROWS[name])
+
+
+@pytest.mark.slow
+def test_a_peer_that_does_not_run_is_named_with_the_reason():
+  found = rows('versus_peers', '--peers=pfl=/nowhere/python')
+  assert found[0]['peer'] == 'pfl' and '/nowhere' in found[0]['missing']
+  assert {row['simulator'] for row in found[1:]} == {'ours'}
+
+
+def test_the_depth_model_finds_the_constant_and_what_departs_from_it():
+  from benchmarks import depth_cost
+
+  depths = [1, 2, 4, 8]
+  constant, errors = depth_cost.fit(depths, [3 + d for d in depths])
+  assert math.isclose(constant, 3 / 11)
+  assert max(map(abs, errors)) < 1e-9
+  _, errors = depth_cost.fit(depths, [4, 5, 14, 11])
+  assert errors[2] > 0.3
+
+
+def test_turns_are_paired_with_their_neighbors():
+  from benchmarks import timing
+
+  # The machine is ten times slower in the second turn.
+  seconds = {'a': [2.0, 20.0, 2.0], 'b': [1.0, 10.0, 1.0]}
+  assert timing.ratio(seconds, 'a', 'b') == 2.0
+  calls = []
+  variants = {name: lambda name=name: calls.append(name) for name in 'ab'}
+  timed = timing.in_turns(variants, turns=2, warm_up=1)
+  assert calls == list('baabba') and len(timed['a']) == 2
