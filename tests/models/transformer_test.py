@@ -140,3 +140,32 @@ def test_the_cost_of_a_block_is_what_the_compiler_counts(kind):
   counted = jax.jit(run).lower(one['blocks'], x).cost_analysis()['flops']
   # What is no matrix product weighs much at this size, and nothing at others.
   assert model.cost.block < counted < 1.5 * model.cost.block
+
+
+@pytest.mark.parametrize('gated', [False, True])
+def test_the_backward_pass_keeps_no_more_than_the_cost_model_says(gated):
+  """It keeps inputs of products, norms and nonlinearities, and no array for
+  every derivative on the way."""
+  config = transformer.TransformerConfig(
+    blocks=2,
+    width=16,
+    heads=2,
+    mlp_width=64,
+    gated=gated,
+    activation='silu' if gated else 'gelu',
+  )
+  batch, tokens = 3, 5
+  blocks = transformer.init_blocks(config, jax.random.key(0))
+  adapter = lora.init(jax.random.key(1), blocks, ('attn/q', 'attn/v'), 2)
+  x = jax.random.normal(jax.random.key(2), (batch, tokens, config.width))
+
+  def run(adapter):
+    spans = [Span(0, config.blocks, (blocks, adapter))]
+    return transformer.run(config, spans, x)
+
+  _, backward = jax.vjp(run, adapter)
+  sizes = [
+    leaf.nbytes for leaf in jax.tree.leaves(backward) if batch in leaf.shape
+  ]
+  per_block = transformer.cost(config, tokens, 0.0, 0.0).activation
+  assert 0 < sum(sizes) <= config.blocks * batch * per_block

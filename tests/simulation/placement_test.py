@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax import rounds
+from fedms_jax import activation, rounds
 from fedms_jax.base import Aggregator
 from fedms_jax.simulation import driver, execution, keeper, observer
 from fedms_jax.simulation.peers import Alone
@@ -14,6 +14,7 @@ from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import Options
 from tests import world
 
+DENSE = activation.dense(world.BLOCKS)  # one program a stage
 COLLECTIVES = (
   'all-reduce(',
   'all-gather(',
@@ -31,7 +32,7 @@ def run(place, stages=None, **options):
     world.backbone(),
     world.federation(),
     world.start(),
-    stages or world.stages(2),
+    stages or world.stages(2, DENSE),
     Options(clients='chunk', chunk=3, **options),
     keeper=keeper.Memory(),
     observer=records,
@@ -59,7 +60,7 @@ def personal(found):
 
 
 @pytest.mark.parametrize(
-  ('devices', 'model'), [(2, 1), (8, 1), (4, 2)], ids=['2', '8', '2x2']
+  ('devices', 'model'), [(8, 1), (4, 2)], ids=['8', '2x2']
 )
 def test_devices_give_the_numbers_of_one(devices, model):
   found = run(Placement(devices, model))
@@ -76,7 +77,8 @@ def test_order_statistics_see_all_clients_of_all_devices():
     del before, weight
     return after
 
-  stages = world.stages(2, aggregator=Aggregator(contribute, 'stack', median))
+  median = Aggregator(contribute, 'stack', median)
+  stages = world.stages(2, DENSE, aggregator=median)
   agree(run(Placement(2), stages[:1]), run(Placement(), stages[:1]))
 
 

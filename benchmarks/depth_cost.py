@@ -1,0 +1,84 @@
+"""What does a step cost at depth d of L, in time and in compiled FLOPs?
+
+    python -m benchmarks.depth_cost [--quick] [--shape=ti4|b16]
+      [--dtype=float32|bfloat16] [--batch=32] [--turns=15]
+
+A stage-1 step (LoRA of rank 8 on the queries and values of the top d blocks,
+and the head) with its frozen prefix looked up. The model is that a step costs
+`constant + (1 - constant) * d / L` of a dense one; the constant is fitted
+(least squares), once for time and once for FLOPs, and `error` says how far
+each row is from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from benchmarks import small_vit, timing
+from fedms_jax import programs
+
+
+def fit(depths: list[int], costs: list[float]) -> tuple[float, list[float]]:
+  """(constant, relative error of each depth); the last depth is L."""
+  share = np.array(depths) / depths[-1]
+  ratios = np.array(costs) / costs[-1]
+  # ratio - share = constant * (1 - share)
+  left = 1.0 - share
+  constant = float(left @ (ratios - share) / max(left @ left, 1e-12))
+  expected = share + constant * left
+  return constant, (ratios / expected - 1.0).tolist()
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Measures all depths."""
+  programs.keep_memory()
+  parser = argparse.ArgumentParser(prog='depth_cost')
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--shape', default='ti4', choices=small_vit.SHAPES)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--turns', type=int, default=15)
+  args = parser.parse_args(argv)
+  if args.quick:
+    args.shape, args.batch, args.turns = 'quick', 8, 3
+  model = small_vit.backbone(args.shape, args.dtype)
+  blocks = model.blocks
+  depths = sorted({1, 2, blocks // 4, blocks // 2, 3 * blocks // 4, blocks})
+  if args.quick:
+    depths = [1, blocks // 2, blocks]
+  raw = small_vit.columns(args.shape, args.batch)
+
+  roles = small_vit.roles(model)[0]
+
+  def steps(model):
+    algorithm = small_vit.algorithms(model)[0]
+    return [
+      small_vit.Step(algorithm, roles, raw, small_vit.top(blocks, depth))
+      for depth in depths
+    ]
+
+  flops = [step.flops() for step in steps(small_vit.one_by_one(model))]
+  variants = dict(zip(map(str, depths), steps(model), strict=True))
+  seconds = timing.in_turns(variants, args.turns)
+  dense = str(blocks)
+  ratios = [timing.ratio(seconds, str(d), dense) for d in depths]
+  time_constant, time_errors = fit(depths, ratios)
+  flop_constant, flop_errors = fit(depths, flops)
+  for i, depth in enumerate(depths):
+    timing.row(
+      depth=depth,
+      blocks=blocks,
+      milliseconds=1e3 * timing.medians(seconds)[str(depth)],
+      time_ratio=ratios[i],
+      time_error=time_errors[i],
+      gflops=flops[i] / 1e9,
+      flop_ratio=flops[i] / flops[-1],
+      flop_error=flop_errors[i],
+    )
+  timing.row(time_constant=time_constant, flop_constant=flop_constant)
+
+
+if __name__ == '__main__':
+  main()

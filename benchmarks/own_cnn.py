@@ -1,0 +1,160 @@
+"""A user's own model in the engine: the CNN of `peers/cifar.py`, all of whose
+weights train. It has no transformer blocks, and needs none."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.peers import cifar
+from fedms_jax import activation, aggregation, client, losses, metrics
+from fedms_jax.base import (
+  Algorithm,
+  Backbone,
+  BackboneCost,
+  Batch,
+  Federation,
+  Partition,
+  Plan,
+  Prediction,
+  Roles,
+  Table,
+  Tree,
+  Work,
+)
+from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.simulation.state import Options, Stage
+
+
+def init(key) -> Tree:
+  """167,562 parameters."""
+  one, two = cifar.CHANNELS
+  shapes = {
+    'conv1': (3, 3, 3, one),
+    'conv2': (3, 3, one, two),
+    'hidden': (cifar.FEATURES, cifar.HIDDEN),
+    'out': (cifar.HIDDEN, cifar.CLASSES),
+  }
+  make = jax.nn.initializers.glorot_uniform()
+  keys = jax.random.split(key, len(shapes))
+  return {
+    name: {'kernel': make(k, shape), 'bias': jnp.zeros(shape[-1])}
+    for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+
+
+def logits(params: Tree, images):
+  """Logits [B, C] of uint8 images [B, H, W, 3]."""
+  x = (images.astype(jnp.float32) / 255 - 0.5) / 0.25
+  for name in ('conv1', 'conv2'):
+    p = params[name]
+    x = jax.lax.conv_general_dilated(
+      x,
+      p['kernel'],
+      (1, 1),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    x = pooled(jax.nn.relu(x + p['bias']))
+  x = x.reshape(len(x), -1)
+  x = jax.nn.relu(x @ params['hidden']['kernel'] + params['hidden']['bias'])
+  return x @ params['out']['kernel'] + params['out']['bias']
+
+
+def pooled(x):
+  """2 x 2 max-pooling of [B, H, W, C], without what is left over. As a
+  maximum over axes it is faster on XLA:CPU than as a window."""
+  b, h, w, c = x.shape
+  x = x[:, : h // 2 * 2, : w // 2 * 2]
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def algorithm() -> Algorithm:
+  """FedAvg of the whole model by SGD (arXiv 1602.05629)."""
+  task = losses.classification()
+
+  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+    del key, plan
+    out = logits(roles.shared['model'], batch['inputs'])
+    loss = task.loss(out, batch)
+    sums = {
+      'loss': metrics.summed(*loss),
+      'score': metrics.summed(*task.score(out, batch)),
+    }
+    return losses.weighted_mean(*loss), sums
+
+  def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    del plan
+    out = logits(roles.shared['model'], batch['inputs'])
+    return Prediction({'global': out}, {})
+
+  return Algorithm(
+    name='own',
+    task=task,
+    begin=lambda key, before: Roles({}, {'model': init(key)}, {}),
+    columns=lambda roles, batch, plan: {},
+    derived=(),
+    update=client.sgd(
+      objective, optax.sgd(cifar.LEARNING_RATE), client.everywhere
+    ),
+    predict=predict,
+    aggregator=aggregation.mean(),
+    server=optax.sgd(1.0),
+    masks=client.everywhere,
+    served='global',
+    work=Work(full=True),
+  )
+
+
+def backbone() -> Backbone:
+  """What the engine asks of a model: here, that it has one block, always
+  active, and what it costs."""
+  flops = 2.0 * (30**2 * 27 * 32 + 13**2 * 288 * 64 + cifar.FEATURES * 64)
+  nothing = dict.fromkeys(
+    ('init', 'embed', 'mask', 'run', 'features', 'init_head', 'logits')
+  )
+  cost = BackboneCost(0.0, flops, 0.0, 1, 4.0 * (30**2 * 32 + 13**2 * 64))
+  return Backbone(blocks=1, width=1, lora_scale=1.0, cost=cost, **nothing)
+
+
+def federation() -> Federation:
+  """The clients of `peers/cifar.py`. The engine scores clients on rows of
+  their own each round; one row is as little as it takes."""
+  clients, each = cifar.CLIENTS, cifar.EACH
+  rows = np.arange(clients * each, dtype=np.int32)
+  first = rows[::each]
+
+  def part(rows, size):
+    return Partition(np.arange(clients + 1, dtype=np.int64) * size, rows)
+
+  none = Partition(np.zeros(1, np.int64), rows[:0])
+  names = tuple(map(str, range(cifar.CLASSES)))
+  columns = {
+    'inputs': cifar.images(),
+    'labels': cifar.labels().astype(np.int32),
+  }
+  return Federation(
+    Table(columns, names),
+    part(rows, each),
+    part(first, 1),
+    part(first, 1),
+    none,
+    first,
+    rows[:0],
+  )
+
+
+def simulation(own: Algorithm, data: Federation, rounds: int):
+  """A simulation of so many rounds, from the start."""
+  schedule = activation.schedule(activation.dense(1), (0,))
+  return driver.Simulation(
+    backbone(),
+    data,
+    Roles({}, {}, {}),
+    [Stage('own', own, rounds, lambda handover: schedule)],
+    Options(cohort=cifar.COHORT, batch_size=cifar.BATCH, validation_rows=1),
+    keeper=keeper.Memory(),
+    observer=observer.Silent(),
+  )

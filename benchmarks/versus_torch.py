@@ -1,0 +1,162 @@
+"""How fast is a run beside PyTorch + PEFT, client after client?
+
+    python -m benchmarks.versus_torch [--quick] [--torch=<python>] [--clients=8]
+      [--batch=32] [--steps=5] [--turns=5]
+
+The same model (ViT-Ti/4 at 32x32, float32, LoRA of rank 8 on queries and
+values, and a head), clients, batches and steps, Adam, as many threads. Ours is
+the driver with all that a round does; theirs, `peers/torch_lora.py`, is a loop
+over clients in an interpreter that has torch, transformers and peft (by default
+the one that runs this). One row for a dense round of FedAvg of LoRA, and one
+for each whole run of FedMS, by the depths that SAL reaches.
+`speedup` is their time by ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable
+
+from benchmarks import small_vit, timing
+from fedms_jax import programs
+from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.simulation.state import Options, Stage
+
+SCRIPT = pathlib.Path(__file__).parent / 'peers' / 'torch_lora.py'
+# Depths of the rounds of both stages, as the capability queue may choose them:
+# as many rounds as the command runs by default.
+RUNS = {
+  'SAL to 3 of 12': ((1,) * 10 + (2,) * 10 + (3,) * 10, (3,) * 20),
+  'SAL to 6 of 12': (tuple(1 + t // 5 for t in range(30)), (6,) * 20),
+}
+# Theirs takes minutes.
+WHOLE = dict(clients=2, batch=32, steps=2, validation=16)
+QUICK = {'SAL to 2 of 4': ((1, 1, 2), (2, 2))}
+
+
+def ours(
+  args, shape: str, stages: list[Stage], validation: int
+) -> Callable[[], object]:
+  """Runs the stages from the start, columns and all, each time it is called;
+  all clients take part in every round."""
+  model = small_vit.backbone(shape)
+  data = small_vit.federation(
+    shape, args.clients, args.steps * args.batch, validation
+  )
+  start = small_vit.start(model)
+  how = Options(
+    cohort=args.clients,
+    batch_size=args.batch,
+    steps=args.steps,
+    validation_rows=validation,
+  )
+
+  def run():
+    simulation = driver.Simulation(
+      model,
+      data,
+      start,
+      stages,
+      how,
+      keeper=keeper.Memory(),
+      observer=observer.Silent(),
+    )
+    return simulation.run().roles
+
+  return run
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Measures a dense round, and whole runs."""
+  programs.keep_memory()
+  parser = argparse.ArgumentParser(prog='versus_torch')
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--torch', default=sys.executable)
+  sizes = dict(clients=8, batch=32, steps=5, turns=5)
+  for name, default in sizes.items():
+    parser.add_argument(f'--{name}', type=int, default=default)
+  args = parser.parse_args(argv)
+  shape, runs, args.validation = 'ti4', RUNS, 8
+  if args.quick:
+    shape, runs = 'quick', QUICK
+    args.clients, args.batch, args.steps, args.turns = 2, 8, 2, 2
+  if args.torch == sys.executable and not all(
+    map(importlib.util.find_spec, ('torch', 'transformers', 'peft'))
+  ):
+    timing.row(missing='torch, transformers or peft; see --torch')
+    return
+  dense(args, shape)
+  if not args.quick:
+    vars(args).update(WHOLE)
+  for name, depths in runs.items():
+    whole(args, shape, name, *depths)
+
+
+def options(args, shape: str) -> dict[str, int]:
+  """What `peers/torch_lora.py` is told."""
+  names = ('blocks', 'width', 'heads', 'image', 'patch')
+  sizes = dict(zip(names, small_vit.SHAPES[shape], strict=True))
+  return sizes | {
+    'clients': args.clients,
+    'steps': args.steps,
+    'batch': args.batch,
+  }
+
+
+def dense(args, shape: str) -> None:
+  """FedAvg of LoRA in all blocks. Ours runs some rounds at a time and counts
+  them: it keeps a round in flight."""
+  rounds, blocks = 3, small_vit.SHAPES[shape][0]
+  algorithm, _ = small_vit.algorithms(small_vit.backbone(shape))
+  stages = [small_vit.stage(algorithm, [blocks] * rounds, blocks)]
+  worker = timing.Worker(args.torch, SCRIPT, **options(args, shape))
+
+  def their_rounds():
+    for _ in range(rounds):
+      worker()
+
+  variants = {'ours': ours(args, shape, stages, 1), 'torch': their_rounds}
+  report('dense round', timing.in_turns(variants, args.turns), rounds)
+  worker.close()
+
+
+def whole(args, shape: str, name: str, first, second) -> None:
+  """Both stages of FedMS."""
+  blocks = small_vit.SHAPES[shape][0]
+  algorithms = small_vit.algorithms(small_vit.backbone(shape))
+  stages = [
+    small_vit.stage(algorithm, depths, blocks)
+    for algorithm, depths in zip(algorithms, (first, second), strict=True)
+  ]
+  worker = timing.Worker(
+    args.torch,
+    SCRIPT,
+    **options(args, shape),
+    validation=args.validation,
+    first=','.join(map(str, first)),
+    second=','.join(map(str, second)),
+  )
+  variants = {
+    'ours': ours(args, shape, stages, args.validation),
+    'torch': worker,
+  }
+  turns = max(1, args.turns // 3)
+  report(f'whole run, {name}', timing.in_turns(variants, turns, 1), 1)
+  worker.close()
+
+
+def report(what: str, seconds: dict[str, list[float]], units: int) -> None:
+  """Prints a row."""
+  timing.row(
+    what=what,
+    cores=timing.cores(),
+    seconds={k: v / units for k, v in timing.medians(seconds).items()},
+    speedup=timing.ratio(seconds, 'torch', 'ours'),
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,58 @@
+"""What the process keeps of freed memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Blocks above 32 MB, in the main thread and in another, as XLA's are.
+SCRIPT = """
+import json, resource, threading
+from fedms_jax import programs
+
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  b'x' * 64_000_000
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+kept, found = programs.keep_memory(), []
+
+def work():
+  faults()
+  found.append(faults())
+
+work()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(json.dumps([kept, found]))
+"""
+
+
+def run(**variables):
+  """(whether memory is kept, page faults of a block that was freed before)."""
+  plain = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}
+  plain.pop('GLIBC_TUNABLES', None)
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT],
+    env=plain | variables,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return json.loads(done.stdout)
+
+
+def test_a_freed_block_is_used_again_without_a_page_fault():
+  kept, faults = run()
+  if not kept:
+    pytest.skip('no glibc here')
+  assert max(faults) < 100  # of 15,625 pages
+
+
+def test_what_the_user_asked_of_malloc_stays():
+  kept, faults = run(MALLOC_ARENA_MAX='4')
+  assert not kept
+  assert min(faults) > 10_000 or sys.platform != 'linux'
