@@ -12,8 +12,6 @@ each row is from it.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from benchmarks import small_vit, timing
@@ -34,15 +32,7 @@ def fit(depths: list[int], costs: list[float]) -> tuple[float, list[float]]:
 def main(argv: list[str] | None = None) -> None:
   """Measures all depths."""
   programs.keep_memory()
-  parser = argparse.ArgumentParser(prog='depth_cost')
-  parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--shape', default='ti4', choices=small_vit.SHAPES)
-  parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--turns', type=int, default=15)
-  args = parser.parse_args(argv)
-  if args.quick:
-    args.shape, args.batch, args.turns = 'quick', 8, 3
+  args = small_vit.options('depth_cost', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   blocks = model.blocks
   depths = sorted({1, 2, blocks // 4, blocks // 2, 3 * blocks // 4, blocks})

@@ -5,6 +5,7 @@ Times do not depend on what images show, nor on what weights have learned.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import jax
@@ -35,6 +36,21 @@ SHAPES = {
   'quick': (4, 64, 2, 32, 8),
 }
 LEARNING_RATE = 1e-3
+
+
+def options(name: str, argv: Sequence[str] | None) -> argparse.Namespace:
+  """The options of a benchmark of one step: quick, shape, dtype, batch and
+  turns."""
+  parser = argparse.ArgumentParser(prog=name)
+  parser.add_argument('--quick', action='store_true')
+  parser.add_argument('--shape', default='ti4', choices=SHAPES)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--turns', type=int, default=15)
+  args = parser.parse_args(argv)
+  if args.quick:
+    args.shape, args.batch, args.turns = 'quick', 8, 3
+  return args
 
 
 def backbone(shape: str, dtype: str = 'float32', unroll: int = 3) -> Backbone:

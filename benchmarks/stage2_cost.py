@@ -11,8 +11,6 @@ Ratios are to `local`.
 
 from __future__ import annotations
 
-import argparse
-
 from benchmarks import small_vit, timing
 from fedms_jax import programs
 
@@ -20,15 +18,7 @@ from fedms_jax import programs
 def main(argv: list[str] | None = None) -> None:
   """Measures the variants at each depth."""
   programs.keep_memory()
-  parser = argparse.ArgumentParser(prog='stage2_cost')
-  parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--shape', default='ti4', choices=small_vit.SHAPES)
-  parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--turns', type=int, default=15)
-  args = parser.parse_args(argv)
-  if args.quick:
-    args.shape, args.batch, args.turns = 'quick', 8, 3
+  args = small_vit.options('stage2_cost', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   first, second = small_vit.algorithms(model)
   before, after = small_vit.roles(model)

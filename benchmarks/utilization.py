@@ -13,8 +13,6 @@ step where they are low.
 
 from __future__ import annotations
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 
@@ -43,15 +41,7 @@ class Product:
 def main(argv: list[str] | None = None) -> None:
   """Measures the step and the products."""
   programs.keep_memory()
-  parser = argparse.ArgumentParser(prog='utilization')
-  parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--shape', default='ti4', choices=small_vit.SHAPES)
-  parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--turns', type=int, default=15)
-  args = parser.parse_args(argv)
-  if args.quick:
-    args.shape, args.batch, args.turns = 'quick', 8, 3
+  args = small_vit.options('utilization', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   algorithm, _ = small_vit.algorithms(model)
   roles = small_vit.roles(model)[0]

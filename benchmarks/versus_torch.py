@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
   if not args.quick:
     vars(args).update(WHOLE)
   for name, depths in runs.items():
+    name = f'whole run, {name}'
     if args.only in name:
       whole(args, shape, name, *depths)
 
@@ -153,7 +154,7 @@ def whole(args, shape: str, name: str, first, second) -> None:
   }
   variants['ours']()  # compiles; theirs has nothing to warm up
   turns = max(1, args.turns // 3)
-  report(f'whole run, {name}', timing.in_turns(variants, turns, 0), 1)
+  report(name, timing.in_turns(variants, turns, 0), 1)
   worker.close()
 
 

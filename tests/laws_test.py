@@ -42,10 +42,18 @@ def blocks(stacked, numbers):
 @pytest.mark.parametrize(('stage', 'plan'), PAIRS)
 def test_wide_vmap_equals_chunks_equals_loop(stage, plan):
   algorithm, roles = STAGES[stage](optimizer=world.ADAM)
-  rows = world.cohort_rows(steps=3)
+  rows = world.cohort_rows()
   wide = world.train(algorithm, roles, rows, PLANS[plan])
-  for how in ('chunk', 'loop', 'unrolled'):
+  for how in ('chunk', 'loop'):
     world.close(wide, world.train(algorithm, roles, rows, PLANS[plan], how=how))
+
+
+def test_steps_in_one_program_equal_steps_one_by_one():
+  """Two together, of three: one is left over."""
+  algorithm, roles = world.second_stage(optimizer=world.ADAM)
+  rows = world.cohort_rows(steps=3)
+  alone = world.train(algorithm, roles, rows, how='loop')
+  world.close(alone, world.train(algorithm, roles, rows, how='unrolled'))
 
 
 def test_padding_is_not_looked_at():

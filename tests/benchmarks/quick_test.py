@@ -18,6 +18,14 @@ ROWS = {
   'stage2_cost': {
     'depth': {'blocks', 'milliseconds', 'stage2_ratio', 'naive_ratio'},
   },
+  'devices': {
+    'devices': {'cores', 'rounds_per_second', 'speedup', 'difference',
+                'training', 'round'},
+  },
+  'utilization': {
+    'device': {'cores', 'shape', 'dtype', 'batch', 'milliseconds',
+               'gflops_per_second', 'utilization', 'of_own_products'},
+  },
   'versus_torch': {'what': {'cores', 'seconds', 'speedup'}},
   'versus_peers': {
     'workload': {'simulator', 'cores', 'seconds_per_round', 'ratio'},
