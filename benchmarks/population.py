@@ -124,6 +124,7 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
   small_vit.SHAPES['population'] = (2, width, 2, SIDE, PATCH)
   model = small_vit.backbone('population')
   data, setup = federation(clients)
+  data = evaluation.limited(data, 64, 0)
   before, _ = small_vit.roles(model)
   _, algorithm = small_vit.algorithms(model)
   depths = [1] * (rounds + WARM_UP + 1)
@@ -154,7 +155,7 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
     pieces = measure_pieces(simulation, store, rounds)
     for _ in range(2):  # the first one compiles
       start = time.perf_counter()
-      evaluation.evaluate(simulation, state, evaluation.Scope(pooled_rows=64))
+      evaluation.evaluate(simulation, state, evaluation.Scope())
       evaluated = time.perf_counter() - start
     touched = len(store.touched())
     keep.close()

@@ -215,11 +215,16 @@ class Aggregator(NamedTuple):
 
 class Work(NamedTuple):
   """What a step runs above the frozen prefix: towers with a backward pass,
-  towers without, and whether the frozen ones' weights train as well."""
+  towers without, and whether the frozen ones' weights train as well.
+
+  beside: shapes of the roles -> FLOPs that do not grow with the examples, of a
+  step and of a client's round; None: none.
+  """
 
   trained: int = 1
   frozen: int = 0
   full: bool = False
+  beside: Callable[[Roles], tuple[float, float]] | None = None
 
 
 class Prediction(NamedTuple):

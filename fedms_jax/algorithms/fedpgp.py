@@ -65,9 +65,11 @@ def fedpgp(
     away = contrast(zero_shot, shared, own, temperature)
     return logits(roles, own, batch), weight * away
 
-  return beside.method(
+  made = beside.method(
     setting, form, 'fedpgp', begin, models, 'local', trained=trained
   )
+  work = soft_prompts.with_text(form.work, prompted, 4)
+  return made._replace(work=work)
 
 
 def contrast(zero_shot, shared, own, temperature: float):

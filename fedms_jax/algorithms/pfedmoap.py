@@ -141,6 +141,7 @@ def pfedmoap(
     aggregator=_apart(),
     fold=fold,
     traffic=traffic,
+    work=soft_prompts.with_text(form.work, prompted, 2, once=count),
   )
 
 

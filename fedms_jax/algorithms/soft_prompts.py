@@ -50,7 +50,20 @@ def of_classes(setting: Setting, prompted: Prompted, length: int) -> Form:
     classes = prompted.features(frozen['base']['text'], parts['prompt'])
     return beside.class_logits(setting, frozen, classes, batch['features'])
 
-  return beside.on_features(setting, fresh, logits)
+  form = beside.on_features(setting, fresh, logits)
+  return form._replace(work=with_text(form.work, prompted, 2))
+
+
+def with_text(work: Work, prompted: Prompted, step: int, once: int = 0) -> Work:
+  """The work with so many passes of the text tower in a step, and in a round,
+  over the names of all classes; one back to the prompt counts as one more."""
+
+  def passes(shapes: Roles) -> tuple[float, float]:
+    length = shapes.shared['prompt'].shape[0]
+    one = prompted.flops(shapes.frozen['base']['text'], length)
+    return step * one, once * one
+
+  return work._replace(beside=passes)
 
 
 def of_inputs(setting: Setting, length: int) -> Form:
@@ -113,5 +126,16 @@ def promptfolio(setting: Setting, form: Form, local: float) -> Algorithm:
     return Prediction(logits, {})
 
   made = beside.method(setting, form, 'promptfolio', begin, models, 'mixture')
-  trained = 2 * form.work.trained
-  return made._replace(work=form.work._replace(trained=trained))
+  return made._replace(work=_twice(form.work))
+
+
+def _twice(work: Work) -> Work:
+  """The work of two models in each step."""
+
+  def both(shapes: Roles) -> tuple[float, float]:
+    step, once = work.beside(shapes)
+    return 2 * step, 2 * once
+
+  return work._replace(
+    trained=2 * work.trained, beside=both if work.beside else None
+  )

@@ -20,7 +20,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     watch = observer.Observers()
     simulation = command.simulated(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
-    scope = evaluation.Scope(config.eval.clients, config.eval.pooled_rows)
+    scope = evaluation.Scope(config.eval.clients)
     scores = evaluation.evaluate(simulation, state, scope)
   finally:
     snapshot.close()

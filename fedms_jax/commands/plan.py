@@ -114,7 +114,7 @@ def _depths(config, shapes: Shapes, algorithm, roles) -> list[str]:
     plan = plan_of(blocks, depth)
     entry = meter.group(
       plan, plan.active, clients=1, newcomers=0, cohort=1, examples=batch,
-      derived=0, scope='run',
+      steps=1, derived=0, scope='run',
     )  # fmt: skip
     rows.append(
       [

@@ -253,7 +253,12 @@ def prompted(tower: Tower) -> Prompted:
     x = transformer.run(t, [blocks], x)  # causal: padding is never seen
     return contrast.unit(tower.feature(text['final'], x, held))
 
-  return Prompted(t.width, tower.tokens, features)
+  def flops(text: Tree, context: int) -> float:
+    classes, length = text['tokens'].shape
+    cost = transformer.cost(t, context + length, 0.0, 0.0)
+    return classes * t.blocks * cost.block
+
+  return Prompted(t.width, tower.tokens, features, flops)
 
 
 def class_prompts(

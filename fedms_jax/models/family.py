@@ -72,12 +72,14 @@ class Prompted(NamedTuple):
   and end included. features: (text, context [T, width]) -> class features of
   length 1, float32 [C, P], where `text` are the tower's parameters with
   'tokens', int32 [C, n]: the names of the classes as the tower reads them,
-  padded with negative ones.
+  padded with negative ones. flops: (shapes of text, T of the context) -> FLOPs
+  of the class features, forward.
   """
 
   width: int
   room: int
   features: Callable[[Tree, Any], Any]
+  flops: Callable[[Tree, int], float]
 
 
 class Model(NamedTuple):

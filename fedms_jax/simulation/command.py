@@ -138,7 +138,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     _attach(workdir, config.tensorboard, simulation, state, watch, records)
   state = simulation.run(state)
   watch.close()
-  scope = evaluation.Scope(config.eval.clients, config.eval.pooled_rows)
+  scope = evaluation.Scope(config.eval.clients)
   scores = evaluation.evaluate(simulation, state, scope)
   if not peers.primary:
     return 0
@@ -162,7 +162,7 @@ def simulated(
   loaded = {} if 'base' in made else before().frozen
   return driver.Simulation(
     world.model.backbone,
-    world.data,
+    evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
     Roles(loaded | made, {}, {}),
     world.stages,
     build.options(config),

@@ -359,6 +359,7 @@ class Simulation:
           newcomers=len(ids - self._met),
           cohort=len(cohort.ids),
           examples=float((cohort.rows[places] >= 0).sum()),
+          steps=float(cohort.steps[places].sum()),
           derived=derived,
           scope=self.tables.scope,
         )

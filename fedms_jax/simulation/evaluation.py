@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax import metrics
-from fedms_jax.base import Partition, Table
+from fedms_jax.base import Federation, Partition, Table
 from fedms_jax.data import cohorts
 from fedms_jax.simulation import execution
 
@@ -21,14 +21,20 @@ _MOST_CLASSES = 100  # of which each is looked at
 
 
 class Scope(NamedTuple):
-  """How much is evaluated: at most this many clients and pooled rows.
+  """How much is evaluated: at most this many clients.
 
   width: clients evaluated together.
   """
 
   clients: int = 200
-  pooled_rows: int = 1000
   width: int = 8
+
+
+def limited(federation: Federation, most: int, seed: int) -> Federation:
+  """The federation with at most so many pooled rows, drawn by the seed. Before
+  a simulation reads its rows: nobody reads the others."""
+  chosen = _some(len(federation.pooled), most, seed)
+  return federation._replace(pooled=federation.pooled[chosen])
 
 
 def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
@@ -44,9 +50,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
   """
   federation, seed = simulation.federation, simulation.options.seed
   ids = _some(federation.test.num_clients, scope.clients, seed)
-  pooled = federation.pooled[
-    _some(len(federation.pooled), scope.pooled_rows, seed)
-  ]
+  pooled = federation.pooled
   unseen = np.arange(federation.unseen.num_clients)
   own = _scores(simulation, state, scope, ids, _rows(federation.test, ids))
   personal = bool(jax.tree.leaves(state.roles.personal))

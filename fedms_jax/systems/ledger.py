@@ -101,6 +101,7 @@ class Meter:
     newcomers: int,
     cohort: int,
     examples: float,
+    steps: float,
     derived: float,
     scope: str,
   ) -> Entry:
@@ -109,18 +110,28 @@ class Meter:
     lora = self._lora()
     args = (b.cost, a.work, plan, lora)
     up, down = self.traffic(plan, ever, cohort)
+    beside = self._beside(clients, steps)
     return Entry(
       bytes_up=float(clients * up),
       bytes_down=float(clients * down + newcomers * self.handover()),
-      client_flops=examples * cost.client_flops(*args),
+      client_flops=examples * cost.client_flops(*args) + beside,
       simulator_flops=cost.simulator_flops(
         *args, examples=examples, derived=derived, scope=scope
-      ),
+      )
+      + beside,
       client_rounds=clients,
       examples=examples,
       peak_client_memory=self.memory(plan),
       peak_client_bytes_up=float(up),
     )
+
+  def _beside(self, clients: int, steps: float) -> float:
+    """FLOPs that do not grow with the examples."""
+    work = self._algorithm.work
+    if work.beside is None:
+      return 0.0
+    step, once = work.beside(self._shapes)
+    return steps * step + clients * once
 
   def trained(self, plan: Plan) -> int:
     """Bytes of what a client trains under a plan."""

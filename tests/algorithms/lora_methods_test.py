@@ -291,7 +291,7 @@ def test_the_ledger_finds_lora_in_whichever_roles_it_is():
     )
     entry = meter.group(
       variant(name, 0), world.TOP.active, clients=1, newcomers=1, cohort=1,
-      examples=1, derived=0, scope='run',
+      examples=1, steps=1, derived=0, scope='run',
     )  # fmt: skip
     spent[name] = entry.client_flops
     assert meter.handover() == 0
@@ -303,7 +303,7 @@ def test_the_ledger_finds_lora_in_whichever_roles_it_is():
   )
   entry = meter.group(
     world.TOP, world.TOP.active, clients=1, newcomers=0, cohort=1,
-    examples=1, derived=0, scope='run',
+    examples=1, steps=1, derived=0, scope='run',
   )  # fmt: skip
   tokens, each = world.backbone().cost.tokens, 2 * 2 * (8 + 8)
   assert spent['ffa_lora'] - entry.client_flops == 3 * 2 * tokens * each

@@ -28,6 +28,7 @@ ROWS = {
   },
   'versus_torch': {'what': {'cores', 'seconds', 'speedup'}},
   'versus_peers': {
+    'peer': {'missing'},
     'workload': {'simulator', 'cores', 'seconds_per_round', 'ratio'},
   },
   'population': {
@@ -38,6 +39,8 @@ ROWS = {
                 'peak_gigabytes'},
   },
 }  # fmt: skip
+# A peer that does not run is named with the reason.
+FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
 
 def rows(name: str, *flags: str) -> list[dict]:
@@ -53,10 +56,9 @@ def numbers(value):
   return [value] if isinstance(value, float | int) else []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', ROWS)
 def test_a_quick_benchmark_prints_its_rows(name):
-  found = rows(name)
+  found = rows(name, *FLAGS.get(name, ()))
   if name == 'versus_torch' and not importlib.util.find_spec('peft'):
     assert [set(row) for row in found] == [{'missing'}]
     return
@@ -67,13 +69,9 @@ def test_a_quick_benchmark_prints_its_rows(name):
     assert all(map(math.isfinite, numbers(row)))
     kinds.add(kind)
   assert kinds == set(ROWS[name])
-
-
-@pytest.mark.slow
-def test_a_peer_that_does_not_run_is_named_with_the_reason():
-  found = rows('versus_peers', '--peers=pfl=/nowhere/python')
-  assert found[0]['peer'] == 'pfl' and '/nowhere' in found[0]['missing']
-  assert {row['simulator'] for row in found[1:]} == {'ours'}
+  if name == 'versus_peers':
+    assert found[0]['peer'] == 'pfl' and '/nowhere' in found[0]['missing']
+    assert {row['simulator'] for row in found[1:]} == {'ours'}
 
 
 def test_the_depth_model_finds_the_constant_and_what_departs_from_it():

@@ -57,18 +57,27 @@ def simulate(stages, options, folder, watch=None):
       records = observer.Recorder()
       watchers = observer.Observers(records, *([watch] if watch else []))
       simulation = driver.Simulation(
-        world.backbone(), world.federation(), world.start(), stages, options,
-        keeper=keep, observer=watchers,
+        world.backbone(), evaluation.limited(world.federation(), 8, 0),
+        world.start(), stages, options, keeper=keep, observer=watchers,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))
-      scope = evaluation.Scope(pooled_rows=8)
-      found = evaluation.evaluate(simulation, state, scope)
+      found = evaluation.evaluate(simulation, state, evaluation.Scope())
       return found, simulation, state, records.records
     finally:
       keep.close()
 
 
-@pytest.mark.parametrize('name', METHODS)
+# Other methods fold into what is frozen, too, and these run below.
+SLOW = {'flora', 'flexlora'}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in METHODS
+  ],
+)
 def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   made = bench(name)
   stages, options = METHODS[name].stages(made), build.options(made.config)

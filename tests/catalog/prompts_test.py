@@ -13,6 +13,7 @@ from fedms_jax.simulation import driver, evaluation, observer
 from fedms_jax.simulation.keeper import Disk
 from fedms_jax.simulation.state import Preempted
 from fedms_jax.simulation.workdir import Workdir
+from fedms_jax.systems.ledger import Meter
 from tests import folders, world
 from tests.algorithms import clip_world
 
@@ -65,13 +66,12 @@ def simulate(stages, found, folder, watch):
     keep = Disk(workdir, 2)
     try:
       simulation = driver.Simulation(
-        clip_world.model().backbone, world.federation(), clip_world.start(),
+        clip_world.model().backbone,
+        evaluation.limited(world.federation(), 8, 0), clip_world.start(),
         stages, build.options(found), keeper=keep, observer=watch,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))
-      scores = evaluation.evaluate(
-        simulation, state, evaluation.Scope(pooled_rows=8)
-      )
+      scores = evaluation.evaluate(simulation, state, evaluation.Scope())
       return scores, state, simulation.ledgers
     finally:
       keep.close()
@@ -182,3 +182,36 @@ def test_a_name_that_is_too_long_for_the_prompt_is_told(checkpoint):
     read(checkpoint, names, prompt__length=8)
   with pytest.raises(ValueError, match='of 8 tokens and the class'):
     read(checkpoint, names, prompt__words='sun ' * 8)
+
+
+# Passes of the text tower in a step: there and back for each prompt that
+# trains; and in a round, of pFedMoAP's two experts.
+PASSES = {
+  'fedclip': (0, 0),
+  'promptfl': (2, 0),
+  'promptfolio': (4, 0),
+  'fedpgp': (4, 0),
+  'pfedmoap': (2, 2),
+}
+
+
+@pytest.mark.parametrize('name', PASSES)
+def test_the_ledger_counts_the_text_tower_once_a_step(name):
+  (stage,), _ = on_clip(name, algorithm__pfedmoap_experts=3)
+  method, step, once = stage.algorithm, *PASSES[name]
+  meter = Meter(
+    clip_world.model().backbone, method, clip_world.begin(method), batch=4,
+    slots=0,
+  )  # fmt: skip
+  shown = {'newcomers': 0, 'cohort': 4, 'derived': 0, 'scope': 'run'}
+  dense = (True,) * world.BLOCKS
+  spent = meter.group(
+    world.DENSE, dense, clients=3, examples=0, steps=5, **shown
+  )
+  # Of 4 names with 4 tokens and 3 vectors of width 12, in 2 blocks: layers of
+  # attention and of the MLP, then products of attention.
+  tokens = clip_world.TOKENS.shape[1] + clip_world.LENGTH
+  block = 2 * tokens * (4 + 2) * 12**2 + 2 * 2 * tokens**2 * 12
+  one = len(clip_world.TOKENS) * 2 * block
+  assert spent.client_flops == (5 * step + 3 * once) * one
+  assert spent.simulator_flops == spent.client_flops

@@ -10,7 +10,13 @@ from fedms_jax import origin
 from fedms_jax.algorithms import full
 from fedms_jax.data import federation as federations
 from fedms_jax.data import images, lazy
-from fedms_jax.simulation import driver, keeper, observer, pretraining
+from fedms_jax.simulation import (
+  driver,
+  evaluation,
+  keeper,
+  observer,
+  pretraining,
+)
 from fedms_jax.simulation.peers import Alone
 from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import Options
@@ -56,7 +62,9 @@ def rows_of(data, number):
 @pytest.mark.parametrize('number', [0, 1])
 def test_a_process_reads_the_rows_of_its_clients_and_the_pooled_ones(number):
   eager = federations.by_client(world.federation(CLIENTS, UNSEEN))
-  eager = eager._replace(pooled=eager.pooled[::3])
+  everybody = eager.pooled
+  eager = evaluation.limited(eager, 8, seed=0)
+  assert len(eager.pooled) == 8 and set(eager.pooled) < set(everybody)
   data, spy = lazily(eager)
   made = simulation(data, number)
   mine = rows_of(data, number)
