@@ -17,13 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   # jax is imported only after the flags are read.
   from fedms_jax import commands, flags
 
+  ours = argv is None  # the process, not only this call
   try:
-    name, words = commands.split(sys.argv if argv is None else argv)
+    name, words = commands.split(sys.argv if ours else argv)
     if name:
       return commands.run(name, words)
     config = flags.parse(words)
+    from fedms_jax import programs
     from fedms_jax.simulation import command
 
+    if ours:
+      programs.keep_memory()
     return command.run(config)
   except ValueError as error:
     print(f'fedms: {error}', file=sys.stderr)
