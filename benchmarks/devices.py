@@ -148,7 +148,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   """The compiled text of a chunk's training and of a round's reduction."""
   import jax
 
-  from fedms_jax import rounds
+  from fedms_jax import reduction, rounds
 
   if place.mesh is None:
     return '', ''
@@ -157,7 +157,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   rows = np.zeros((count, args.steps, args.batch), np.int32)
   ids, weights = np.arange(count, dtype=np.uint32), np.ones(count, np.float32)
   blocks = len(plan.active)
-  none = rounds.empty_totals(algorithm, roles.shared, blocks)
+  none = reduction.empty_totals(algorithm, roles.shared, blocks)
   totals = place.empty(none)
   frozen, shared, table = place.whole((roles.frozen, roles.shared, table))
   rows, weights, ids = place.split((rows, weights, ids))

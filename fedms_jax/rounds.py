@@ -1,7 +1,7 @@
-"""THE round: the only map over clients, the reduction and the server's step.
+"""THE round: the only map over clients.
 
 A cohort is executed as chunks of clients; `train_chunk` adds a chunk to the
-totals, `close` turns the totals into the next shared tree. A chunk of one
+totals, which `reduction.close` turns into the next shared tree. A chunk of one
 client is executed without `vmap`, which is what XLA:CPU likes best. On a mesh
 of devices, `train_spread` gives each device its share of a chunk and totals
 of its own; `add_devices` adds them up, once per round.
@@ -10,71 +10,18 @@ of its own; `add_devices` adds them up, once per round.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedms_jax import client, columns, metrics, programs, rng, tree
-from fedms_jax.base import Algorithm, ClientResult, Plan, Roles, Tree
+from fedms_jax import client, programs, rng, tree
+from fedms_jax.base import Algorithm, ClientResult, Plan, Roles
+from fedms_jax.reduction import Totals, collect
 
 CLIENTS = 'clients'  # the mesh axis that clients are spread over
-GROUP_BYTES = 64e6  # of the logits of all models, in evaluation
-
-
-class Totals(NamedTuple):
-  """What a round has gathered so far.
-
-  values: contributions, whole shared trees (with a leading K for 'stack').
-  weights: summed weights by top-level key, [L] for stacked keys.
-  """
-
-  values: Tree
-  weights: dict[str, Any]
-
-
-class ServerState(NamedTuple):
-  """The server optimizer's state by top-level key; stacked keys have one
-  state per block, so a newly active block starts fresh."""
-
-  states: dict[str, Any]
-
-
-def begin_server(algorithm: Algorithm, shared: Tree) -> ServerState:
-  """Fresh server optimizer state."""
-  init = algorithm.server.init
-  return ServerState(
-    {
-      key: jax.vmap(init)(value) if tree.is_stacked(key) else init(value)
-      for key, value in shared.items()
-    }
-  )
-
-
-def empty_totals(algorithm: Algorithm, shared: Tree, blocks: int) -> Totals:
-  """Totals of no client, for aggregators that sum."""
-  leaves, structure = jax.tree.flatten(
-    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
-  )
-  shapes = _contributed(algorithm, structure, tuple(leaves))
-  values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  weights = {
-    key: jnp.zeros(blocks if tree.is_stacked(key) else ()) for key in values
-  }
-  return Totals(values, weights)
-
-
-@functools.lru_cache(maxsize=64)
-def _contributed(algorithm: Algorithm, structure, leaves) -> Tree:
-  """Shapes of a contribution; finding them traces the aggregator."""
-  shared = jax.tree.unflatten(structure, leaves)
-  return jax.eval_shape(
-    lambda s: algorithm.aggregator.contribute(s, s, jnp.float32(1)), shared
-  )
 
 
 def train_one(
@@ -205,12 +152,12 @@ def train_spread(
     return totals, personal, sums
 
   whole, split = P(), P(CLIENTS)
-  return _mapped_over(mesh, (whole,) * 4 + (split,) * 5, split)(one_device)(
+  return mapped_over(mesh, (whole,) * 4 + (split,) * 5, split)(one_device)(
     frozen, shared, table, key, personal, rows, weights, ids, totals
   )
 
 
-def _mapped_over(mesh: Mesh, inputs, outputs):
+def mapped_over(mesh: Mesh, inputs, outputs):
   """`shard_map` over the clients' axis; the compiler sees to other axes."""
   return functools.partial(
     jax.shard_map,
@@ -230,7 +177,7 @@ def add_devices(totals: Totals, mesh: Mesh) -> Totals:
     mine = jax.tree.map(lambda x: x[0], totals)
     return jax.lax.psum(mine, CLIENTS)
 
-  return _mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)
+  return mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)
 
 
 def _chunk(
@@ -272,45 +219,6 @@ def over_clients(function):
     return jax.tree.map(lambda x: x[None], out)
 
   return mapped
-
-
-def collect(algorithm: Algorithm, totals, values, counted, plan: Plan):
-  """Adds contributions [K, ...] with weights [K] to the totals; without
-  totals, gives them apart as `Totals` with a leading K."""
-  mask, blocks = algorithm.masks(plan)[0], len(plan.active)
-  out, weights = {}, {}
-  for key, value in values.items():
-    held = tree.trained(mask, key)
-    weights[key] = counted
-    if tree.is_stacked(key):
-      rows = (True,) * blocks if held is True else held
-      weights[key] = counted[:, None] * jnp.asarray(rows, jnp.float32)
-    at = tree.indices(held) if isinstance(held, tuple) else ...
-    if totals is None:
-      out[key] = _spread(value, at, blocks) if tree.is_stacked(key) else value
-    else:
-      out[key] = jax.tree.map(
-        lambda t, x, at=at: t.at[at].add(jnp.sum(x, axis=0)),
-        totals.values[key],
-        value,
-      )
-  if totals is None:
-    return Totals(out, weights)
-  summed = {k: totals.weights[k] + jnp.sum(w, 0) for k, w in weights.items()}
-  # Keys that this plan does not train stay as they were.
-  return Totals(totals.values | out, totals.weights | summed)
-
-
-def _spread(stacked, at, blocks: int):
-  """Rows [K, d, ...] at their places among all blocks [K, L, ...]."""
-
-  def spread(x):
-    if at is ...:
-      return x
-    whole = jnp.zeros((x.shape[0], blocks, *x.shape[2:]), x.dtype)
-    return whole.at[:, at].set(x)
-
-  return jax.tree.map(spread, stacked)
 
 
 def train_stepwise(
@@ -375,151 +283,3 @@ def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
     lambda x: x[None], contribution(algorithm, roles, result, weights[0], plan)
   )
   return collect(algorithm, totals, value, counted, plan), personal, sums
-
-
-@programs.jit(static=(0,), donate=(2,), light=True)
-def close(
-  algorithm: Algorithm, shared: Tree, server: ServerState, totals: Totals
-):
-  """The server's step: (shared, server state, measured) after the round.
-
-  The difference to what the aggregator returns is the gradient of the server
-  optimizer (FedOpt, arXiv 2003.00295). What nobody held active is untouched,
-  optimizer state included. A key that no client contributes to is the
-  server's own, and always moves.
-  """
-  aggregator = algorithm.aggregator
-  merged = aggregator.merge(shared, totals.values, totals.weights)
-  gradient = tree.subtract(shared, merged)
-  update = algorithm.server.update
-  new, states = {}, {}
-  for key, before in shared.items():
-    stacked = tree.is_stacked(key)
-    move = jax.vmap(update) if stacked else update
-    weight = totals.weights.get(key, jnp.ones(1))
-    if aggregator.reduction == 'stack' or key not in totals.weights:
-      weight = jnp.sum(weight, axis=0)
-    steps, state = move(gradient[key], server.states[key], before)
-    after = optax.apply_updates(before, steps)
-    new[key] = _where_held(weight > 0, after, before)
-    states[key] = _where_held(weight > 0, state, server.states[key])
-  measured = {}
-  if aggregator.measure is not None:
-    measured = aggregator.measure(shared, totals.values, totals.weights)
-  return new, ServerState(states), measured
-
-
-@programs.jit(static=(0,), light=True)
-def fold(algorithm: Algorithm, roles: Roles, totals: Totals, key) -> Roles:
-  """The roles after `Algorithm.fold`."""
-  return algorithm.fold(roles, totals.values, totals.weights, key)
-
-
-def _where_held(held, after, before):
-  """`after` where the blocks [L] (or the scalar) were held, else `before`."""
-
-  def pick(x, y):
-    return jnp.where(
-      held.reshape(held.shape + (1,) * (x.ndim - held.ndim)), x, y
-    )
-
-  return jax.tree.map(pick, after, before)
-
-
-@programs.jit(static=(0, 6, 7))
-def evaluate_chunk(
-  algorithm: Algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  plan: Plan,
-  names: tuple[str, ...] | None,
-):
-  """Scores and stats of clients on row numbers [K, V]: each float32 [K, 2].
-
-  Row numbers [V] are of all clients, and frozen models see them once.
-  names: the predictions that are scored, and computed; None: all.
-  """
-  return _evaluated_chunk(
-    algorithm, frozen, shared, personal, table, rows, plan, names
-  )
-
-
-@programs.jit(static=(0, 6, 7, 8))
-def evaluate_spread(
-  algorithm, frozen, shared, personal, table, rows, plan: Plan, names, mesh
-):
-  """`evaluate_chunk` with the clients spread over the devices of a mesh."""
-
-  def one_device(frozen, shared, table, personal, rows):
-    return _evaluated_chunk(
-      algorithm, frozen, shared, personal, table, rows, plan, names
-    )
-
-  whole, split = P(), P(CLIENTS)
-  read = split if rows.ndim == 2 else whole
-  return _mapped_over(mesh, (whole,) * 3 + (split, read), split)(one_device)(
-    frozen, shared, table, personal, rows
-  )
-
-
-def _evaluated_chunk(
-  algorithm, frozen, shared, personal, table, rows, plan, names
-):
-  """The body of `evaluate_chunk`."""
-
-  def one(personal, rows):
-    roles = Roles(frozen, shared, personal)
-    return evaluate(algorithm, roles, table, rows, plan, names)
-
-  if rows.ndim == 1:
-    return over_clients(lambda personal: one(personal, rows))(personal)
-  return over_clients(one)(personal, rows)
-
-
-def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
-  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats.
-
-  A language model's logits are a vocabulary wide for each token, so its rows
-  are taken in groups that fit into `GROUP_BYTES`.
-  """
-
-  def group(rows):
-    return _evaluated(algorithm, roles, table, rows, plan, names)
-
-  if not algorithm.task.perplexity:
-    return group(rows)
-  shapes = jax.eval_shape(
-    lambda row: _predicted(algorithm, roles, table, row, plan)[1], rows[:1]
-  )
-  size = max(1, int(GROUP_BYTES // tree.nbytes(shapes.logits)))
-  if size >= len(rows):
-    return group(rows)
-  rows = jnp.pad(rows, (0, -len(rows) % size), constant_values=-1)
-  sums = jax.lax.map(group, rows.reshape(-1, size))
-  return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-
-
-def _predicted(algorithm, roles: Roles, table, rows, plan: Plan):
-  """(batch, prediction) of rows [V]."""
-  batch = columns.take(table, rows)
-  batch = columns.complete(
-    algorithm, Roles(roles.frozen, roles.shared, None), batch, plan
-  )
-  return batch, algorithm.predict(roles, batch, plan)
-
-
-def _evaluated(algorithm, roles: Roles, table, rows, plan: Plan, names):
-  """`evaluate`, on all rows at once."""
-  batch, prediction = _predicted(algorithm, roles, table, rows, plan)
-  sums = {}
-  for name in names or prediction.logits:
-    logits = prediction.logits[name]
-    values, weights = algorithm.task.score(logits, batch)
-    sums[f'score/{name}'] = metrics.summed(values, weights)
-    sums[f'loss/{name}'] = metrics.summed(*algorithm.task.loss(logits, batch))
-  for name, values in prediction.stats.items():
-    sums[name] = metrics.summed(values, batch['mask'])
-  return sums

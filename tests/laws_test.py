@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import activation, client, columns, gate, rounds, tree
+from fedms_jax import activation, client, columns, gate, reduction, rounds, tree
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Plan, Roles
@@ -229,7 +229,7 @@ def test_a_block_is_averaged_over_those_who_held_it():
     world.train(algorithm, roles, rows[i : i + 1], plan)[0]
     for i, plan in enumerate([world.TOP, world.GAP])
   ]
-  totals = rounds.empty_totals(algorithm, roles.shared, world.BLOCKS)
+  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
   for i, plan in enumerate([world.TOP, world.GAP]):
     totals, _, _ = rounds.train_chunk(
       algorithm, roles.frozen, roles.shared,
@@ -237,8 +237,8 @@ def test_a_block_is_averaged_over_those_who_held_it():
       weights[i : i + 1], jax.random.key(5), np.zeros(1, np.uint32), totals,
       plan,
     )  # fmt: skip
-  server = rounds.begin_server(algorithm, roles.shared)
-  shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
+  server = reduction.begin_server(algorithm, roles.shared)
+  shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *alone)
   both, one, none = [2], [0], [1]
   stack = shared['blocks']
@@ -251,7 +251,7 @@ def test_a_block_is_averaged_over_those_who_held_it():
 def test_a_newly_active_block_has_fresh_server_moments():
   """Its first step is that of a fresh optimizer, whatever others have had."""
   algorithm, roles = world.first_stage(server=optax.adam(0.1))
-  server = rounds.begin_server(algorithm, roles.shared)
+  server = reduction.begin_server(algorithm, roles.shared)
 
   def totals(held):
     held = jnp.asarray(held, jnp.float32)
@@ -260,18 +260,22 @@ def test_a_newly_active_block_has_fresh_server_moments():
       roles.shared['blocks'],
     )
     head = jax.tree.map(jnp.ones_like, roles.shared['head'])
-    return rounds.Totals(
+    return reduction.Totals(
       {'blocks': ones, 'head': head}, {'blocks': held, 'head': jnp.ones(())}
     )
 
   shared = roles.shared
   for _ in range(3):
-    shared, server, _ = rounds.close(
+    shared, server, _ = reduction.close(
       algorithm, shared, server, totals([0, 0, 1])
     )
-  late, server, _ = rounds.close(algorithm, shared, server, totals([1, 0, 1]))
-  first = rounds.begin_server(algorithm, roles.shared)
-  fresh, _, _ = rounds.close(algorithm, roles.shared, first, totals([1, 0, 1]))
+  late, server, _ = reduction.close(
+    algorithm, shared, server, totals([1, 0, 1])
+  )
+  first = reduction.begin_server(algorithm, roles.shared)
+  fresh, _, _ = reduction.close(
+    algorithm, roles.shared, first, totals([1, 0, 1])
+  )
   world.same(blocks(late['blocks'], [0]), blocks(fresh['blocks'], [0]))
   world.same(blocks(late['blocks'], [1]), blocks(roles.shared['blocks'], [1]))
 
@@ -331,7 +335,7 @@ def test_the_base_model_is_not_copied_per_client():
   program has a client axis before the two axes of a frozen kernel."""
   algorithm, roles = world.first_stage()
   rows = world.cohort_rows(clients=7)
-  totals = rounds.empty_totals(algorithm, roles.shared, world.BLOCKS)
+  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
   text = rounds.train_chunk.program().lower(
     algorithm, roles.frozen, roles.shared, {}, world.table(), rows,
     np.ones(7, np.float32), jax.random.key(0), np.arange(7, dtype=np.uint32),

@@ -26,10 +26,13 @@ PURE = {
   'optimizers': {'base', 'tree'},
   'columns': {'base', 'tree'},
   'client': {'base', 'tree', 'rng', 'metrics', 'activation', 'columns'},
-  'rounds': {'base', 'tree', 'rng', 'metrics', 'programs', 'client',
-             'columns', 'activation'},
+  'reduction': {'base', 'tree', 'programs'},
+  'rounds': {'base', 'tree', 'rng', 'programs', 'client', 'reduction'},
+  'scoring': {'base', 'tree', 'metrics', 'programs', 'columns', 'rounds'},
 }  # fmt: skip
-PURE['algorithms'] = set(PURE) - {'rounds', 'programs'} | {'algorithms'}
+# What runs algorithms is not known to them.
+ENGINE = {'reduction', 'rounds', 'scoring', 'programs'}
+PURE['algorithms'] = set(PURE) - ENGINE | {'algorithms'}
 HOST = {
   'data': {'base', 'data'},
   'systems': {'base', 'tree', 'systems'},

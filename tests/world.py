@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedms_jax import activation, aggregation, gate, losses, rounds
+from fedms_jax import activation, aggregation, gate, losses, reduction, rounds
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Federation, Partition, Plan, Table
 from fedms_jax.models import transformer, vit
@@ -128,7 +128,7 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
     weights = (rows >= 0).sum((1, 2)).astype(np.float32)
   ids = np.arange(count, dtype=np.uint32) if ids is None else ids
   personal = stacked(roles.personal, count) if personal is None else personal
-  totals = rounds.empty_totals(algorithm, roles.shared, BLOCKS)
+  totals = reduction.empty_totals(algorithm, roles.shared, BLOCKS)
   width = count if how == 'vmap' else 1
   function, last = rounds.train_chunk, ()
   if how in ('loop', 'unrolled'):
@@ -142,8 +142,8 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
       weights[cut], jax.random.key(5), ids[cut], totals, plan, *last,
     )  # fmt: skip
     parts.append((new, sums))
-  server = rounds.begin_server(algorithm, roles.shared)
-  shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
+  server = reduction.begin_server(algorithm, roles.shared)
+  shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
   new, sums = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
   return shared, new, sums
 

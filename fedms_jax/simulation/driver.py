@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fedms_jax import activation, metrics, programs, rng, rounds
-from fedms_jax.base import (
-  ActiveSet,
-  Algorithm,
-  Backbone,
-  Federation,
-  Plan,
-  Roles,
-)
+from fedms_jax import activation, programs, reduction, rng
+from fedms_jax.base import Backbone, Federation, Plan, Roles
 from fedms_jax.simulation import cohorts, execution, planner, timeline
+from fedms_jax.simulation.books import Books, InFlight
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import (
   Handover,
-  NonFiniteError,
   Options,
   Preempted,
   Stage,
@@ -35,20 +27,6 @@ from fedms_jax.simulation.state import (
 )
 from fedms_jax.simulation.tables import Tables
 from fedms_jax.systems.ledger import Entry, Meter
-
-
-class InFlight(NamedTuple):
-  """A dispatched round whose metrics are still on the device. plans, ever,
-  derived: for the ledger, see `Simulation._entry`."""
-
-  cohort: cohorts.Cohort
-  plans: Sequence[Plan]
-  ever: ActiveSet
-  derived: int
-  chunks: Sequence[execution.Chunk]
-  validation: Any
-  measured: dict[str, Any]
-  record: dict[str, Any]
 
 
 class Simulation:
@@ -101,8 +79,7 @@ class Simulation:
       tell=observer.note,
     )
     self.initial = roles
-    self._stopping = False
-    self._finite: dict[str, Any] = {}
+    self.books = Books(options, self.place.peers, observer)
 
   def run(self, state: StageState | None = None) -> StageState:
     """Runs all stages, or goes on from `state`; gives the state after the
@@ -168,7 +145,7 @@ class Simulation:
       round=0,
       roles=roles,
       server=self.place.whole(
-        rounds.begin_server(stage.algorithm, roles.shared)
+        reduction.begin_server(stage.algorithm, roles.shared)
       ),
       progress=schedule.init,
       late=(),
@@ -213,18 +190,15 @@ class Simulation:
     store = self.keeper.store(stage.name, state.roles.personal)
     sample = self.sampler(state.stage)
     self.tables.forget()
-    self._meter = Meter(
+    meter = Meter(
       self.backbone,
       stage.algorithm,
       state.roles,
-      batch=self.options.batch_size,
-      slots=self.options.slots,
+      batch=o.batch_size,
+      slots=o.slots,
     )
-    self._met = (
-      {int(i) for t in range(state.round) for i in sample(t).ids}
-      if state.round
-      else set()
-    )
+    met = {int(i) for t in range(state.round) for i in sample(t).ids}
+    self.books.begin(stage.algorithm, meter, met)
     self.observer.stage(stage.name, state.round, stage.rounds)
     flight = None
     left = range(state.round, stage.rounds)
@@ -232,7 +206,7 @@ class Simulation:
     for cohort in timeline.rounds(stage.name, ahead):
       state, dispatched = self._dispatch(state, schedule, store, cohort)
       if flight is not None:
-        state = self._settle(state, flight)
+        state = self.books.settle(state, flight)
       flight = dispatched
       with timeline.span('store'):
         self.keeper.after_round(self, state, store)
@@ -240,7 +214,7 @@ class Simulation:
       last = cohort.round + 1 == stage.rounds
       due = self.keeper.persistent and state.round % o.checkpoint_every == 0
       if stop or last or due:
-        state, flight = self._settle(state, flight), None
+        state, flight = self.books.settle(state, flight), None
         with timeline.span('store'):
           self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
@@ -250,7 +224,7 @@ class Simulation:
   def _stop(self) -> bool:
     """Whether the run shall save and stop; all processes decide the same."""
     if self.place.peers.processes > 1:
-      return self._stopping
+      return self.books.stopping
     return self.observer.stop_requested()
 
   def _dispatch(self, state: StageState, schedule, store, cohort):
@@ -341,117 +315,13 @@ class Simulation:
       last=max(active, key=sum),
     )
     return state, InFlight(
-      cohort, plans, ever, derived, chunks, validation, measured, record
+      cohort,
+      plans,
+      ever,
+      derived,
+      self.tables.scope,
+      chunks,
+      validation,
+      measured,
+      record,
     )
-
-  def _entry(self, flight: InFlight, derived: int) -> Entry:
-    """The ledger's entry of a round. derived: rows, by all processes."""
-    cohort, plans = flight.cohort, flight.plans
-    entry, plan_of = Entry(), np.array([hash(p) for p in plans])
-    for plan in dict.fromkeys(plans):
-      places = np.flatnonzero(plan_of == hash(plan))
-      ids = {int(i) for i in cohort.ids[places]}
-      entry = entry.plus(
-        self._meter.group(
-          plan,
-          flight.ever,
-          clients=len(places),
-          newcomers=len(ids - self._met),
-          cohort=len(cohort.ids),
-          examples=float((cohort.rows[places] >= 0).sum()),
-          steps=float(cohort.steps[places].sum()),
-          derived=derived,
-          scope=self.tables.scope,
-        )
-      )
-      self._met |= ids
-      derived = 0  # counted once
-    return entry
-
-  def _settle(self, state: StageState, flight: InFlight) -> StageState:
-    """Fetches a round's metrics, reports them, and notes its score."""
-    algorithm = self.stages[state.stage].algorithm
-    trained, held, derived = self._fetched(algorithm, flight)
-    entry = self._entry(flight, derived)
-    skipped = trained.pop('skipped')[:, 0] > 0
-    served = algorithm.served
-    record = flight.record | entry._asdict()
-    record['seconds'] = time.perf_counter() - record.pop('started')
-    losses, scores = trained.pop('loss'), trained.pop('score')
-    record['train_loss'] = metrics.mean_over_clients(losses)
-    record['train_score'] = metrics.mean_over_clients(scores)
-    record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
-    for name, values in trained.items():
-      record[name] = metrics.mean_over_clients(values)
-    measured = jax.device_get(flight.measured)
-    record |= {name: float(x) for name, x in measured.items()}
-    record['skipped'] = int(skipped.sum())
-    if skipped.any():
-      self._complain(flight.cohort, skipped, record)
-    else:
-      self._finite = record
-    reported = {
-      'validation': held[f'score/{served}'],
-      'train_accuracy': scores,
-      'train_loss': losses,
-    }[self.options.score]
-    reports = self._reports(state.reports, flight.cohort.ids, reported)
-    # Over rows: a client with two rows would else be as loud as all others.
-    record['capability'] = float(
-      metrics.mean(sum(map(np.array, reports.values())))
-    )
-    self.observer.round(record)
-    late = (*state.late, (flight.cohort.round, record['capability']))
-    ledger = state.ledger.plus(entry)
-    return state._replace(late=late, reports=reports, ledger=ledger)
-
-  def _fetched(self, algorithm: Algorithm, flight: InFlight):
-    """A round's metrics (trained, held) [K, 2] by name, and its derived rows,
-    of all processes; whether one of them was asked to stop comes with it."""
-    count = len(flight.cohort.ids)
-    names = [*algorithm.update.sums, 'skipped']
-    chunks = [(chunk.places, chunk.sums) for chunk in flight.chunks]
-    trained = _gathered(count, names, chunks)
-    held = _gathered(count, [f'score/{algorithm.served}'], flight.validation)
-    stop = np.int32(self.observer.stop_requested())
-    mine = (trained, held, np.int32(flight.derived), stop)
-    trained, held, derived, stop = self.place.peers.summed(mine)
-    self._stopping = bool(stop)
-    return trained, held, float(derived)
-
-  def _reports(self, before, ids, sums):
-    """The newest report of each client, the latest ones of all.
-
-    A cohort's own mean moves with who is in it, by more than any threshold
-    of a schedule; the mean over everybody's newest report does not.
-    """
-    new = {
-      int(i): (float(s), float(w)) for i, (s, w) in zip(ids, sums, strict=True)
-    }
-    if not self.options.reports:
-      return new
-    kept = {i: pair for i, pair in before.items() if i not in new} | new
-    return dict(list(kept.items())[-max(self.options.reports, len(new)) :])
-
-  def _complain(self, cohort, skipped, record) -> None:
-    """Stops at a non-finite update, unless the client is to be skipped."""
-    if self.options.on_nan == 'skip':
-      return
-    clients = ', '.join(str(i) for i in cohort.ids[skipped])
-    shown = ('round', 'train_loss', 'train_score', 'score')
-    finite = {k: self._finite[k] for k in shown if k in self._finite}
-    raise NonFiniteError(
-      f'{record["stage"]}, round {cohort.round}: non-finite update of client '
-      f'{clients}. Last finite metrics: {finite or "none"}. Lower '
-      '--client.learning_rate, or drop such updates with --on_nan=skip.'
-    )
-
-
-def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:
-  """Metrics [count, 2] on the host, from chunks of (places, sums); zero for
-  clients of other processes."""
-  out = {name: np.zeros((count, 2), np.float32) for name in names}
-  for places, sums in jax.device_get(list(parts)):
-    for name in names:
-      out[name][places] = sums[name][: len(places)]
-  return out

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import rounds, tree
+from fedms_jax import reduction, rounds, scoring, tree
 from fedms_jax.base import Algorithm, Plan, Roles
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
@@ -67,7 +67,7 @@ class Here(NamedTuple):
 def train(
   algorithm: Algorithm,
   roles: Roles,
-  server: rounds.ServerState,
+  server: reduction.ServerState,
   personal: Any,
   cohort: Cohort,
   here: Here,
@@ -81,7 +81,7 @@ def train(
   cohort.
   """
   place, own = here.place, here.places
-  none = rounds.empty_totals(algorithm, roles.shared, len(plans[0].active))
+  none = reduction.empty_totals(algorithm, roles.shared, len(plans[0].active))
   summing = algorithm.aggregator.reduction == 'sum'
   totals = place.empty(none) if summing else None
   chunks, apart = [], []
@@ -103,12 +103,12 @@ def train(
       totals = place.reduce(totals)
     else:
       totals = _apart(none, apart, chunks, len(plans), place)
-    shared, server, measured = rounds.close(
+    shared, server, measured = reduction.close(
       algorithm, roles.shared, server, totals
     )
     roles = roles._replace(shared=shared)
     if algorithm.fold is not None:
-      roles = rounds.fold(algorithm, roles, totals, key)
+      roles = reduction.fold(algorithm, roles, totals, key)
     return done((roles, server, chunks, measured))
 
 
@@ -156,7 +156,9 @@ def _padded(cohort: Cohort, rows, personal, chosen, places, lanes: int, place):
   return place.split((ids, tree.rows(personal, chosen), chunk_rows, weights))
 
 
-def _apart(none, parts, chunks, count: int, place: Placement) -> rounds.Totals:
+def _apart(
+  none, parts, chunks, count: int, place: Placement
+) -> reduction.Totals:
   """Contributions [K, ...] in the order of the cohort, of all processes; what
   a client did not contribute is zero and weighs nothing."""
   places = np.concatenate([np.zeros(0, int), *(c.places for c in chunks)])
@@ -174,7 +176,7 @@ def _apart(none, parts, chunks, count: int, place: Placement) -> rounds.Totals:
       for key, value in empty.items()
     }
 
-  out = rounds.Totals(
+  out = reduction.Totals(
     by_key(none.values, *(part.values for part in parts)),
     by_key(none.weights, *(part.weights for part in parts)),
   )
@@ -227,7 +229,7 @@ def score(
   names: tuple[str, ...] | None,
   place: Placement,
 ) -> dict[str, jax.Array]:
-  """`rounds.evaluate_chunk` on the devices of this process.
+  """`scoring.evaluate_chunk` on the devices of this process.
 
   personal: of as many clients as `rows` [k, V], or of more, as a chunk has
   them. The first k of what comes back count. rows [V]: of all clients; the
@@ -247,9 +249,9 @@ def score(
     personal = tree.rows(personal, at)
   args = (algorithm, roles.frozen, roles.shared)
   if place.mesh is None:
-    return rounds.evaluate_chunk(*args, personal, table, rows, plan, names)
+    return scoring.evaluate_chunk(*args, personal, table, rows, plan, names)
   personal = place.split(personal)
   rows = place.split(rows) if rows.ndim == 2 else place.whole(rows)
-  return rounds.evaluate_spread(
+  return scoring.evaluate_spread(
     *args, personal, table, rows, plan, names, place.mesh
   )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import rng, rounds, tree
+from fedms_jax import reduction, rng, tree
 from fedms_jax.base import Plan, Roles
 from fedms_jax.simulation import execution
 
@@ -31,7 +31,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   after, _, chunks, _ = execution.train(
     algorithm,
     roles,
-    rounds.begin_server(algorithm, roles.shared),
+    reduction.begin_server(algorithm, roles.shared),
     personal,
     cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
     execution.Here(place, table, translate(rows), own),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedms_jax import rounds
+from fedms_jax import reduction
 from fedms_jax.base import Roles, Tree
 from fedms_jax.simulation.checkpoint import Checkpointer
 from fedms_jax.simulation.client_store import ClientStore
@@ -235,7 +235,7 @@ def template(
     roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
   algorithm = stages[plain['stage']].algorithm
   server = jax.eval_shape(
-    lambda s: rounds.begin_server(algorithm, s), roles.shared
+    lambda s: reduction.begin_server(algorithm, s), roles.shared
   )
   state = StageState(
     stage=plain['stage'],
@@ -272,7 +272,7 @@ def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     stage=plain['stage'],
     round=plain['round'],
     roles=Roles(frozen, arrays['shared'], arrays['personal']),
-    server=rounds.ServerState(arrays['server']),
+    server=reduction.ServerState(arrays['server']),
     progress=plain['progress'],
     late=tuple((int(t), float(s)) for t, s in plain['late']),
     reports={int(k): (s, w) for k, s, w in plain['reports']},

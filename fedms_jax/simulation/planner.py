@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax import rounds, tree
+from fedms_jax import reduction, rounds, scoring, tree
 from fedms_jax.base import Algorithm, Plan, Roles, Tree
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation import memory
@@ -232,7 +232,7 @@ def _training(scene: Scene, plan: Plan, width: int) -> float:
   totals = None
   if algorithm.aggregator.reduction == 'sum':
     totals = jax.eval_shape(
-      lambda s: rounds.empty_totals(algorithm, s, len(plan.active)), shared
+      lambda s: reduction.empty_totals(algorithm, s, len(plan.active)), shared
     )
   _, _, batch = cohort.rows.shape
   steps = bucket(cohort.steps.max())
@@ -268,7 +268,7 @@ def _scoring(scene: Scene, plan: Plan, width: int) -> float:
   held = scene.cohort.validation.shape[1]
   personal = _personal(roles, width)
   compiled = (
-    rounds.evaluate_chunk.program()
+    scoring.evaluate_chunk.program()
     .lower(
       algorithm,
       _shapes(roles.frozen),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fedms_jax.activation import Schedule
 from fedms_jax.base import ActiveSet, Algorithm, Roles
-from fedms_jax.rounds import ServerState
+from fedms_jax.reduction import ServerState
 from fedms_jax.systems.ledger import Entry
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import rounds
+from fedms_jax import reduction, rounds
 from fedms_jax.base import Roles
 from tests import world
 
@@ -33,7 +33,7 @@ def one_round(
   if personal is None:
     personal = world.stacked(roles.personal, count)
   summing = algorithm.aggregator.reduction == 'sum'
-  totals = rounds.empty_totals(algorithm, roles.shared, world.BLOCKS)
+  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
   totals = totals if summing else None
   function = rounds.train_stepwise if how == 'loop' else rounds.train_chunk
   parts, kept = [], []
@@ -53,11 +53,11 @@ def one_round(
   personal = jax.tree.map(
     lambda *xs: jnp.concatenate(xs)[order], *(new for _, new in kept)
   )
-  server = rounds.begin_server(algorithm, roles.shared)
-  shared, _, measured = rounds.close(algorithm, roles.shared, server, totals)
+  server = reduction.begin_server(algorithm, roles.shared)
+  shared, _, measured = reduction.close(algorithm, roles.shared, server, totals)
   roles = Roles(roles.frozen, shared, roles.personal)
   if algorithm.fold is not None:
-    roles = rounds.fold(algorithm, roles, totals, jax.random.key(key))
+    roles = reduction.fold(algorithm, roles, totals, jax.random.key(key))
   return roles, personal, totals, measured
 
 

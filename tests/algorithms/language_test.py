@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import aggregation, client, gate, losses, rounds
+from fedms_jax import aggregation, client, gate, losses, scoring
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Plan
 from fedms_jax.models import pretrained
@@ -82,14 +82,14 @@ def evaluator(kind, mix, group_bytes):
   algorithm, _, plan = stage(kind, mix)
   rows = jnp.arange(ROWS, dtype=jnp.int32)
   return jax.jit(
-    lambda roles, columns: rounds.evaluate(
+    lambda roles, columns: scoring.evaluate(
       algorithm, roles, columns, rows, plan, None
     )
   )
 
 
 def evaluate(kind, columns, mix='logits', roles=None):
-  run = evaluator(kind, mix, rounds.GROUP_BYTES)
+  run = evaluator(kind, mix, scoring.GROUP_BYTES)
   return run(roles or stage(kind, mix)[1], columns)
 
 
@@ -130,7 +130,7 @@ def test_columns_looked_up_and_computed_agree(kind):
 def test_groups_of_rows_add_up_to_all_rows(monkeypatch):
   """Six or so rows at a time, padding included."""
   whole = evaluate('next', table('next'))
-  monkeypatch.setattr(rounds, 'GROUP_BYTES', 5 * 4 * 9 * 60 * 4)
+  monkeypatch.setattr(scoring, 'GROUP_BYTES', 5 * 4 * 9 * 60 * 4)
   mapped = []
   real = jax.lax.map
   monkeypatch.setattr(

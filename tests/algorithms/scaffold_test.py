@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import rounds
+from fedms_jax import reduction
 from fedms_jax.algorithms import fedms, scaffold
 from tests import world
 from tests.algorithms import cohort
@@ -140,7 +140,7 @@ def test_a_server_optimizer_moves_the_model_alone():
   """Doubled steps of the model, the same controls."""
   before, roles, _ = first()
   double = method()._replace(server=world.optax.sgd(2.0))
-  assert rounds.begin_server(double, before.shared).states
+  assert reduction.begin_server(double, before.shared).states
   other, *_ = cohort.one_round(double, before, ROWS, PLAN)
   world.close(controls(other.shared), controls(roles.shared))
   twice = combine(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import aggregation, gate, losses, rounds
+from fedms_jax import aggregation, gate, losses, reduction, rounds
 from fedms_jax.algorithms import fedms
 from fedms_jax.base import Plan
 from fedms_jax.models import family, pretrained
@@ -91,7 +91,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
     derived = jax.jit(algorithm.columns, static_argnums=2)(alone, data, plan)
     results = []
     for columns in (data, data | derived):
-      totals = rounds.empty_totals(algorithm, roles.shared, backbone.blocks)
+      totals = reduction.empty_totals(algorithm, roles.shared, backbone.blocks)
       results.append(
         rounds.train_chunk(
           algorithm,
@@ -112,8 +112,8 @@ def test_both_stages_train_and_columns_change_nothing(name):
     totals, trained, sums = results[0]
     assert float(sums['loss'][:, 0].min()) > 0
     assert not float(sums['skipped'][:, 0].sum())
-    server = rounds.begin_server(algorithm, roles.shared)
-    shared, _, _ = rounds.close(algorithm, roles.shared, server, totals)
+    server = reduction.begin_server(algorithm, roles.shared)
+    shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
     moved = jax.tree.map(
       lambda x, y: bool(jnp.any(x != y)),
       (shared, trained),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax import activation, rounds
+from fedms_jax import activation, reduction, rounds
 from fedms_jax.base import Aggregator
 from fedms_jax.simulation import driver, execution, keeper, observer, tables
 from fedms_jax.simulation.peers import Alone
@@ -106,7 +106,7 @@ def test_training_needs_no_collective_and_a_round_one_all_reduce():
   args = place.split(
     ({}, rows, np.ones(4, np.float32), np.arange(4, dtype=np.uint32))
   )
-  none = rounds.empty_totals(algorithm, roles.shared, world.BLOCKS)
+  none = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
   totals = place.empty(none)
   frozen, shared, table = place.whole(
     (roles.frozen, roles.shared, world.table())
