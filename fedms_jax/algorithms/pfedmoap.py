@@ -51,6 +51,47 @@ class Choice(NamedTuple):
   local: float
 
 
+class Experts(NamedTuple):
+  """How the prompts of others are found, and mixed with a client's own."""
+
+  setting: Setting
+  prompted: Prompted
+  choice: Choice
+
+  @property
+  def count(self) -> int:
+    """Prompts of others, at most."""
+    return min(self.choice.experts - 1, self.choice.pool)
+
+  def of(self, roles: Roles) -> Tree:
+    """Class features [n, C, P] of the others, and which there are."""
+    own, text = roles.personal, roles.frozen['base']['text']
+    prompts, held = pool.nearest(
+      roles.shared, own['prompt'], own['ticket'], self.count
+    )
+    found = jax.lax.map(lambda x: self.prompted.features(text, x), prompts)
+    return {'classes': found, 'held': held & ~pool.is_nobody(own['ticket'])}
+
+  def mixed(self, roles: Roles, own, others: Tree, batch: Batch):
+    """Logits by the prompt `own` alone, logits of the mixture, and its weight
+    [B] on the own prompt."""
+    x, base = batch['features'], roles.frozen['base']
+    classes = self.prompted.features(base['text'], own)
+    alone = beside.class_logits(self.setting, roles.frozen, classes, x)
+    direction = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    products, weight = attended(
+      roles.personal['gate'],
+      self.choice,
+      direction,
+      jnp.concatenate([classes[None], others['classes']]),
+      jnp.concatenate([jnp.ones(1, bool), others['held']]),
+    )
+    scale = jnp.exp(base['final']['logit_scale'])
+    both = self.choice.local * alone + scale * products
+    some = jnp.any(others['held'])
+    return alone, jnp.where(some, both, alone), jnp.where(some, weight, 1.0)
+
+
 def pfedmoap(
   setting: Setting, prompted: Prompted, length: int, choice: Choice
 ) -> Algorithm:
@@ -61,7 +102,7 @@ def pfedmoap(
   'ticket' by which the pool knows it.
   """
   form = soft_prompts.of_classes(setting, prompted, length)
-  count = min(choice.experts - 1, choice.pool)
+  experts = Experts(setting, prompted, choice)
 
   def begin(key, frozen: Tree) -> Roles:
     found = form.fresh(key, frozen)['prompt']
@@ -70,43 +111,17 @@ def pfedmoap(
     shared = {'prompt': found} | pool.empty(choice.pool, found)
     return Roles(frozen, shared, own)
 
-  def experts(roles: Roles) -> Tree:
-    """Class features [n, C, P] of the others, and which there are."""
-    own, text = roles.personal, roles.frozen['base']['text']
-    prompts, held = pool.nearest(
-      roles.shared, own['prompt'], own['ticket'], count
-    )
-    found = jax.lax.map(lambda x: prompted.features(text, x), prompts)
-    return {'classes': found, 'held': held & ~pool.is_nobody(own['ticket'])}
-
-  def mixed(roles: Roles, own, others: Tree, batch: Batch):
-    """Logits by the prompt `own` alone, logits of the mixture, and its weight
-    [B] on the own prompt."""
-    x, base = batch['features'], roles.frozen['base']
-    classes = prompted.features(base['text'], own)
-    alone = beside.class_logits(setting, roles.frozen, classes, x)
-    direction = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-    products, weight = attended(
-      roles.personal['gate'],
-      choice,
-      direction,
-      jnp.concatenate([classes[None], others['classes']]),
-      jnp.concatenate([jnp.ones(1, bool), others['held']]),
-    )
-    scale = jnp.exp(base['final']['logit_scale'])
-    both = choice.local * alone + scale * products
-    some = jnp.any(others['held'])
-    return alone, jnp.where(some, both, alone), jnp.where(some, weight, 1.0)
-
   def trained(roles: Roles, batch: Batch):
     others = roles.frozen['experts']
-    return mixed(roles, roles.shared['prompt'], others, batch)[1], 0.0
+    own = roles.shared['prompt']
+    return experts.mixed(roles, own, others, batch)[1], 0.0
 
   def models(roles: Roles, batch: Batch) -> Prediction:
     own = roles.personal
     new = pool.is_nobody(own['ticket'])
     mine = jnp.where(new, roles.shared['prompt'], own['prompt'])
-    alone, both, weight = mixed(roles, mine, experts(roles), batch)
+    others = experts.of(roles)
+    alone, both, weight = experts.mixed(roles, mine, others, batch)
     shared = form.logits(roles.frozen, roles.shared, batch)
     logits = {'global': shared, 'local': alone, 'mixture': both}
     return Prediction(logits, {'own_weight': weight})
@@ -124,7 +139,7 @@ def pfedmoap(
   def traffic(shapes: Roles, plan: Plan, ever: ActiveSet, cohort: int):
     """Once the pool is full: the mean prompt and the experts come down."""
     one = tree.nbytes(shapes.shared['prompt'])
-    return float(one), float(one * (1 + count))
+    return float(one), float(one * (1 + experts.count))
 
   made = beside.method(
     setting,
@@ -137,11 +152,11 @@ def pfedmoap(
     masks=masks,
   )
   return made._replace(
-    update=_with_experts(made.update, experts),
+    update=_with_experts(made.update, experts.of),
     aggregator=_apart(),
     fold=fold,
     traffic=traffic,
-    work=soft_prompts.with_text(form.work, prompted, 2, once=count),
+    work=soft_prompts.with_text(form.work, prompted, 2, once=experts.count),
   )
 
 
