@@ -179,6 +179,7 @@ class Contest:
     table.write(self.root / 'results.csv', rows)
     table.write(self.root / 'results.parquet', rows)
     page.write(self.root / 'report.html', report_command.text(self.root))
+    page.write(self.root / 'table.md', report_command.table(self.root))
 
   def _point(self, job: Job) -> Flags:
     """The job's flags with their values as flags.txt has them."""

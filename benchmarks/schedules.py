@@ -4,8 +4,8 @@
       [--seeds=0..2] [--budget=bytes] [--out=FOLDER] -- <fedms flags>
 
 Runs a method, --algorithm.name, under many schedules, and writes
-results.csv, results.parquet and report.html into --out. A second start goes
-on where the first was killed.
+results.csv, results.parquet, report.html and table.md into --out. A second
+start goes on where the first was killed.
 """
 
 from __future__ import annotations

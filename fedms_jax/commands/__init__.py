@@ -47,7 +47,13 @@ COMMANDS = {
   'report': Command(
     'a page with tables and figures of a workdir, or of a sweep or benchmark',
     'fedms_jax.commands.report',
-    {'out': ('', 'file to write (empty: report.html in the workdir)')},
+    {
+      'out': (
+        '',
+        'file to write; one that ends in .md gets the table alone (empty: '
+        'report.html in the workdir)',
+      )
+    },
   ),
   'list': Command(
     'what can be chosen: algorithms, schedules, partitions, models',

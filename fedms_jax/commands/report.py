@@ -1,4 +1,5 @@
-"""`fedms report`: a page on a run, or on the runs of a sweep or benchmark."""
+"""`fedms report`: a page on a run, or on the runs of a sweep or benchmark; or
+its table alone, as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from fedms_jax import flags
 from fedms_jax.config import Config
-from fedms_jax.report import page, runs, single, versus
+from fedms_jax.report import markdown, page, runs, single, versus
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -21,9 +22,16 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     )
   root = pathlib.Path(config.workdir)
   path = pathlib.Path(values['out'] or root / 'report.html')
-  page.write(path, text(root))
+  page.write(path, table(root) if path.suffix == '.md' else text(root))
   print(f'wrote {path}')
   return 0
+
+
+def table(root: pathlib.Path) -> str:
+  """The table of a folder, as Markdown."""
+  if (root / runs.SWEEP).exists():
+    return markdown.comparison(runs.comparison(root))
+  return markdown.single(runs.read(root))
 
 
 def text(root: pathlib.Path) -> str:

@@ -12,7 +12,8 @@ from fedms_jax.report.runs import Row, Run
 from fedms_jax.report.statistics import LEVEL, Verdict
 
 # What a row costs, and how it is written.
-COSTS: dict[str, tuple[Callable[[Run], float], Callable[[float], str]]] = {
+Cost = tuple[Callable[[Run], float], Callable[[float], str]]
+COSTS: dict[str, Cost] = {
   'bytes of all clients, up and down': (statistics.volume, views.size),
   'FLOPs on the devices of all clients': (
     lambda run: run.summary['total']['client_flops'],
@@ -22,6 +23,16 @@ COSTS: dict[str, tuple[Callable[[Run], float], Callable[[float], str]]] = {
     lambda run: run.summary['run_seconds'],
     views.seconds,
   ),
+}
+# The costs of the table, by the titles of its columns.
+BEHIND: dict[str, Cost] = {
+  'bytes': COSTS['bytes of all clients, up and down'],
+  'client FLOPs': COSTS['FLOPs on the devices of all clients'],
+  'client memory': (
+    lambda run: run.summary['total']['peak_client_memory'],
+    views.size,
+  ),
+  'simulator': COSTS['seconds of the simulator'],
 }
 _SPLIT = {
   'own_classes': "client's classes",
@@ -36,15 +47,14 @@ _SPLIT = {
 def section(rows: Sequence[Row], reference: str, score: str) -> str:
   """The table of rows, the best first. reference: label of the row that costs
   are relative to. score: what it is called."""
-  columns = _columns(rows)
+  split = columns(rows)
   ahead = ['', 'own test: mean', 'worst decile', 'pooled test',
-           'unseen clients', *columns.values()]  # fmt: skip
-  behind = ['active blocks', 'bytes', 'client FLOPs', 'client memory',
-            'simulator']  # fmt: skip
+           'unseen clients', *split.values()]  # fmt: skip
+  behind = ['active blocks', *BEHIND]
   base = next((r for r in rows if r.label == reference), None)
   verdicts = [statistics.verdict(rows[0], row) for row in rows]
   body = [
-    _cells(i, row, rows[0], verdicts[i], base, columns)
+    _cells(i, row, rows[0], verdicts[i], base, split)
     for i, row in enumerate(rows)
   ]
   return page.section(
@@ -54,7 +64,7 @@ def section(rows: Sequence[Row], reference: str, score: str) -> str:
   )
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, str]:
+def columns(rows: Sequence[Row]) -> dict[str, str]:
   """Scores by class, where classes are split among clients, or held out."""
   flags = rows[0].runs[0].flags
   split = flags.get('partition.name') == 'classes'
@@ -69,7 +79,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, str]:
   }
 
 
-def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, columns):
+def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, split):
   chip = ''
   if row is best:
     chip = ' <span class="chip first" title="best">1st</span>'
@@ -79,20 +89,15 @@ def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, columns):
   top = ' class="top"' if row is best else ''
   scores = [
     _measure(row, key)
-    for key in ('own_mean', 'own_worst_decile', 'pooled', 'unseen', *columns)
+    for key in ('own_mean', 'own_worst_decile', 'pooled', 'unseen', *split)
   ]
   return [
     views.name(i + 1, row.label),
     f'<td{top}>{scores[0]}{chip}</td>',
     *scores[1:],
-    html.escape(_depths(row)),
-    *(_cost_cell(row, base, get, show) for get, show in (
-      COSTS['bytes of all clients, up and down'],
-      COSTS['FLOPs on the devices of all clients'],
-      (lambda run: run.summary['total']['peak_client_memory'], views.size),
-      COSTS['seconds of the simulator'],
-    )),
-  ]  # fmt: skip
+    html.escape(depths(row)),
+    *(_cost_cell(row, base, *how) for how in BEHIND.values()),
+  ]
 
 
 def _measure(row: Row, key: str) -> str:
@@ -105,7 +110,7 @@ def _measure(row: Row, key: str) -> str:
   return text
 
 
-def _depths(row: Row) -> str:
+def depths(row: Row) -> str:
   """The active blocks at the end of each stage, mean over seeds."""
   last = [
     [depths[-1] for depths in run.summary['depth'].values() if depths]
@@ -114,14 +119,22 @@ def _depths(row: Row) -> str:
   return ' → '.join(f'{np.mean(ends):.3g}' for ends in zip(*last, strict=False))
 
 
-def _cost_cell(row: Row, base: Row | None, get, show) -> str:
+def relative(row: Row, base: Row | None, get) -> tuple[float, float | None]:
+  """What a row costs, mean over seeds, and how many times the base, if any."""
   value = float(np.mean([get(run) for run in row.runs]))
-  text = html.escape(show(value))
   if base is None:
-    return text
+    return value, None
   other = float(np.mean([get(run) for run in base.runs]))
-  times = f'{value / other:.2f}×' if other else '–'
-  return f'{text} <span class="spread">{times}</span>'
+  return value, value / other if other else float('nan')
+
+
+def _cost_cell(row: Row, base: Row | None, get, show) -> str:
+  value, times = relative(row, base, get)
+  text = html.escape(show(value))
+  if times is None:
+    return text
+  told = f'{times:.2f}×' if np.isfinite(times) else '–'
+  return f'{text} <span class="spread">{told}</span>'
 
 
 def _legend(verdicts: Sequence[Verdict], base: Row | None) -> str:

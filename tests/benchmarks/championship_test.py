@@ -83,6 +83,7 @@ def test_a_finished_benchmark_has_table_page_and_sweep(tmp_path, capsys):
   assert list(parquet['served.own_mean']) == pytest.approx(
     list(found['served.own_mean'])
   )
+  assert (tmp_path / 'table.md').read_text().count('\n') == 2 + 2
   page = (tmp_path / 'report.html').read_text()
   assert 'A test' in page and 'a (all)' in page
   assert sweep.main([f'--collect={tmp_path}']) == 0

@@ -125,3 +125,11 @@ def test_the_quick_benchmark_asks_for_runs_that_exist(
   module.main(['--quick', f'--out={tmp_path}'], runner)
   assert 3 <= len(asked) <= 4
   assert all(found.model.blocks == 2 for found in asked)
+
+
+def test_only_fedms_activates_its_blocks_one_by_one():
+  """SAL is a part of FedMS: other papers' methods train all blocks."""
+  for label, entry in methods.entries().items():
+    dense = entry.flags.get('schedule.name') == 'dense'
+    own = label.startswith('fedms') and label != 'fedms/no_sal'
+    assert dense != own, label

@@ -205,3 +205,40 @@ def test_the_command_writes_where_it_is_told(root, tmp_path, capsys):
   ):
     assert main.main(['fedms', 'report', *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def cells(text):
+  """The cells of a table in Markdown, its head first."""
+  lines = text.splitlines()
+  assert set(lines.pop(1)) == set('| -')
+  rows = [re.split(r'(?<!\\\\)\|', line)[1:-1] for line in lines]
+  assert len({len(row) for row in rows}) == 1
+  return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_table_alone_says_what_the_page_says(root, page, tmp_path):
+  out = tmp_path / 'table.md'
+  assert main.main(['fedms', 'report', f'--workdir={root}',
+                    f'--out={out}']) == 0  # fmt: skip
+  head, *rows = cells(out.read_text())
+  assert [row[0] for row in rows] == ['good', 'as good', 'cheap', 'bad <b>']
+  shown = page.all('tr')[1:5]
+  for row, (_, _, text) in zip(rows, shown, strict=True):
+    for cell in row[1:]:
+      for word in cell.strip('*≈ ').replace('(', '').replace(')', '').split():
+        assert word in text, (cell, text)
+  assert [row[1].startswith('**') for row in rows] == [True] + [False] * 3
+  assert ['≈' in row[1] for row in rows] == [False, True, False, False]
+  assert head[-4:] == list(ranking.BEHIND)
+  assert rows[1][-4].endswith('(2.00×)')
+
+
+def test_the_table_of_a_run_has_its_models(root, tmp_path):
+  out, folder = tmp_path / 'run.md', root / 'runs' / '0,seed=1'
+  assert main.main(['fedms', 'report', f'--workdir={folder}',
+                    f'--out={out}']) == 0  # fmt: skip
+  _, *rows = cells(out.read_text())
+  models = runs.read(folder).summary['models']
+  assert [row[0] for row in rows] == list(models)
+  for row, scores in zip(rows, models.values(), strict=True):
+    assert float(row[1]) == pytest.approx(100 * scores['own_mean'], abs=0.05)

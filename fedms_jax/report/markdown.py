@@ -1,0 +1,73 @@
+"""The tables of the reports as Markdown, for a README or a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedms_jax.report import ranking, statistics, views
+from fedms_jax.report.runs import Comparison, Row, Run
+
+_SCORES = {
+  'own_mean': 'own test: mean',
+  'own_worst_decile': 'worst decile',
+  'pooled': 'pooled test',
+  'unseen': 'unseen clients',
+}
+
+
+def comparison(compared: Comparison) -> str:
+  """The rows of a comparison, the best first: mean and standard deviation over
+  seeds in %, then costs, in brackets those relative to the reference.
+
+  The best row is bold; ≈ marks rows that are not significantly worse, see
+  `statistics.verdict`.
+  """
+  rows = sorted(compared.rows, key=statistics.score, reverse=True)
+  base = next((r for r in rows if r.label == compared.reference), None)
+  columns = _SCORES | ranking.columns(rows)
+  head = ['', *columns.values(), 'active blocks', *ranking.BEHIND]
+  return _table(head, [_row(row, rows[0], base, columns) for row in rows])
+
+
+def _row(row: Row, best: Row, base: Row | None, columns) -> list[str]:
+  scores = [_measure(row, key) for key in columns]
+  if row is best:
+    scores[0] = f'**{scores[0]}**'
+  elif not statistics.verdict(best, row).worse:
+    scores[0] += ' ≈'
+  costs = [_cost(row, base, *how) for how in ranking.BEHIND.values()]
+  return [row.label, *scores, ranking.depths(row), *costs]
+
+
+def _measure(row: Row, key: str) -> str:
+  found = statistics.measure([run.scores.get(key) for run in row.runs])
+  if found is None:
+    return '–'
+  text = f'{100 * found.mean:.1f}'
+  if found.deviation is not None:
+    text += f' ± {100 * found.deviation:.1f}'
+  return text
+
+
+def _cost(row: Row, base: Row | None, get, show) -> str:
+  value, times = ranking.relative(row, base, get)
+  known = times is not None and np.isfinite(times)
+  return show(value) + (f' ({times:.2f}×)' if known else '')
+
+
+def single(run: Run) -> str:
+  """The models of a run, in %."""
+  models = run.summary['models']
+  body = [
+    [name, *(views.percent(scores.get(key)) for key in _SCORES)]
+    for name, scores in models.items()
+  ]
+  return _table(['', *_SCORES.values()], body)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+  lines = [head, ['---'] * len(head), *body]
+  escaped = [[cell.replace('|', '\\|') for cell in line] for line in lines]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in escaped) + '\n'
