@@ -31,6 +31,8 @@ _TRAINING = (
   'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
   'pretrain.', 'on_nan',
 )  # fmt: skip
+# How long a stage is, is no part of its algorithm.
+_LENGTH = ('algorithm.stage1_rounds', 'algorithm.stage2_rounds')
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
                 'seed')  # fmt: skip
@@ -80,8 +82,9 @@ class Shelf:
     made = origin.world(watched, self._like)
     # Algorithms of another seed will do where the seed is no part of them.
     seed = () if watched.asked else ('seed',)
+    names = ','.join(stage.name for stage in made.stages)
     stages = self._stages.setdefault(
-      _digest(config, leave_out=_HOW + seed), made.stages
+      _digest(config, leave_out=(*_HOW, *_LENGTH, *seed)) + names, made.stages
     )
     same = [
       new._replace(algorithm=old.algorithm, probe=old.probe)

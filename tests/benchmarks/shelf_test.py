@@ -29,13 +29,21 @@ def algorithms(shelf, *words):
   return [stage.algorithm for stage in shelf.world(parsed(*words)).stages]
 
 
-def test_schedules_and_seeds_share_algorithms_and_nothing_else(shelf):
+def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(shelf):
   first = shelf.world(parsed())
   other = shelf.world(parsed('--schedule=dense', '--workdir=x'))
   assert other.data is first.data
   for a, b in zip(first.stages, other.stages, strict=True):
     assert (a.algorithm, a.probe) == (b.algorithm, b.probe)
     assert a.schedule is not b.schedule
+  short = shelf.world(
+    parsed('--algorithm.stage1_rounds=1', '--algorithm.stage2_rounds=2')
+  )
+  assert [(s.algorithm, s.rounds) for s in short.stages] == [
+    (first.stages[0].algorithm, 1), (first.stages[1].algorithm, 2)
+  ]  # fmt: skip
+  alone = shelf.world(parsed('--algorithm.stage2_rounds=0'))
+  assert len(alone.stages) == 1
   new = shelf.world(parsed('--seed=1'))
   assert [s.algorithm for s in new.stages] == [
     s.algorithm for s in first.stages
