@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     return
   if args.quick:
-    args.clients, args.cohort, args.rounds = '500,5000', 50, 3
+    args.clients, args.cohort, args.rounds = '500', 50, 3
   populations = sorted(int(part) for part in args.clients.split(','))
   rows = {n: run_child(n, args) for n in populations}
   first = next((n for n in populations if n >= 10 * args.cohort), None)

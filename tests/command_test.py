@@ -139,7 +139,11 @@ def wait_for_lines(process, folder, count):
 
 
 @pytest.mark.parametrize(
-  ('number', 'code'), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)]
+  ('number', 'code'),
+  [
+    (signal.SIGKILL, -9),
+    pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+  ],
 )
 def test_a_run_that_was_killed_ends_as_if_it_had_not(
   finished, cache, tmp_path, number, code

@@ -68,7 +68,7 @@ def simulate(stages, options, folder, watch=None):
 
 
 # Other methods fold into what is frozen, too, and these run below.
-SLOW = {'flora', 'flexlora'}
+SLOW = {'flora', 'flexlora', 'fedprox'}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,17 @@ def stages(name, **values):
   return catalog.stages(config.from_values(flat), model, world.CLASSES)
 
 
-@pytest.mark.parametrize('name', personal.METHODS)
+# The others have parts of these, or tests of their own.
+SLOW = {'local', 'fedper', 'feddpa'}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in personal.METHODS
+  ],
+)
 def test_a_method_runs_the_same_in_the_loop_and_in_wide_vmap(name):
   """With its columns looked up and computed in the step, too."""
   (stage,) = stages(name)
