@@ -30,7 +30,8 @@ STAGES = {
 
 # Each stage and each plan at least once; all pairs would compile for minutes.
 PAIRS = [
-  ('global', 'gap'), ('personal', 'top'), ('gate tower', 'top'),
+  ('global', 'gap'), ('personal', 'top'),
+  pytest.param('gate tower', 'top', marks=pytest.mark.slow),
   pytest.param('upload', 'gap', marks=pytest.mark.slow),
   pytest.param('from zero', 'gap', marks=pytest.mark.slow),
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedms_jax import columns
 from fedms_jax.algorithms import pfedmoap, pool, soft_prompts
@@ -175,6 +176,7 @@ def simulate(**options):
   return simulation.run(), records.records
 
 
+@pytest.mark.slow
 def test_the_loop_and_wide_vmap_agree():
   """Columns looked up, and computed in the step."""
   state, records = simulate(clients='loop', scope='run')

@@ -67,8 +67,8 @@ def simulate(stages, options, folder, watch=None):
       keep.close()
 
 
-# Other methods fold into what is frozen, too, and these run below.
-SLOW = {'flora', 'flexlora', 'fedprox'}
+# Others fold, or train a part, too; and these run elsewhere.
+SLOW = {'ffa_lora', 'flora', 'flexlora', 'fedprox'}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,7 @@ def test_a_run_at_mixed_ranks(name):
   assert records[-1]['aggregation_residual'] > 0
 
 
+@pytest.mark.slow
 def test_a_schedule_that_looks_at_the_cohort_is_resumed(tmp_path):
   """Also from the importance that the first rounds measured."""
   made = bench(
