@@ -32,23 +32,13 @@ def comparison(compared: Comparison) -> str:
 
 
 def _row(row: Row, best: Row, base: Row | None, columns) -> list[str]:
-  scores = [_measure(row, key) for key in columns]
+  scores = [' '.join(ranking.measured(row, key)).strip() for key in columns]
   if row is best:
     scores[0] = f'**{scores[0]}**'
   elif not statistics.verdict(best, row).worse:
     scores[0] += ' ≈'
   costs = [_cost(row, base, *how) for how in ranking.BEHIND.values()]
   return [row.label, *scores, ranking.depths(row), *costs]
-
-
-def _measure(row: Row, key: str) -> str:
-  found = statistics.measure([run.scores.get(key) for run in row.runs])
-  if found is None:
-    return '–'
-  text = f'{100 * found.mean:.1f}'
-  if found.deviation is not None:
-    text += f' ± {100 * found.deviation:.1f}'
-  return text
 
 
 def _cost(row: Row, base: Row | None, get, show) -> str:

@@ -100,14 +100,21 @@ def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, split):
   ]
 
 
-def _measure(row: Row, key: str) -> str:
+def measured(row: Row, key: str) -> tuple[str, str]:
+  """A score of a row in %, mean and spread over seeds; '' for no spread."""
   found = statistics.measure([run.scores.get(key) for run in row.runs])
   if found is None:
-    return '–'
-  text = f'{100 * found.mean:.1f}'
-  if found.deviation is not None:
-    text += f' <span class="spread">± {100 * found.deviation:.1f}</span>'
-  return text
+    return '–', ''
+  spread = found.deviation
+  return (
+    f'{100 * found.mean:.1f}',
+    '' if spread is None else f'± {100 * spread:.1f}',
+  )
+
+
+def _measure(row: Row, key: str) -> str:
+  mean, spread = measured(row, key)
+  return f'{mean} <span class="spread">{spread}</span>' if spread else mean
 
 
 def depths(row: Row) -> str:

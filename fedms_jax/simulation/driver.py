@@ -227,9 +227,8 @@ class Simulation:
       return self.books.stopping
     return self.observer.stop_requested()
 
-  def _dispatch(self, state: StageState, schedule, store, cohort):
-    """Starts a round: the state after it, and what is still in flight."""
-    start = time.perf_counter()
+  def _planned(self, state: StageState, schedule, cohort):
+    """The state with what the schedule has seen, and the clients' plans."""
     algorithm = self.stages[state.stage].algorithm
     # The last round may or may not have been fetched; it is not looked at.
     progress, late = state.progress, state.late
@@ -243,13 +242,23 @@ class Simulation:
       Plan(a, boundary, variant(cohort.round, int(i)))
       for a, i in zip(active, cohort.ids, strict=True)
     ]
+    state = state._replace(
+      progress=progress, late=late, ever=ever, last=max(active, key=sum)
+    )
+    return state, plans
+
+  def _dispatch(self, state: StageState, schedule, store, cohort):
+    """Starts a round: the state after it, and what is still in flight."""
+    start = time.perf_counter()
+    algorithm = self.stages[state.stage].algorithm
+    state, plans = self._planned(state, schedule, cohort)
     own = self.place.mine(cohort.ids, self.federation.train.num_clients)
     with timeline.span('load'):
       personal = store.gather(cohort.ids[own])
     key = rng.stream(self.options.seed, rng.CLIENT, state.stage, cohort.round)
     needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
     before = self.tables.derived_rows
-    whole = Plan((True,) * len(ever), boundary)
+    whole = self.plan(state)
     table, translate = self.tables.view(
       algorithm, state.roles, np.concatenate(needed), whole
     )
@@ -288,36 +297,29 @@ class Simulation:
           how.scored,
         )
       )
-    with timeline.span('store'):
-      for chunk in chunks:
-        count = len(chunk.places)
-        kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
-        store.scatter(cohort.ids[chunk.places], kept, self.version(state) + 1)
     derived = self.tables.derived_rows - before
     record = {
       'stage': self.stages[state.stage].name,
       'round': cohort.round,
-      'depth': float(np.mean([sum(a) for a in active])),
-      'active': sum(1 << b for b, on in enumerate(ever) if on),
+      'depth': float(np.mean([sum(p.active) for p in plans])),
+      'active': sum(1 << b for b, on in enumerate(state.ever) if on),
       'clients': len(cohort.ids),
       'padding_efficiency': planner.padding_efficiency(
         cohort.steps, chunks, how
       ),
       'started': start,
     }
-    state = state._replace(
-      round=cohort.round + 1,
-      roles=roles,
-      server=server,
-      progress=progress,
-      late=late,
-      ever=ever,
-      last=max(active, key=sum),
-    )
+    version = self.version(state) + 1
+    with timeline.span('store'):
+      for chunk in chunks:
+        count = len(chunk.places)
+        kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
+        store.scatter(cohort.ids[chunk.places], kept, version)
+    state = state._replace(round=cohort.round + 1, roles=roles, server=server)
     return state, InFlight(
       cohort,
       plans,
-      ever,
+      state.ever,
       derived,
       self.tables.scope,
       chunks,
