@@ -10,6 +10,7 @@ start goes on where the first was killed.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -74,15 +75,20 @@ def _flags(path: pathlib.Path) -> dict[str, str]:
   return runs.options('\n'.join(x for x in lines if x.startswith('--')))
 
 
+def parser() -> argparse.ArgumentParser:
+  """The benchmark's own options."""
+  options = championship.parser('methods', 'Compares methods.', SEARCH)
+  options.add_argument(
+    '--methods', default='', help='rows, such as fedms,local (empty: all)'
+  )
+  options.set_defaults(reference='fedms')
+  return options
+
+
 def main(argv: Sequence[str], runner=None) -> int:
   """Runs the benchmark; gives the exit code."""
   own, flags = command.split(argv)
-  parser = championship.parser('methods', 'Compares methods.', SEARCH)
-  parser.add_argument(
-    '--methods', default='', help='rows, such as fedms,local (empty: all)'
-  )
-  parser.set_defaults(reference='fedms')
-  options = parser.parse_args(own)
+  options = parser().parse_args(own)
   base = [*(championship.QUICK if options.quick else []), *flags]
   config = command.check(base)
   known = entries()

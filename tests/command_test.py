@@ -205,10 +205,12 @@ def test_help_needs_no_jax():
 
 
 def test_flags_that_the_readme_names_exist():
+  from benchmarks import methods
   from fedms_jax import config, flags
 
   names = set(config.flatten(config.Config)) | set(flags.ALIASES)
   names |= {'help', 'flagfile', 'slow'} | {'no' + n for n in names}
+  names |= {o.lstrip('-') for o in methods.parser()._option_string_actions}
   pages = ['README.md', *map(str, ROOT.glob('launch/presets/*'))]
   for page in pages:
     for name in re.findall(
@@ -217,7 +219,7 @@ def test_flags_that_the_readme_names_exist():
       assert name in names | set(COMMAND_FLAGS), (page, name)
 
 
-COMMAND_FLAGS = ('what', 'out', 'classes', 'quick')
+COMMAND_FLAGS = ('what', 'out', 'classes')
 
 
 def test_the_library_page_runs(cache, capsys):
