@@ -245,7 +245,11 @@ class Algorithm(NamedTuple):
   (roles, batch, plan) -> Prediction, for whole trees.
   server: turns the mean update into a step. masks: plan -> what trains of
   shared and of personal. served: the prediction that users are served with;
-  its score drives the schedule. work: for the ledger.
+  its score drives the schedule. work: for the ledger. models: whole roles ->
+  what has become of the models that `predict` names, for other programs:
+  'global' of all clients, 'local' of the one whose roles they are. Each has
+  some of 'base' (if it is trained), 'blocks' (LoRA [L, ...], with what is
+  dense beside it) and 'head', or parts of the method's own.
 
   The rest is for methods that need more, and None for others. variant:
   (round, client) -> what else is static of a client's training, such as its
@@ -270,6 +274,7 @@ class Algorithm(NamedTuple):
   masks: Callable[[Plan], tuple[Mask, Mask]]
   served: str
   work: Work
+  models: Callable[[Roles], dict[str, Tree]]
   variant: Callable[[int, int], Hashable] | None = None
   fold: Callable[[Roles, Tree, Tree, Any], Roles] | None = None
   traffic: (

@@ -38,6 +38,7 @@ OF_CHECKPOINT = (
   'templates',
   'storage',
 )
+_MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
 IMAGE_MODELS = ('vit', 'deit')
 TASKS = {
   'classification': losses.classification,
@@ -154,21 +155,32 @@ def load(
 def text_tower(
   config: Config, names: Sequence[str], checkpoint: Checkpoint
 ) -> Tree:
-  """CLIP's text tower for soft prompts, see `family.Prompted`.
+  """CLIP's text tower for soft prompts, see `family.Prompted`, with the
+  `class_tokens`."""
+  params, _ = checkpoints.load(_text_tower(config, checkpoint), checkpoint)
+  found = params | class_tokens(config, names, checkpoint)
+  return jax.tree.map(jax.numpy.asarray, found)
 
-  Names are read as 'name.', as in CoOp; 'words', int32 [T], are the tokens
-  that --prompt.words begins with, where it has any.
-  """
-  m, p = config.model, config.prompt
-  options = Options(
-    head='classification', tower='text', dtype=m.dtype, storage=m.storage
-  )
-  tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
-  params, _ = checkpoints.load(tower, checkpoint)
+
+def text_tower_shapes(
+  config: Config, tokens: Tree, checkpoint: Checkpoint
+) -> Tree:
+  """The shapes of `text_tower`. tokens: the `class_tokens`, or `one_token`."""
+  tower = _text_tower(config, checkpoint)
+  return jax.eval_shape(tower.backbone.init, jax.random.key(0)) | tokens
+
+
+def class_tokens(
+  config: Config, names: Sequence[str], checkpoint: Checkpoint
+) -> dict[str, np.ndarray]:
+  """'tokens', int32 [C, n], of the names of the classes, read as 'name.' as in
+  CoOp; and where there are --prompt.words, their tokens, 'words', int32 [T],
+  as which a prompt begins."""
+  p = config.prompt
   tokenizer = text.tokenizer(checkpoint.folder)
   tokenizer.no_truncation()
   read = tokenizer.encode_batch([f'{name}.' for name in names])
-  out = params | {'tokens': text.padded([r.ids for r in read])}
+  out = {'tokens': text.padded([r.ids for r in read])}
   length, said = p.length, f'--prompt.length={p.length}'
   if p.words:
     ids = tokenizer.encode(p.words, add_special_tokens=False).ids
@@ -182,7 +194,24 @@ def text_tower(
       f'marks are longer than the {most} positions of the text tower. Shorten '
       'one of them.'
     )
-  return jax.tree.map(jax.numpy.asarray, out)
+  return out
+
+
+def one_token(config: Config, classes: int) -> dict[str, np.ndarray]:
+  """`class_tokens` without a tokenizer: as if each name and each of
+  --prompt.words were one token."""
+  out = {'tokens': np.zeros((classes, _MARKS + 1), np.int32)}
+  if words := config.prompt.words.split():
+    out['words'] = np.zeros(len(words), np.int32)
+  return out
+
+
+def _text_tower(config: Config, checkpoint: Checkpoint) -> Model:
+  m = config.model
+  options = Options(
+    head='classification', tower='text', dtype=m.dtype, storage=m.storage
+  )
+  return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
 
 
 def _built_in(config: Config, data: Federation):

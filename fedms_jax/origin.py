@@ -79,6 +79,27 @@ def _adapter(config: Config, model: Model) -> tuple[Tree | None, Tree | None]:
   return jax.tree.map(jnp.asarray, (blocks, head))
 
 
+def shapes(
+  config: Config,
+  model: Model,
+  checkpoint: Checkpoint,
+  tokens: Tree | None = None,
+) -> Roles:
+  """The shapes of `initial`, without data or weights. tokens: see
+  `foundation.text_tower_shapes`; None: the method reads no names."""
+
+  def start(key):
+    backbone = model.backbone
+    return fedms.start(backbone.init(key), backbone.init_head(key))
+
+  roles = jax.eval_shape(start, jax.random.key(0))
+  if tokens is None:
+    return roles
+  text = foundation.text_tower_shapes(config, tokens, checkpoint)
+  base = roles.frozen['base'] | {'text': text}
+  return roles._replace(frozen=roles.frozen | {'base': base})
+
+
 def initial(config: Config, world: World) -> Roles:
   """The model before this run has trained anything: random, or as loaded."""
   key = rng.stream(config.seed, rng.INIT)
@@ -87,7 +108,7 @@ def initial(config: Config, world: World) -> Roles:
     base, head = foundation.load(
       config, world.model, names, world.checkpoint, key
     )
-    if world.model.prompted and catalog.METHODS[config.algorithm.name].text:
+    if catalog.reads_names(config, world.model):
       text = foundation.text_tower(config, names, world.checkpoint)
       base = base | {'text': text}
     return fedms.start(base, world.head or head)

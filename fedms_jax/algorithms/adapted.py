@@ -119,6 +119,14 @@ def together(*stacks: Stack) -> Stack:
   return Stack(full, lora.joined(*map(part, stacks)), active)
 
 
+def at_rest(roles: Roles, blocks: int) -> Roles:
+  """Whole roles, for evaluation, in the form of those that train."""
+  return roles._replace(
+    shared=client.rest(roles.shared, blocks),
+    personal=client.rest(roles.personal, blocks),
+  )
+
+
 def one_model(
   setting: Setting,
   name: str,
@@ -171,15 +179,17 @@ def one_model(
     return total, sums(task, out, loss, batch)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    def rest(role):
-      return client.rest(role, backbone.blocks)
-
-    whole = Roles(roles.frozen, rest(roles.shared), rest(roles.personal))
-    models = {'pretrained': rest(roles.frozen['start']), served: model(whole)}
+    start = client.rest(roles.frozen['start'], backbone.blocks)
+    now = model(at_rest(roles, backbone.blocks))
     base = roles.frozen['base']
+    found = {'pretrained': start, served: now}
     return Prediction(
-      {name: logits(base, x, batch, plan) for name, x in models.items()}, {}
+      {name: logits(base, x, batch, plan) for name, x in found.items()}, {}
     )
+
+  def models(roles: Roles) -> dict[str, Tree]:
+    found = model(at_rest(roles, backbone.blocks))
+    return {served: {'blocks': found['blocks'].full, 'head': found['head']}}
 
   return Algorithm(
     name=name,
@@ -194,4 +204,5 @@ def one_model(
     masks=masks,
     served=served,
     work=Work(trained=1, frozen=0),
+    models=models,
   )

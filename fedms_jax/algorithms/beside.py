@@ -79,7 +79,7 @@ def averaged(setting: Setting, form: Form, name: str) -> Algorithm:
     logits = form.logits(roles.frozen, roles.shared, batch)
     return Prediction({'global': logits}, {})
 
-  return method(setting, form, name, begin, models, 'global')
+  return method(setting, form, name, begin, models, 'global', lambda roles: {})
 
 
 def method(
@@ -89,6 +89,7 @@ def method(
   begin: Callable[[Any, Tree], Roles],
   models: Callable[[Roles, Batch], Prediction],
   served: str,
+  own: Callable[[Roles], Tree],
   *,
   trained: Callable[[Roles, Batch], tuple[Any, Any]] | None = None,
   masks: Callable[[Plan], tuple[Mask, Mask]] = client.everywhere,
@@ -103,6 +104,7 @@ def method(
       head that the run begins with.
     models: what there is to be evaluated beside the model as it was.
     served: which of them users get.
+    own: roles -> the parts of a client's own model; none: {}.
     trained: (roles, batch) -> (logits, what is added to their loss); None:
       those of the model that is served, and nothing.
     masks: as in `Algorithm`.
@@ -134,6 +136,10 @@ def method(
     found = models(roles, batch)
     return Prediction({'pretrained': plain} | found.logits, found.stats)
 
+  def parts(roles: Roles) -> dict[str, Tree]:
+    found = {'global': roles.shared, 'local': own(roles)}
+    return {name: x for name, x in found.items() if x}
+
   return Algorithm(
     name=name,
     task=task,
@@ -147,4 +153,5 @@ def method(
     masks=masks,
     served=served,
     work=form.work,
+    models=parts,
   )

@@ -75,8 +75,11 @@ def pair(
     found = own.predict(roles, batch, plan)
     return Prediction(found.logits | {'global': shared}, {})
 
+  def models(roles: Roles) -> dict[str, Tree]:
+    return own.models(roles) | {'global': roles.shared}
+
   work = Work(trained=2, frozen=0)
-  return own._replace(update=update, predict=predict, work=work)
+  return own._replace(update=update, predict=predict, work=work, models=models)
 
 
 def anchored(update: ClientUpdate) -> ClientUpdate:

@@ -17,12 +17,9 @@ import jax.numpy as jnp
 
 from fedms_jax import activation, client, gate, metrics, tree
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms.adapted import Setting, fresh, measured, one_model
-from fedms_jax.algorithms.adapted import features as _features
-from fedms_jax.algorithms.adapted import mask as _mask
-from fedms_jax.algorithms.adapted import prefix as _prefix
+from fedms_jax.algorithms import adapted
+from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
-from fedms_jax.algorithms.adapted import sums as _sums
 from fedms_jax.base import (
   Algorithm,
   Backbone,
@@ -46,12 +43,12 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
   """
 
   def begin(key, before: Roles) -> Roles:
-    shared = fresh(setting, key, before, adapter)
+    shared = adapted.fresh(setting, key, before, adapter)
     frozen = {'base': before.frozen['base'], 'start': shared}
     return Roles(frozen, shared, {})
 
-  return one_model(
-    measured(setting),
+  return adapted.one_model(
+    adapted.measured(setting),
     'fedms/global',
     begin,
     lambda roles: roles.shared,
@@ -87,7 +84,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   backbone = setting.backbone
   masks = _upload_masks(backbone.blocks, choice.upload)
   if choice.upload or (choice.tower == 'lora' and choice.scope == 'shared'):
-    setting = measured(setting)  # LoRA is averaged
+    setting = adapted.measured(setting)  # LoRA is averaged
   experts = _experts(setting, choice)
   fixed = choice.gate.kind == 'fixed'  # and reads no features
   return Algorithm(
@@ -108,6 +105,10 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     masks=masks,
     served='mixture',
     work=Work(trained=1 + (choice.tower == 'lora'), frozen=1 if fixed else 2),
+    models=lambda roles: {
+      'global': roles.frozen['global'],
+      'local': _local(backbone, choice, roles),
+    },
   )
 
 
@@ -168,7 +169,7 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
     stacks = {name: frozen[name]['blocks'] for name in ('start', 'global')}
 
     def of(name):
-      return _prefix(backbone, base, stacks[name], batch, boundary)
+      return adapted.prefix(backbone, base, stacks[name], batch, boundary)
 
     start = of('start')
     # Stage 1 has moved nothing below the depth that it reached.
@@ -183,7 +184,7 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
     features = {}
     for name, x in entering.items():
       stack = activation.at_rest(roles.frozen[name]['blocks'], backbone.blocks)
-      features[name] = _features(
+      features[name] = adapted.features(
         backbone, base, [stack], x, batch, plan.boundary
       )
     out = {'prefix': entering[origin], 'base_features': features['start']}
@@ -220,6 +221,22 @@ def _looked_up(backbone: Backbone, roles: Roles, batch: Batch):
   return _global_logits(backbone, roles, batch['global_features'])
 
 
+def _local(backbone: Backbone, choice: Personal, roles: Roles) -> Tree:
+  """The local expert, with the server's blocks where those are averaged."""
+  own, limit = roles.personal, uploaded(backbone.blocks, choice.upload)
+  blocks = own['blocks']
+  if limit:
+    blocks = _stacked(roles.shared['blocks'], blocks, limit)
+  return {'blocks': blocks, 'head': own['head']}
+
+
+def _stacked(below: Tree, above: Tree, limit: int) -> Tree:
+  """Stacked LoRA that is another one from block `limit` on."""
+  return jax.tree.map(
+    lambda x, y: jnp.concatenate([x[:limit], y[limit:]]), below, above
+  )
+
+
 def _experts(setting: Setting, choice: Personal) -> Callable:
   """(roles as `client.join` gives them, batch, plan) -> (weights [B, E, ...],
   local logits [B, C], mixed logits [B, C])."""
@@ -232,18 +249,14 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
     if not limit:
       return [personal]
     shared = roles.shared['blocks']
-    full = jax.tree.map(
-      lambda s, p: jnp.concatenate([s[:limit], p[limit:]]),
-      shared.full,
-      personal.full,
-    )
+    full = _stacked(shared.full, personal.full, limit)
     return [shared, personal._replace(full=full)]
 
   def gate_features(roles: Roles, batch, plan):
     if choice.tower == 'frozen':
       return batch['base_features']
     base = roles.frozen['base']
-    return _features(
+    return adapted.features(
       backbone,
       base,
       [_gates(roles)['gate_blocks']],
@@ -254,7 +267,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
 
   def experts(roles: Roles, batch: Batch, plan: Plan, detach: bool = False):
     base, head = roles.frozen['base'], roles.personal['head']
-    features = _features(
+    features = adapted.features(
       backbone,
       base,
       local_stacks(roles),
@@ -267,7 +280,7 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
       spec,
       _gates(roles).get('gate', {}),
       gate_features(roles, batch, plan),
-      _mask(backbone, batch),
+      adapted.mask(backbone, batch),
     )
     if spec.mix == 'features':
       pair = jnp.stack([batch['global_features'], features], axis=-2)
@@ -293,8 +306,8 @@ def _personal_objective(setting: Setting, choice: Personal, experts):
     total = weighted_mean(*loss)
     if choice.local_loss != 'mixture':
       total += weighted_mean(*task.loss(local, batch))
-    sums = _sums(task, mixed, loss, batch)
-    stats = _gate_stats(weights, _mask(setting.backbone, batch))
+    sums = adapted.sums(task, mixed, loss, batch)
+    stats = _gate_stats(weights, adapted.mask(setting.backbone, batch))
     for name, value in stats.items():
       sums[name] = metrics.summed(value, batch['mask'])
     return total, sums
@@ -322,11 +335,7 @@ def _personal_predict(setting: Setting, experts) -> Callable:
   backbone = setting.backbone
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    whole = Roles(
-      roles.frozen,
-      client.rest(roles.shared, backbone.blocks),
-      client.rest(roles.personal, backbone.blocks),
-    )
+    whole = adapted.at_rest(roles, backbone.blocks)
     base, head = roles.frozen['base'], roles.frozen['start']['head']
     weights, local, mixed = experts(whole, batch, plan)
     out = {
@@ -335,6 +344,6 @@ def _personal_predict(setting: Setting, experts) -> Callable:
       'local': local,
       'mixture': mixed,
     }
-    return Prediction(out, _gate_stats(weights, _mask(backbone, batch)))
+    return Prediction(out, _gate_stats(weights, adapted.mask(backbone, batch)))
 
   return predict

@@ -45,12 +45,17 @@ def fedpgp(
     own = {'u': prompt.init(u, tokens, rank), 'v': prompt.init(v, rank, width)}
     return Roles(frozen, shared, own)
 
+  def added(roles: Roles) -> Tree:
+    own = roles.personal
+    return {'prompt': roles.shared['prompt'] + own['u'] @ own['v']}
+
   def classes(roles: Roles):
     """Class features of the shared and of the own prompt."""
-    shared = roles.shared['prompt']
-    own = shared + roles.personal['u'] @ roles.personal['v']
     text = roles.frozen['base']['text']
-    return prompted.features(text, shared), prompted.features(text, own)
+    return tuple(
+      prompted.features(text, parts['prompt'])
+      for parts in (roles.shared, added(roles))
+    )
 
   def logits(roles: Roles, found, batch: Batch):
     return beside.class_logits(setting, roles.frozen, found, batch['features'])
@@ -66,7 +71,7 @@ def fedpgp(
     return logits(roles, own, batch), weight * away
 
   made = beside.method(
-    setting, form, 'fedpgp', begin, models, 'local', trained=trained
+    setting, form, 'fedpgp', begin, models, 'local', added, trained=trained
   )
   work = soft_prompts.with_text(form.work, prompted, 4)
   return made._replace(work=work)

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from fedms_jax import activation, client, metrics
 from fedms_jax.algorithms.fedms import Setting
-from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Span, Work
+from fedms_jax.base import (
+  Algorithm,
+  Batch,
+  Plan,
+  Prediction,
+  Roles,
+  Span,
+  Tree,
+  Work,
+)
 from fedms_jax.columns import inputs
 from fedms_jax.losses import weighted_mean
 
@@ -46,6 +55,10 @@ def full_model(setting: Setting) -> Algorithm:
     shared = client.rest(roles.shared, backbone.blocks)
     return Prediction({'global': logits(shared, batch, plan)}, {})
 
+  def models(roles: Roles) -> dict[str, Tree]:
+    base = {key: x for key, x in roles.shared.items() if key != 'head'}
+    return {'global': {'base': base, 'head': roles.shared['head']}}
+
   return Algorithm(
     name='full',
     task=task,
@@ -59,4 +72,5 @@ def full_model(setting: Setting) -> Algorithm:
     masks=client.everywhere,
     served='global',
     work=Work(trained=1, frozen=0, full=True),
+    models=models,
   )

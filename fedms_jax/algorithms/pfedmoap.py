@@ -148,6 +148,7 @@ def pfedmoap(
     begin,
     models,
     'mixture',
+    lambda roles: {key: roles.personal[key] for key in ('prompt', 'gate')},
     trained=trained,
     masks=masks,
   )
@@ -157,6 +158,10 @@ def pfedmoap(
     fold=fold,
     traffic=traffic,
     work=soft_prompts.with_text(form.work, prompted, 2, once=experts.count),
+    models=lambda roles: {
+      'global': {'prompt': roles.shared['prompt']},
+      'local': made.models(roles)['local'],
+    },
   )
 
 

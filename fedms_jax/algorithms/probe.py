@@ -63,4 +63,5 @@ def linear_probe(setting: Setting) -> Algorithm:
     masks=client.everywhere,
     served='global',
     work=Work(trained=0, frozen=1),
+    models=lambda roles: {'global': roles.shared},
   )

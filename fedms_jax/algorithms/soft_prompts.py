@@ -125,7 +125,15 @@ def promptfolio(setting: Setting, form: Form, local: float) -> Algorithm:
     logits = {'global': shared, 'local': own, 'mixture': mixture}
     return Prediction(logits, {})
 
-  made = beside.method(setting, form, 'promptfolio', begin, models, 'mixture')
+  made = beside.method(
+    setting,
+    form,
+    'promptfolio',
+    begin,
+    models,
+    'mixture',
+    lambda roles: roles.personal,
+  )
   return made._replace(work=_twice(form.work))
 
 

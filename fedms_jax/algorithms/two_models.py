@@ -86,7 +86,8 @@ def apfl(
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     weight = jnp.full(batch['mask'].shape, roles.personal['alpha'])
     found = plain.predict(roles, batch, plan).logits
-    mixture = mixed(_at_rest(setting, roles), batch, plan)
+    whole = adapted.at_rest(roles, setting.backbone.blocks)
+    mixture = mixed(whole, batch, plan)
     return Prediction(found | {'mixture': mixture}, {'own_weight': weight})
 
   return plain._replace(predict=predict, served='mixture')
@@ -134,7 +135,7 @@ def feddpa(
     likeness = _directions(setting, batch) @ roles.personal['profile']
     weight = scale * jnp.clip(likeness, 0.0, 1.0)
     found = plain.predict(roles, batch, plan).logits
-    whole = _at_rest(setting, roles)
+    whole = adapted.at_rest(roles, setting.backbone.blocks)
     mixed = _mixture(setting, whole, weight, whole.shared, batch, plan)
     return Prediction(found | {'mixture': mixed}, {'own_weight': weight})
 
@@ -216,15 +217,6 @@ def _by_example(features: Callable, weight, batch: Batch):
   groups = jax.tree.map(grouped, (weight, batch))
   out = jax.lax.map(lambda group: jax.vmap(one)(*group), groups)
   return out.reshape(-1, *out.shape[2:])[:count]
-
-
-def _at_rest(setting: Setting, roles: Roles) -> Roles:
-  """Whole roles, for evaluation, in the form of those that train."""
-  blocks = setting.backbone.blocks
-  return roles._replace(
-    shared=client.rest(roles.shared, blocks),
-    personal=client.rest(roles.personal, blocks),
-  )
 
 
 def _directions(setting: Setting, batch: Batch):

@@ -20,13 +20,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-def stages(
-  config: Config, model: Model, classes: int, adapter: Tree | None = None
-) -> list[Stage]:
-  """The stages of the method that the config names, with their schedules.
+def method(config: Config) -> Method:
+  """The method that the config names.
 
   Raises:
-    ValueError: there is no such method, or it does not fit model and data.
+    ValueError: there is none of this name.
   """
   name = config.algorithm.name
   if name not in METHODS:
@@ -35,4 +33,20 @@ def stages(
       f'--algorithm.name={name!r} is no algorithm. Did you mean {close[0]!r}? '
       f'Algorithms: {", ".join(METHODS)}.'
     )
-  return METHODS[name].stages(Workbench(config, model, classes, adapter))
+  return METHODS[name]
+
+
+def stages(
+  config: Config, model: Model, classes: int, adapter: Tree | None = None
+) -> list[Stage]:
+  """The stages of the method that the config names, with their schedules.
+
+  Raises:
+    ValueError: there is no such method, or it does not fit model and data.
+  """
+  return method(config).stages(Workbench(config, model, classes, adapter))
+
+
+def reads_names(config: Config, model: Model) -> bool:
+  """Whether the method needs the text tower, for prompts of class names."""
+  return bool(model.prompted) and method(config).text

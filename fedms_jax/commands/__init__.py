@@ -28,8 +28,9 @@ COMMANDS = {
       'what': (
         'global',
         'global (the global expert as an adapter), client:<id> (the local '
-        'expert of a client as an adapter), or merged (the global expert '
-        'merged into the whole model)',
+        'expert of a client as an adapter), merged or merged:<id> (the same '
+        'merged into the whole model); what is no LoRA, such as a prompt, is '
+        'written as arrays',
       ),
       'out': ('', 'folder to write; made if absent'),
     },

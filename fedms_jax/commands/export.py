@@ -6,15 +6,15 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.traverse_util as traverse
 import jax
 import numpy as np
 
 from fedms_jax import catalog, flags, foundation, origin, tree
 from fedms_jax.adapters import lora, peft
-from fedms_jax.algorithms import fedms
-from fedms_jax.base import Tree
+from fedms_jax.base import Roles, Tree
 from fedms_jax.config import Config
 from fedms_jax.models import checkpoints
 from fedms_jax.models.checkpoints import Checkpoint
@@ -22,7 +22,9 @@ from fedms_jax.models.family import Model
 from fedms_jax.simulation.report import in_bytes
 from fedms_jax.simulation.snapshot import Snapshot
 
-HEAD = 'head.safetensors'
+HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
+# What a model of `Algorithm.models` is asked for by.
+_ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
 # The --model.pooling of which transformers has a class with a linear layer,
 # and the task_type by which PEFT knows it. (With that type, PEFT would save
 # both layers of RoBERTa's head.)
@@ -40,8 +42,7 @@ _CLASSIFIERS = {
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   """Writes what --what names to the folder --out, and says what it wrote."""
   config, values = flags.parse_for_workdir(words, extra)
-  what, out = values['what'], values['out']
-  client = _client(config, what)
+  what, out = _what(config, values['what']), values['out']
   if not out:
     raise ValueError('--out is missing. Name the folder to write to.')
   checkpoint = foundation.find(config)
@@ -50,7 +51,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       f'--model.name={config.model.name} is built in, and no other library '
       'knows its format; allowed: runs of a loaded checkpoint.'
     )
-  if what != 'merged' and origin.pretrain_mode(config) == 'full':
+  if not what.merged and origin.pretrain_mode(config) == 'full':
     raise ValueError(
       '--pretrain.mode=full trained the base model too, so that an adapter to '
       f'{config.model.name} is not what was trained. Use --what=merged.'
@@ -60,27 +61,34 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   snapshot = Snapshot(config.workdir)
   try:
     model, facts = _model(config, checkpoint, snapshot)
-    expert = _expert(config, model, facts, snapshot, client)
-    if what == 'merged':
-      _merged(config, model, facts, checkpoint, snapshot, expert, out)
+    parts = _parts(config, model, facts, checkpoint, snapshot, what.client)
+    if what.merged:
+      _merged(config, model, facts, checkpoint, snapshot, parts, out)
     else:
-      _adapter(config, model, checkpoint, expert, out)
+      _adapter(config, model, checkpoint, parts, out)
   finally:
     snapshot.close()
   return 0
 
 
-def _client(config: Config, what: str) -> int | None:
-  """The client that is asked for, None for the global expert."""
-  kind, _, number = what.partition(':')
+class What(NamedTuple):
+  """What is asked for: a whole model, or what goes beside the base; of a
+  client, or None: of all."""
+
+  merged: bool
+  client: int | None
+
+
+def _what(config: Config, text: str) -> What:
+  kind, _, number = text.partition(':')
   count = config.partition.num_clients
-  if what in ('global', 'merged'):
-    return None
-  if kind == 'client' and number.isdigit() and int(number) < count:
-    return int(number)
+  if text in ('global', 'merged'):
+    return What(text == 'merged', None)
+  if kind in ('client', 'merged') and number.isdigit() and int(number) < count:
+    return What(kind == 'merged', int(number))
   raise ValueError(
-    f'--what={what} is nothing to export; allowed: global, merged, client:0 '
-    f'to client:{count - 1}.'
+    f'--what={text} is nothing to export; allowed: global, merged, client:0 '
+    f'to client:{count - 1}, merged:0 to merged:{count - 1}.'
   )
 
 
@@ -94,52 +102,40 @@ def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
   return foundation.loadable(config, checkpoint, facts), facts
 
 
-def _expert(config, model: Model, facts, snapshot: Snapshot, client) -> Tree:
-  """{'blocks', 'head'} of the global expert, or of a client's local one."""
+def _parts(
+  config, model: Model, facts, checkpoint, snapshot: Snapshot, client
+) -> Tree:
+  """What the run has made of its model, see `Algorithm.models`."""
   stages = catalog.stages(config, model, len(facts.label_names))
-  key, backbone = jax.random.key(0), model.backbone
-  shapes = jax.eval_shape(
-    lambda k: fedms.start(backbone.init(k), backbone.init_head(k)), key
-  )
+  tokens = None
+  if catalog.reads_names(config, model):
+    tokens = foundation.class_tokens(config, facts.label_names, checkpoint)
+  shapes = origin.shapes(config, model, checkpoint, tokens)
   arrays, plain = snapshot.read(shapes, stages)
-  name = stages[plain['stage']].name
-  if client is None:
-    shared = arrays['frozen'].get('global', arrays['shared'])
-    return _whole(arrays['frozen'], shared, config)
-  if not jax.tree.leaves(arrays['personal']):
+  stage = stages[plain['stage']]
+  personal = arrays['personal']
+  if client is not None and jax.tree.leaves(personal):
+    states = snapshot.store(stage.name, personal).gather(np.array([client]))
+    personal = jax.tree.map(lambda x: x[0], states)
+  roles = Roles(arrays['frozen'], arrays['shared'], personal)
+  models = stage.algorithm.models(roles)
+  name = 'global' if client is None else 'local'
+  if name not in models:
+    allowed = ', '.join(_ALLOWED[found] for found in models)
     raise ValueError(
-      f'the run is in its stage {name!r}, in which clients have no expert of '
-      'their own. Export --what=global, or wait for the personal stage.'
+      f'--algorithm.name={config.algorithm.name} has no {name} model in its '
+      f'stage {stage.name!r}; allowed: --what={allowed}.'
     )
-  states = snapshot.store(name, arrays['personal']).gather(np.array([client]))
-  expert = jax.tree.map(lambda x: x[0], states)
-  if 'gate' not in arrays['shared'] | expert:
-    return _whole(arrays['frozen'], arrays['shared'] | expert, config)
-  uploaded = arrays['shared'].get('blocks')
-  if uploaded is not None:
-    limit = fedms.uploaded(backbone.blocks, config.algorithm.upload_blocks)
-    expert['blocks'] = jax.tree.map(
-      lambda s, p: np.concatenate([s[:limit], p[limit:]]),
-      uploaded,
-      expert['blocks'],
-    )
-  return expert
+  return models[name]
 
 
-def _whole(frozen: Tree, trained: Tree, config) -> Tree:
-  """{'blocks', 'head'} of a model of which this has been trained."""
-  both = {key: frozen['start'][key] for key in ('blocks', 'head')} | trained
-  if set(both) != {'blocks', 'head'} or 'delta_blocks' in frozen:
-    raise ValueError(
-      f'--algorithm.name={config.algorithm.name} keeps its LoRA in a form that '
-      'no adapter of PEFT has. Export a run of another method.'
-    )
-  return {'blocks': both['blocks'], 'head': both['head']}
-
-
-def _adapter(config, model: Model, checkpoint, expert: Tree, out: str) -> None:
-  """Writes the expert as a PEFT adapter."""
-  kind, head = checkpoint.config['model_type'], expert['head'] or None
+def _adapter(config, model: Model, checkpoint, parts: Tree, out: str) -> None:
+  """Writes a PEFT adapter, or what there is instead of one."""
+  if not parts.keys() <= {'base', 'blocks', 'head'}:
+    _own_format(parts, out)
+    return
+  _check_lora(config, parts)
+  kind, head = checkpoint.config['model_type'], parts['head'] or None
   task, known = {'causal_lm': 'CAUSAL_LM'}.get(config.model.head), False
   if head:
     poolings, task = _CLASSIFIERS.get(kind, ((), None))
@@ -147,7 +143,7 @@ def _adapter(config, model: Model, checkpoint, expert: Tree, out: str) -> None:
   peft.save(
     out,
     model,
-    expert['blocks'],
+    parts['blocks'],
     rank=config.lora.rank,
     alpha=config.lora.alpha,
     base=config.model.name,
@@ -167,26 +163,56 @@ def _adapter(config, model: Model, checkpoint, expert: Tree, out: str) -> None:
     )
 
 
+def _check_lora(config: Config, parts: Tree) -> None:
+  """Raises `ValueError` if LoRA is not all that is trained of the base."""
+  flat = traverse.flatten_dict(parts.get('blocks', {}), sep='/')
+  dense = any(path.endswith('/delta') for path in flat)
+  if dense or 'blocks' not in parts:
+    what = 'adds dense updates to the kernels' if dense else 'trains no LoRA'
+    raise ValueError(
+      f'--algorithm.name={config.algorithm.name} {what}, so that there is no '
+      'adapter for PEFT. Use --what=merged.'
+    )
+
+
+def _own_format(parts: Tree, out: str) -> None:
+  """Writes arrays for which no library has a format, such as a prompt."""
+  flat = traverse.flatten_dict(parts, sep='.')
+  leaves = {name: np.asarray(x) for name, x in flat.items()}
+  folder = pathlib.Path(out)
+  folder.mkdir(parents=True, exist_ok=True)
+  peft.write_tensors(folder / PARTS, leaves)
+  shown = ', '.join(f'{name} {list(x.shape)}' for name, x in leaves.items())
+  print(f'wrote {PARTS} to {out}: {shown}')
+
+
 def _merged(
-  config, model: Model, facts, checkpoint, snapshot: Snapshot, expert, out
+  config, model: Model, facts, checkpoint, snapshot: Snapshot, parts: Tree, out
 ) -> None:
-  """Writes the whole model with the expert in its kernels; an int8 run's is
-  merged into the weights that were rounded to int8."""
+  """Writes the whole model with LoRA in its kernels; an int8 run's is merged
+  into the weights that were rounded to int8."""
+  if own := parts.keys() - {'base', 'blocks', 'head'}:
+    raise ValueError(
+      f'--algorithm.name={config.algorithm.name} trains '
+      f'{", ".join(sorted(own))} beside the model, which no class of '
+      'transformers has. Use --what=global or client:k.'
+    )
   if config.model.storage == 'int8':
     plain = dataclasses.replace(config.model, storage='float32')
     config = dataclasses.replace(config, model=plain)
     model = foundation.loadable(config, checkpoint, facts)
-  base = _base(config, model, facts, checkpoint, snapshot)
-  blocks = lora.merge(
-    base['blocks'], expert['blocks'], model.backbone.lora_scale
-  )
+  base = parts.get('base') or _base(config, model, facts, checkpoint, snapshot)
+  if 'blocks' in parts:
+    scale = model.backbone.lora_scale
+    merged = lora.merge(base['blocks'], parts['blocks'], scale)
+    base = base | {'blocks': merged}
   checkpoints.save(
     model,
-    base | {'blocks': blocks},
+    base,
     out,
     checkpoint,
-    head=expert['head'] or None,
-    labels=facts.label_names if expert['head'] else (),
+    head=parts['head'] or None,
+    labels=facts.label_names if parts['head'] else (),
   )
   size = in_bytes(tree.nbytes(base))
   print(f'wrote {checkpoints.WEIGHTS} and config.json to {out}, {size}')

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedms_jax import build, catalog, flags, foundation, tree
-from fedms_jax.algorithms import fedms
+from fedms_jax import build, catalog, flags, foundation, origin, tree
 from fedms_jax.base import Algorithm, Backbone, Plan, Roles
 from fedms_jax.config import Config
 from fedms_jax.models.family import Model
@@ -41,20 +40,21 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   names = tuple(map(str, range(values['classes'])))
   tokens = foundation.text_length(config, checkpoint)
   facts = foundation.Facts(names, tokens)
-  shapes = shaped(config, foundation.loadable(config, checkpoint, facts))
-  print('\n'.join(text(config, shapes)))
+  model, tokens = foundation.loadable(config, checkpoint, facts), None
+  if catalog.reads_names(config, model):
+    tokens = foundation.one_token(config, len(names))
+  roles = origin.shapes(config, model, checkpoint, tokens)
+  shapes = shaped(config, model, roles)
+  print('\n'.join(lines(config, shapes)))
   return 0
 
 
-def shaped(config: Config, model: Model) -> Shapes:
-  """The stages of a run of this model, as shapes."""
-  backbone, key = model.backbone, jax.random.key(0)
-  roles = jax.eval_shape(
-    lambda k: fedms.start(backbone.init(k), backbone.init_head(k)), key
-  )
+def shaped(config: Config, model: Model, roles: Roles) -> Shapes:
+  """The stages of a run that starts from these roles, as shapes."""
+  key = jax.random.key(0)
   stages = []
   # The gate's size depends on classes only where it weighs each of them.
-  for stage in catalog.stages(config, model, _classes(backbone)):
+  for stage in catalog.stages(config, model, _classes(model.backbone)):
     roles = jax.eval_shape(stage.algorithm.begin, key, roles)
     stages.append((stage.algorithm, roles))
   return Shapes(model, stages)
@@ -65,25 +65,28 @@ def _classes(backbone: Backbone) -> int:
   return head['kernel'].shape[-1] if head else 1
 
 
-def text(config: Config, shapes: Shapes) -> list[str]:
+def lines(config: Config, shapes: Shapes) -> list[str]:
   """The lines of the plan."""
   backbone = shapes.model.backbone
   (algorithm, roles), *_ = shapes.stages
-  base, whole = roles.frozen['base'], roles.frozen['start']
-  count, adapted = tree.size(base), tree.size(whole['blocks'])
-  lines = [
+  base, start = roles.frozen['base'], roles.frozen['start']
+  count = tree.size(base)
+  found = [
     f'{config.model.name}: {count:,} parameters in {backbone.blocks} blocks '
     f'of width {backbone.width}, {in_bytes(tree.nbytes(base))} as '
-    f'{config.model.storage}; T = {backbone.cost.tokens}',
-    f'LoRA of rank {config.lora.rank} on {config.lora.targets}: {adapted:,} '
-    f'parameters ({100 * adapted / count:.3f} %), head: '
-    f'{tree.size(whole["head"]):,}',
-    f'a step has {config.client.batch_size} examples',
+    f'{config.model.storage}; T = {backbone.cost.tokens}'
   ]
+  if adapted := tree.size(start.get('blocks', {})):
+    found.append(
+      f'LoRA of rank {config.lora.rank} on {config.lora.targets}: {adapted:,} '
+      f'parameters ({100 * adapted / count:.3f} %), head: '
+      f'{tree.size(start["head"]):,}'
+    )
+  found.append(f'a step has {config.client.batch_size} examples')
   for algorithm, roles in shapes.stages:
-    lines += ['', f'stage {algorithm.name}']
-    lines += _depths(config, shapes, algorithm, roles)
-  return [*lines, '', *_cohorts(config, shapes)]
+    found += ['', f'stage {algorithm.name}']
+    found += _depths(config, shapes, algorithm, roles)
+  return [*found, '', *_cohorts(config, shapes)]
 
 
 def _meter(config, shapes: Shapes, algorithm, roles) -> Meter:

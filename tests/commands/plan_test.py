@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fedms_jax import main
+from fedms_jax import catalog, main
 
 LLAMA_7B = {
   'model_type': 'llama',
@@ -37,6 +37,12 @@ CLIP_L14 = {
     'vocab_size': 49408,
   },
 }
+
+
+# What a text tower is for, and what is nothing to be trained of class prompts.
+NEED_TEXT = ('fedclip', 'fedpgp', 'pfedmoap')
+NEED_HEAD = ('linear_probe', 'fedper', 'fedrep')
+SMALL = {'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 2}
 
 
 def plan(folder, config, *flags):
@@ -83,6 +89,31 @@ def test_more_active_blocks_cost_more(tmp_path, capsys):
   rows = table(capsys.readouterr().out, 'fedms/personal')
   flops = [float(row[3].split()[0]) for row in rows.values()]
   assert flops == sorted(flops) and flops[0] < flops[-1]
+
+
+@pytest.mark.parametrize('name', catalog.METHODS)
+def test_any_method_has_a_plan(name, tmp_path, capsys):
+  small = CLIP_L14 | {
+    key: CLIP_L14[key] | SMALL for key in ('vision_config', 'text_config')
+  }
+  heads = ['zero_shot'] * (name not in NEED_HEAD)
+  heads += ['classification'] * (name not in NEED_TEXT)
+  for head in heads:
+    flags = (f'--model.head={head}', f'--algorithm.name={name}')
+    assert plan(tmp_path, small, *flags) == 0, capsys.readouterr().err
+    assert '\nstage ' in capsys.readouterr().out
+
+
+def test_a_prompt_of_class_names_costs_the_text_tower(tmp_path, capsys):
+  flags = ('--model.head=zero_shot', '--algorithm.name=promptfl')
+  rows = {}
+  for classes in (10, 20):
+    plan(tmp_path, CLIP_L14, *flags, f'--classes={classes}')
+    rows[classes] = table(capsys.readouterr().out, 'promptfl')[1]
+  # 16 context vectors of 768 float32.
+  assert rows[10][:3] == ['49.2 kB'] * 3
+  few, many = (float(rows[n][5].split()[0]) for n in (10, 20))
+  assert many == pytest.approx(2 * few, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,43 @@ def test_the_merged_model_is_the_global_expert(root, tmp_path):
     )
 
 
+def test_full_fine_tuning_is_exported_whole(root, tmp_path, capsys):
+  flags = ('--algorithm.name=fedavg', f'--workdir={tmp_path / "wd"}')
+  assert fedms(root, *flags) == 0
+  export = ['fedms', 'export', f'--workdir={tmp_path / "wd"}']
+  assert main.main([*export, f'--out={tmp_path / "adapter"}']) == 2
+  assert 'Use --what=merged' in capsys.readouterr().err
+  out = tmp_path / 'merged'
+  assert main.main([*export, '--what=merged', f'--out={out}']) == 0
+  args = ['fedms', *SMALL, f'--data.source={root / "texts"}',
+          f'--model.name={out}', '--model.keep_head',
+          f'--workdir={tmp_path / "again"}', '--algorithm.stage1_rounds=0',
+          '--algorithm.stage2_rounds=0']  # fmt: skip
+  assert main.main(args) == 0
+  old, new = (summary(tmp_path / x)['models'] for x in ('wd', 'again'))
+  for score in ('own_loss', 'pooled_loss'):
+    np.testing.assert_allclose(
+      new['global'][score], old['global'][score], rtol=1e-4
+    )
+    assert old['global'][score] != old['pretrained'][score]
+
+
+def test_a_prompt_is_exported_as_arrays(root, tmp_path, capsys):
+  flags = ('--algorithm.name=promptfolio', '--prompt.length=3')
+  assert fedms(root, *flags, f'--workdir={tmp_path / "wd"}') == 0
+  export = ['fedms', 'export', f'--workdir={tmp_path / "wd"}']
+  found = {}
+  out = tmp_path / 'parts'
+  for what in ('global', 'client:0', 'client:1'):
+    assert main.main([*export, f'--what={what}', f'--out={out}']) == 0
+    found[what] = load_file(out / 'parts.safetensors')
+    assert set(found[what]) == {'prompt', 'head.kernel', 'head.bias'}
+    assert len(found[what]['prompt']) == 3
+  assert len({parts['prompt'].tobytes() for parts in found.values()}) == 3
+  assert main.main([*export, '--what=merged', f'--out={tmp_path / "y"}']) == 2
+  assert 'trains prompt beside the model' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('name', 'flags', 'message'),
   [
