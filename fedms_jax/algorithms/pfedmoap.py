@@ -116,10 +116,14 @@ def pfedmoap(
     own = roles.shared['prompt']
     return experts.mixed(roles, own, others, batch)[1], 0.0
 
-  def models(roles: Roles, batch: Batch) -> Prediction:
+  def latest(roles: Roles):
+    """The client's prompt; everybody's, if it never made one."""
     own = roles.personal
     new = pool.is_nobody(own['ticket'])
-    mine = jnp.where(new, roles.shared['prompt'], own['prompt'])
+    return jnp.where(new, roles.shared['prompt'], own['prompt'])
+
+  def models(roles: Roles, batch: Batch) -> Prediction:
+    mine = latest(roles)
     others = experts.of(roles)
     alone, both, weight = experts.mixed(roles, mine, others, batch)
     shared = form.logits(roles.frozen, roles.shared, batch)
@@ -148,7 +152,7 @@ def pfedmoap(
     begin,
     models,
     'mixture',
-    lambda roles: {key: roles.personal[key] for key in ('prompt', 'gate')},
+    lambda roles: {'prompt': latest(roles), 'gate': roles.personal['gate']},
     trained=trained,
     masks=masks,
   )
