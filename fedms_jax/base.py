@@ -245,13 +245,13 @@ class Algorithm(NamedTuple):
   (roles, batch, plan) -> Prediction, for whole trees.
   server: turns the mean update into a step. masks: plan -> what trains of
   shared and of personal. served: the prediction that users are served with;
-  its score drives the schedule. work: for the ledger. models: whole roles ->
-  what has become of the models that `predict` names, for other programs:
-  'global' of all clients, 'local' of the one whose roles they are. Each has
-  some of 'base' (if it is trained), 'blocks' (LoRA [L, ...], with what is
-  dense beside it) and 'head', or parts of the method's own.
+  its score drives the schedule. work: for the ledger.
 
-  The rest is for methods that need more, and None for others. variant:
+  The rest may be None. models: whole roles -> what has become of the models
+  that `predict` names, for `fedms export`: 'global' of all clients, 'local' of
+  the one whose roles they are. Each has some of 'base' (if it is trained),
+  'blocks' (LoRA [L, ...], with what is dense beside it) and 'head', or parts of
+  the method's own. variant:
   (round, client) -> what else is static of a client's training, such as its
   rank, for `Plan.variant`; clients of one variant are compiled together.
   fold: (roles after the server's step, its totals and weights, key) -> roles,
@@ -274,7 +274,7 @@ class Algorithm(NamedTuple):
   masks: Callable[[Plan], tuple[Mask, Mask]]
   served: str
   work: Work
-  models: Callable[[Roles], dict[str, Tree]]
+  models: Callable[[Roles], dict[str, Tree]] | None = None
   variant: Callable[[int, int], Hashable] | None = None
   fold: Callable[[Roles, Tree, Tree, Any], Roles] | None = None
   traffic: (
