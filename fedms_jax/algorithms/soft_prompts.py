@@ -38,8 +38,8 @@ def of_classes(setting: Setting, prompted: Prompted, length: int) -> Form:
     if text is None:
       raise ValueError(
         "soft prompts of class names need CLIP's text tower as "
-        "frozen['base']['text'], and it is not there: runs load it, and "
-        'commands that look at shapes alone do not. Use a run.'
+        "frozen['base']['text'], and it is not there. Add what "
+        '`foundation.text_tower` gives to the base.'
       )
     if 'words' in text:
       words = text['stem']['word'][text['words']]

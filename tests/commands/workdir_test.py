@@ -135,6 +135,25 @@ def test_the_merged_model_is_the_global_expert(root, tmp_path):
     )
 
 
+def test_a_client_s_merged_model_is_the_base_and_its_adapter(root, tmp_path):
+  for what in ('client:1', 'merged:1'):
+    out = tmp_path / what.split(':')[0]
+    assert on_workdir(root, 'export', f'--what={what}', f'--out={out}') == 0
+  base = load_file(root / 'base' / 'model.safetensors')
+  merged = load_file(tmp_path / 'merged' / 'model.safetensors')
+  adapter = load_file(tmp_path / 'client' / peft.WEIGHTS)
+  config = json.loads((tmp_path / 'client' / peft.CONFIG).read_text())
+  scale, adapted = config['lora_alpha'] / config['r'], 0
+  for name in (n for n in adapter if n.endswith('lora_A.weight')):
+    b = adapter[name.replace('lora_A', 'lora_B')]
+    module = name.removeprefix('base_model.model.').replace('lora_A.', '')
+    np.testing.assert_allclose(
+      merged[module] - base[module], scale * b @ adapter[name], atol=1e-6
+    )
+    adapted += np.any(b != 0)
+  assert adapted
+
+
 def test_full_fine_tuning_is_exported_whole(root, tmp_path, capsys):
   flags = ('--algorithm.name=fedavg', f'--workdir={tmp_path / "wd"}')
   assert fedms(root, *flags) == 0
