@@ -16,13 +16,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax import flags as fedms_flags
-from fedms_jax import programs
-from fedms_jax.commands import report as report_command
-from fedms_jax.config import Config
+from fedms_jax.cluster import memory, signals
+from fedms_jax.persistence.workdir import write_atomic
 from fedms_jax.report import page, runs, statistics
-from fedms_jax.simulation import signals
-from fedms_jax.simulation.workdir import write_atomic
+from fedms_jax.shell import flags as fedms_flags
+from fedms_jax.shell.commands import report as report_command
+from fedms_jax.shell.config import Config
 from launch import command, table
 
 Flags = dict[str, str]  # name -> value
@@ -191,11 +190,11 @@ def in_process(shelf) -> Callable[[Config, pathlib.Path], int]:
   """Runs a config here, with what the shelf holds; its words go to the log."""
 
   def run(config: Config, log: pathlib.Path) -> int:
-    from fedms_jax.simulation import command as simulation_command
+    from fedms_jax.shell import run as simulation_command
 
     with open(log, 'a') as file, contextlib.redirect_stdout(file):
       simulation_command.compilation_cache()
-      programs.make_room()
+      memory.make_room()
       shelf.prepare(config)
       return simulation_command.run(config, shelf)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks import small_vit, timing
-from fedms_jax import programs
+from fedms_jax.cluster import memory
 
 
 def fit(depths: list[int], costs: list[float]) -> tuple[float, list[float]]:
@@ -31,7 +31,7 @@ def fit(depths: list[int], costs: list[float]) -> tuple[float, list[float]]:
 
 def main(argv: list[str] | None = None) -> None:
   """Measures all depths."""
-  programs.keep_memory()
+  memory.keep_memory()
   args = small_vit.options('depth_cost', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   blocks = model.blocks

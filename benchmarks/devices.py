@@ -95,12 +95,13 @@ def serve(args) -> None:
   count = int(args.devices)
   if os.environ.get('JAX_PLATFORMS', '').startswith('cpu'):
     jax.config.update('jax_num_cpu_devices', count)
-  from fedms_jax import programs
-  from fedms_jax.simulation import driver, keeper, observer
-  from fedms_jax.simulation.placement import Placement
+  from fedms_jax.cluster import memory
+  from fedms_jax.cluster.placement import Placement
+  from fedms_jax.persistence import run_store
+  from fedms_jax.simulation import driver, observer
   from fedms_jax.simulation.state import Options
 
-  programs.keep_memory()
+  memory.keep_memory()
   model = small_vit.backbone(args.shape)
   algorithm, _ = small_vit.algorithms(model)
   rows = args.steps * args.batch
@@ -123,7 +124,7 @@ def serve(args) -> None:
       start,
       [stage],
       how,
-      keeper=keeper.Memory(),
+      keeper=run_store.Memory(),
       observer=observer.Silent(),
       place=place,
     ).run()
@@ -148,7 +149,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   """The compiled text of a chunk's training and of a round's reduction."""
   import jax
 
-  from fedms_jax import reduction, rounds
+  from fedms_jax.core import reduction, rounds
 
   if place.mesh is None:
     return '', ''

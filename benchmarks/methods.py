@@ -15,11 +15,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from benchmarks import championship
+from benchmarks import search_and_seeds
 from benchmarks.contest import Axis, Entry
-from fedms_jax import catalog
-from fedms_jax.commands.listing import PRESETS, presets
 from fedms_jax.report import runs
+from fedms_jax.shell import methods
+from fedms_jax.shell.commands.listing import PRESETS, presets
 from launch import command
 
 QUICK = ('fedms', 'fedit', 'local', 'fedms/no_sal')
@@ -50,7 +50,7 @@ def entries() -> dict[str, Entry]:
       {'algorithm.name': name} | (_DENSE if name != 'fedms' else {}),
       method.summary,
     )
-    for name, method in catalog.METHODS.items()
+    for name, method in methods.METHODS.items()
   }
   for label, (optimizer, rates) in _SERVERS.items():
     flags = {
@@ -77,7 +77,7 @@ def _flags(path: pathlib.Path) -> dict[str, str]:
 
 def parser() -> argparse.ArgumentParser:
   """The benchmark's own options."""
-  options = championship.parser('methods', 'Compares methods.', SEARCH)
+  options = search_and_seeds.parser('methods', 'Compares methods.', SEARCH)
   options.add_argument(
     '--methods', default='', help='rows, such as fedms,local (empty: all)'
   )
@@ -89,13 +89,13 @@ def main(argv: Sequence[str], runner=None) -> int:
   """Runs the benchmark; gives the exit code."""
   own, flags = command.split(argv)
   options = parser().parse_args(own)
-  base = [*(championship.QUICK if options.quick else []), *flags]
+  base = [*(search_and_seeds.QUICK if options.quick else []), *flags]
   config = command.check(base)
   known = entries()
   default = QUICK if options.quick else tuple(known)
-  rows = championship.chosen(options.methods, known, 'methods', default)
+  rows = search_and_seeds.chosen(options.methods, known, 'methods', default)
   title = f'Methods on {config.data.source}'
-  return championship.run(options, base, rows, title, runner)
+  return search_and_seeds.run(options, base, rows, title, runner)
 
 
 if __name__ == '__main__':

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from benchmarks.peers import cifar
-from fedms_jax import activation, aggregation, client, losses, metrics
-from fedms_jax.base import (
+from fedms_jax import schedules
+from fedms_jax.core import client, metrics
+from fedms_jax.core.types import (
   Algorithm,
   Backbone,
   BackboneCost,
@@ -24,7 +25,11 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.models import tasks
+from fedms_jax.persistence import run_store
+from fedms_jax.schedules import triggers
+from fedms_jax.server import averaged
+from fedms_jax.simulation import driver, observer
 from fedms_jax.simulation.state import Options, Stage
 
 
@@ -73,7 +78,7 @@ def pooled(x):
 
 def algorithm() -> Algorithm:
   """FedAvg of the whole model by SGD (arXiv 1602.05629)."""
-  task = losses.classification()
+  task = tasks.classification()
 
   def objective(roles: Roles, batch: Batch, key, plan: Plan):
     del key, plan
@@ -83,7 +88,7 @@ def algorithm() -> Algorithm:
       'loss': metrics.summed(*loss),
       'score': metrics.summed(*task.score(out, batch)),
     }
-    return losses.weighted_mean(*loss), sums
+    return tasks.weighted_mean(*loss), sums
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan
@@ -100,7 +105,7 @@ def algorithm() -> Algorithm:
       objective, optax.sgd(cifar.LEARNING_RATE), client.everywhere
     ),
     predict=predict,
-    aggregator=aggregation.mean(),
+    aggregator=averaged.mean(),
     server=optax.sgd(1.0),
     masks=client.everywhere,
     served='global',
@@ -148,7 +153,7 @@ def federation() -> Federation:
 
 def simulation(own: Algorithm, data: Federation, rounds: int):
   """A simulation of so many rounds, from the start."""
-  schedule = activation.schedule(activation.dense(1), (0,))
+  schedule = schedules.schedule(triggers.dense(1), (0,))
   return driver.Simulation(
     backbone(),
     data,
@@ -160,6 +165,6 @@ def simulation(own: Algorithm, data: Federation, rounds: int):
       validation_rows=1,
       unroll=cifar.EACH // cifar.BATCH,
     ),
-    keeper=keeper.Memory(),
+    keeper=run_store.Memory(),
     observer=observer.Silent(),
   )

@@ -78,7 +78,7 @@ def federation(clients: int):
   """Random images, dealt evenly; each client's rows lie side by side."""
   import numpy as np
 
-  from fedms_jax.base import Table
+  from fedms_jax.core.types import Table
   from fedms_jax.data import federation as federations
   from fedms_jax.data import sources
 
@@ -103,24 +103,18 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
   """One population: the numbers of its row."""
   import jax
 
-  from fedms_jax import programs
-  from fedms_jax.simulation import (
-    client_store,
-    driver,
-    evaluation,
-    keeper,
-    observer,
-    timeline,
-  )
+  from fedms_jax.cluster import memory
+  from fedms_jax.persistence import client_store, run_store
+  from fedms_jax.simulation import driver, evaluation, observer, timeline
   from fedms_jax.simulation.state import Options
 
-  class OnDisk(keeper.Memory):
+  class OnDisk(run_store.Memory):
     """Personal state on disk, without checkpoints."""
 
     def _open(self, name, initial):
       return client_store.ClientStore(initial, folder / name)
 
-  programs.keep_memory()
+  memory.keep_memory()
   small_vit.SHAPES['population'] = (2, width, 2, SIDE, PATCH)
   model = small_vit.backbone('population')
   data, setup = federation(clients)

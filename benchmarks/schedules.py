@@ -13,10 +13,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks import championship
+from benchmarks import search_and_seeds
 from benchmarks.contest import Entry
-from fedms_jax import origin
-from fedms_jax.config import Config
+from fedms_jax.shell import world as worlds
+from fedms_jax.shell.config import Config
 from launch import command
 
 QUICK = ('dense', 'queue', 'linear', 'fedra')
@@ -99,25 +99,25 @@ def _blocks(config: Config) -> int:
   """L of the model; of a checkpoint it is read from there."""
   if config.model.name == 'vit':
     return config.model.blocks
-  return origin.world(config).model.backbone.blocks
+  return worlds.world(config).model.backbone.blocks
 
 
 def main(argv: Sequence[str], runner=None) -> int:
   """Runs the benchmark; gives the exit code."""
   own, flags = command.split(argv)
-  parser = championship.parser('schedules', 'Compares schedules.')
+  parser = search_and_seeds.parser('schedules', 'Compares schedules.')
   parser.add_argument(
     '--schedules', default='', help='rows, such as dense,queue (empty: all)'
   )
   parser.set_defaults(reference='dense')
   options = parser.parse_args(own)
-  base = [*(championship.QUICK if options.quick else []), *flags]
+  base = [*(search_and_seeds.QUICK if options.quick else []), *flags]
   config = command.check(base)
   known = entries(_blocks(config), config.algorithm.stage1_rounds)
   default = QUICK if options.quick else tuple(known)
-  rows = championship.chosen(options.schedules, known, 'schedules', default)
+  rows = search_and_seeds.chosen(options.schedules, known, 'schedules', default)
   title = f'Schedules of {config.algorithm.name} on {config.data.source}'
-  return championship.run(options, base, rows, title, runner)
+  return search_and_seeds.run(options, base, rows, title, runner)
 
 
 if __name__ == '__main__':

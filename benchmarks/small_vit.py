@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedms_jax import activation, aggregation, client, gate, losses, programs
+from fedms_jax import schedules
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import (
+from fedms_jax.core import client, compile
+from fedms_jax.core.types import (
   Algorithm,
   Backbone,
   Federation,
@@ -24,7 +25,9 @@ from fedms_jax.base import (
   Roles,
   Table,
 )
-from fedms_jax.models import transformer, vit
+from fedms_jax.models import gate, tasks, transformer, vit
+from fedms_jax.schedules import orders, triggers
+from fedms_jax.server import averaged
 from fedms_jax.simulation.state import Stage
 
 CLASSES = 10
@@ -81,10 +84,10 @@ def algorithms(model: Backbone) -> tuple[Algorithm, Algorithm]:
   """Both stages of FedMS, with Adam."""
   setting = fedms.Setting(
     model,
-    losses.classification(),
+    tasks.classification(),
     optax.adam(LEARNING_RATE),
     optax.sgd(1.0),
-    aggregation.mean(),
+    averaged.mean(),
     TARGETS,
     RANK,
   )
@@ -98,18 +101,16 @@ def start(model: Backbone) -> Roles:
   """The roles before stage 1, of random weights."""
   keys = jax.random.split(jax.random.key(0), 2)
   return fedms.start(
-    programs.jit(light=True)(model.init)(keys[0]),
-    programs.jit(light=True)(model.init_head)(keys[1]),
+    compile.jit(light=True)(model.init)(keys[0]),
+    compile.jit(light=True)(model.init_head)(keys[1]),
   )
 
 
 def roles(model: Backbone) -> tuple[Roles, Roles]:
   """The roles at the beginning of both stages."""
   first, second = algorithms(model)
-  before = programs.jit(light=True)(first.begin)(
-    jax.random.key(1), start(model)
-  )
-  return before, programs.jit(light=True)(second.begin)(
+  before = compile.jit(light=True)(first.begin)(jax.random.key(1), start(model))
+  return before, compile.jit(light=True)(second.begin)(
     jax.random.key(2), before
   )
 
@@ -120,19 +121,19 @@ def top(blocks: int, depth: int) -> Plan:
   return Plan(active, blocks - depth)
 
 
-@programs.jit(static=(0, 4))
+@compile.jit(static=(0, 4))
 def _step(algorithm, carry, roles, table, plan):
   rows = jnp.arange(len(table['labels']))
   key = jax.random.key(0)
   return client.one_step(algorithm, carry, roles, table, rows, key, 0, 1, plan)
 
 
-@programs.jit(static=(0, 3))
+@compile.jit(static=(0, 3))
 def _derived(algorithm, roles, raw, plan):
   return algorithm.columns(roles._replace(personal=None), raw, plan)
 
 
-@programs.jit(static=(0, 2), light=True)
+@compile.jit(static=(0, 2), light=True)
 def _begin(algorithm, roles, plan):
   return algorithm.update.begin(roles, plan), client.zero_sums(algorithm)
 
@@ -164,13 +165,13 @@ def federation(
 
 def stage(algorithm: Algorithm, depths: Sequence[int], blocks: int) -> Stage:
   """Rounds with the top blocks active, so many in each."""
-  order = activation.order('top_down', blocks, 0)
-  trigger = activation.manual(depths, blocks)
+  order = orders.order('top_down', blocks, 0)
+  trigger = triggers.manual(depths, blocks)
   return Stage(
     algorithm.name,
     algorithm,
     len(depths),
-    lambda handover: activation.schedule(trigger, order),
+    lambda handover: schedules.schedule(trigger, order),
   )
 
 

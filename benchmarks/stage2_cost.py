@@ -12,12 +12,12 @@ Ratios are to `local`.
 from __future__ import annotations
 
 from benchmarks import small_vit, timing
-from fedms_jax import programs
+from fedms_jax.cluster import memory
 
 
 def main(argv: list[str] | None = None) -> None:
   """Measures the variants at each depth."""
-  programs.keep_memory()
+  memory.keep_memory()
   args = small_vit.options('stage2_cost', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   first, second = small_vit.algorithms(model)

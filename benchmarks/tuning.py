@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.contest import Contest, Entry, Flags, Job
-from fedms_jax.config import Config
 from fedms_jax.report import runs, statistics
+from fedms_jax.shell.config import Config
 
 CLOSE = 0.05  # of the budget; a row is run again while it is further away
 _TRIES = 4

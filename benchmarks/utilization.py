@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import small_vit, timing
-from fedms_jax import programs
-from fedms_jax.base import Work
+from fedms_jax.cluster import memory
+from fedms_jax.core.types import Work
 from fedms_jax.systems import cost
 
 SIDE = {'cpu': 2048}  # of the square product; else 8,192
@@ -40,7 +40,7 @@ class Product:
 
 def main(argv: list[str] | None = None) -> None:
   """Measures the step and the products."""
-  programs.keep_memory()
+  memory.keep_memory()
   args = small_vit.options('utilization', argv)
   model = small_vit.backbone(args.shape, args.dtype)
   algorithm, _ = small_vit.algorithms(model)

@@ -24,7 +24,7 @@ import argparse
 import pathlib
 
 from benchmarks import own_cnn, small_vit, timing, versus_torch
-from fedms_jax import programs
+from fedms_jax.cluster import memory
 
 FOLDER = pathlib.Path(__file__).parent / 'peers'
 SCRIPTS = {'pfl': 'pfl_cnn', 'flower': 'flower_cnn', 'fedjax': 'fedjax_cnn'}
@@ -82,7 +82,7 @@ def compare(
 
 def main(argv: list[str] | None = None) -> None:
   """Compares on both workloads."""
-  programs.keep_memory()
+  memory.keep_memory()
   parser = argparse.ArgumentParser(prog='versus_peers')
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--peers', type=peer, nargs='*', default=[])

@@ -23,8 +23,9 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import small_vit, timing
-from fedms_jax import programs
-from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.cluster import memory
+from fedms_jax.persistence import run_store
+from fedms_jax.simulation import driver, observer
 from fedms_jax.simulation.state import Options, Stage
 
 SCRIPT = pathlib.Path(__file__).parent / 'peers' / 'torch_lora.py'
@@ -64,7 +65,7 @@ def ours(
       start,
       stages,
       how,
-      keeper=keeper.Memory(),
+      keeper=run_store.Memory(),
       observer=observer.Silent(),
     )
     return simulation.run().roles
@@ -74,7 +75,7 @@ def ours(
 
 def main(argv: list[str] | None = None) -> None:
   """Measures a dense round, and whole runs."""
-  programs.keep_memory()
+  memory.keep_memory()
   parser = argparse.ArgumentParser(prog='versus_torch')
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--torch', default=sys.executable)

@@ -30,7 +30,7 @@ def measure(flags: list[str]) -> tuple[dict, list[float]]:
   """(costs, training loss of each round) of one run."""
   with tempfile.TemporaryDirectory() as folder:
     subprocess.run(
-      [sys.executable, '-m', 'fedms_jax.main', '--noprogress',
+      [sys.executable, '-m', 'fedms_jax', '--noprogress',
        '--notensorboard', f'--workdir={folder}/run', *flags],
       check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip

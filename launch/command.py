@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from fedms_jax import flags as fedms_flags
-from fedms_jax.config import Config
-from fedms_jax.main import EXIT_USER
-from fedms_jax.simulation.signals import EXIT_SAVED
+from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.shell import flags as fedms_flags
+from fedms_jax.shell.config import Config
+from fedms_jax.shell.main import EXIT_USER
 
-PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax.main'
+PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax'
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -74,7 +74,7 @@ def check(words: Sequence[str]) -> Config:
   here and not in every job. Relative paths count from here.
 
   Raises:
-    ValueError: see `fedms_jax.flags.parse`.
+    ValueError: see `fedms_jax.shell.flags.parse`.
   """
   return fedms_flags.parse(['fedms', *words])
 

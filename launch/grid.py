@@ -6,8 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from fedms_jax import config as config_lib
-from fedms_jax import flags as fedms_flags
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import flags as fedms_flags
 from launch import command
 
 Point = dict[str, str]  # flag -> value

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fedms_jax.main import EXIT_USER
-from fedms_jax.simulation.signals import EXIT_SAVED
-from fedms_jax.simulation.workdir import write_atomic
+from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.shell.main import EXIT_USER
 from launch import command
 
-PROGRAM = 'python -m fedms_jax.main'  # in the image
+PROGRAM = 'python -m fedms_jax'  # in the image
 PORT = 61440
 _CRASHED = 1  # what Python gives for an exception
 

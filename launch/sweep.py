@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax import flags as fedms_flags
-from fedms_jax.config import Config
-from fedms_jax.simulation import status
-from fedms_jax.simulation.workdir import write_atomic
+from fedms_jax.persistence import status
+from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.shell import flags as fedms_flags
+from fedms_jax.shell.config import Config
 from launch import array, command, grid, kubernetes, pods, pool, slurm, table
 
 RECORD = 'sweep.json'

@@ -35,10 +35,16 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(skip)
 
 
+def pytest_configure(config):
+  from fedms_jax.core import compile  # lazy: it starts JAX
+
+  compile.leave_to_xla()
+
+
 @pytest.fixture(autouse=True, scope='module')
 def room():
   """A process that runs many files would end of too many compiled programs."""
   yield
-  from fedms_jax import programs  # lazy: it starts JAX
+  from fedms_jax.cluster import memory  # lazy: it starts JAX
 
-  programs.make_room(0.2)
+  memory.make_room(0.2)

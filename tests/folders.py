@@ -11,8 +11,9 @@ import numpy as np
 import tokenizers
 from PIL import Image
 
-from fedms_jax.models import checkpoints, pretrained
+from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files
 from tests.models import references
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '<eos>')
@@ -56,8 +57,8 @@ def checkpoint(
   params, head = jax.tree_util.tree_map_with_path(
     lambda path, x: random(path, x, rng), shapes
   )
-  empty = checkpoints.Checkpoint(folder, config, {}, {})
-  checkpoints.save(model, params, folder, empty, head=head or None)
+  empty = model_files.Checkpoint(folder, config, {}, {})
+  model_files.save(model, params, folder, empty, head=head or None)
   if kind != 'vit':
     tokenizer(kind).save(str(folder / 'tokenizer.json'))
   if kind in ('vit', 'clip'):

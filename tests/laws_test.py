@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import activation, client, columns, gate, reduction, rounds, tree
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Plan, Roles
+from fedms_jax.core import activation, client, columns, reduction, rounds, tree
+from fedms_jax.core.types import Plan, Roles
+from fedms_jax.models import gate
+from fedms_jax.schedules import triggers
 from tests import world
 
 PLANS = {'dense': world.DENSE, 'top': world.TOP, 'gap': world.GAP}
@@ -302,7 +304,7 @@ def test_narrow_and_widen_are_inverse():
 def test_nothing_is_traced_again_at_the_same_depth():
   """One program per depth, stage and width of a chunk (three clients in two
   chunks), for any number of rounds and runs."""
-  stages = world.stages(2, activation.dense(world.BLOCKS))
+  stages = world.stages(2, triggers.dense(world.BLOCKS))
   run = {'clients': 'chunk', 'chunk': 2, 'steps': 2}
   before = rounds.train_chunk.program()._cache_size()
   world.simulate(stages, **run)

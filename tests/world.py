@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedms_jax import activation, aggregation, gate, losses, reduction, rounds
+from fedms_jax import schedules
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Federation, Partition, Plan, Table
-from fedms_jax.models import transformer, vit
-from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.core import reduction, rounds
+from fedms_jax.core.types import Federation, Partition, Plan, Table
+from fedms_jax.models import gate, tasks, transformer, vit
+from fedms_jax.persistence import run_store
+from fedms_jax.schedules import orders, triggers
+from fedms_jax.server import averaged
+from fedms_jax.simulation import driver, observer
 from fedms_jax.simulation.state import Options, Stage
 
 BLOCKS, WIDTH, CLASSES, ROWS = 3, 8, 4, 96
@@ -45,7 +49,7 @@ def start():
 SGD, ADAM = optax.sgd(0.5), optax.adam(0.01, eps=1e-2)
 DECAY = optax.adamw(0.1, weight_decay=0.5)
 PLAIN = optax.sgd(1.0)
-TASK, MEAN = losses.classification(), aggregation.mean()
+TASK, MEAN = tasks.classification(), averaged.mean()
 
 
 def setting(optimizer=SGD, server=PLAIN, aggregator=MEAN):
@@ -185,11 +189,11 @@ def algorithms(**kwargs):
 
 def stages(rounds_each=3, trigger=None, **kwargs):
   """Both stages of FedMS, by default a block deeper each round, top down."""
-  trigger = trigger or activation.fixed(1, BLOCKS, interval=1, step=1)
-  order = activation.order('top_down', BLOCKS, 0)
+  trigger = trigger or triggers.fixed(1, BLOCKS, interval=1, step=1)
+  order = orders.order('top_down', BLOCKS, 0)
 
   def schedule(handover):
-    return activation.schedule(trigger, order)
+    return schedules.schedule(trigger, order)
 
   first, second = algorithms(**kwargs)
   return [
@@ -207,7 +211,7 @@ def simulate(
   watchers = observer.Observers(records, *([watch] if watch else []))
   simulation = driver.Simulation(
     backbone(), data or federation(), start(), stages, Options(**options),
-    keeper=keep or keeper.Memory(), observer=watchers,
+    keeper=keep or run_store.Memory(), observer=watchers,
   )  # fmt: skip
   return simulation, simulation.run(state), records.records
 

@@ -13,7 +13,7 @@ import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Tree
+from fedms_jax.core.types import Tree
 
 
 def kernels(blocks: Tree) -> dict[str, tuple[int, ...]]:

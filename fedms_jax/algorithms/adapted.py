@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax import activation, aggregation, client, metrics, tree
-from fedms_jax.activation import Stack
 from fedms_jax.adapters import lora
-from fedms_jax.base import (
+from fedms_jax.core import activation, client, metrics, tree
+from fedms_jax.core.activation import Stack
+from fedms_jax.core.columns import inputs
+from fedms_jax.core.types import (
   Aggregator,
   Algorithm,
   Backbone,
@@ -27,8 +28,8 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.columns import inputs
-from fedms_jax.losses import weighted_mean
+from fedms_jax.models.tasks import weighted_mean
+from fedms_jax.server import averaged
 
 
 class Setting(NamedTuple):
@@ -67,7 +68,7 @@ def fresh(setting: Setting, key, before: Roles, adapter: Tree | None) -> Tree:
 def measured(setting: Setting) -> Setting:
   """A setting whose aggregator logs what its averages of LoRA miss."""
   scale = setting.backbone.lora_scale
-  aggregator = aggregation.with_residual(setting.aggregator, scale)
+  aggregator = averaged.with_residual(setting.aggregator, scale)
   return setting._replace(aggregator=aggregator)
 
 

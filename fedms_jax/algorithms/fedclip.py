@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.algorithms import beside
+from fedms_jax.algorithms import frozen_backbone
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import Algorithm, Batch, Tree
+from fedms_jax.core.types import Algorithm, Batch, Tree
 from fedms_jax.models import linear
 
 
@@ -35,10 +35,10 @@ def fedclip(setting: Setting) -> Algorithm:
     x = batch['features']
     x = attention(parts['adapter'], x) * x
     classes = frozen['base']['final']['classes']
-    return beside.class_logits(setting, frozen, classes, x)
+    return frozen_backbone.class_logits(setting, frozen, classes, x)
 
-  form = beside.on_features(setting, fresh, logits)
-  return beside.averaged(setting, form, 'fedclip')
+  form = frozen_backbone.on_features(setting, fresh, logits)
+  return frozen_backbone.averaged(setting, form, 'fedclip')
 
 
 def attention(adapter: Tree, x):

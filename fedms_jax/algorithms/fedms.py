@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import activation, client, gate, metrics, tree
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
-from fedms_jax.base import (
+from fedms_jax.core import activation, client, metrics, tree
+from fedms_jax.core.types import (
   Algorithm,
   Backbone,
   Batch,
@@ -30,7 +30,8 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.losses import weighted_mean
+from fedms_jax.models import gate
+from fedms_jax.models.tasks import weighted_mean
 
 
 def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.adapters import prompt
-from fedms_jax.algorithms import beside, soft_prompts
+from fedms_jax.algorithms import frozen_backbone, soft_prompts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import Algorithm, Batch, Prediction, Roles, Tree
+from fedms_jax.core.types import Algorithm, Batch, Prediction, Roles, Tree
 from fedms_jax.models.family import Prompted
 
 
@@ -58,7 +58,9 @@ def fedpgp(
     )
 
   def logits(roles: Roles, found, batch: Batch):
-    return beside.class_logits(setting, roles.frozen, found, batch['features'])
+    return frozen_backbone.class_logits(
+      setting, roles.frozen, found, batch['features']
+    )
 
   def models(roles: Roles, batch: Batch) -> Prediction:
     found = zip(('global', 'local'), classes(roles), strict=True)
@@ -70,7 +72,7 @@ def fedpgp(
     away = contrast(zero_shot, shared, own, temperature)
     return logits(roles, own, batch), weight * away
 
-  made = beside.method(
+  made = frozen_backbone.method(
     setting, form, 'fedpgp', begin, models, 'local', added, trained=trained
   )
   work = soft_prompts.with_text(form.work, prompted, 4)

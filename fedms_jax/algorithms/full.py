@@ -6,9 +6,10 @@ public data: one client that has all rows.
 
 from __future__ import annotations
 
-from fedms_jax import activation, client, metrics
 from fedms_jax.algorithms.fedms import Setting
-from fedms_jax.base import (
+from fedms_jax.core import activation, client, metrics
+from fedms_jax.core.columns import inputs
+from fedms_jax.core.types import (
   Algorithm,
   Batch,
   Plan,
@@ -18,8 +19,7 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.columns import inputs
-from fedms_jax.losses import weighted_mean
+from fedms_jax.models.tasks import weighted_mean
 
 
 def full_model(setting: Setting) -> Algorithm:

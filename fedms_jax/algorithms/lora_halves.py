@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fedms_jax import activation, aggregation
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms.adapted import Setting, fresh, one_model, together
-from fedms_jax.base import Algorithm, Plan, Roles, Tree
+from fedms_jax.core import activation
+from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
+from fedms_jax.server import averaged
 
 
 def ffa_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
@@ -94,7 +95,7 @@ def _exact(setting: Setting) -> Setting:
 
   def nothing(before, total, weights):
     del before, total, weights
-    return {aggregation.RESIDUAL: jnp.float32(0)}
+    return {averaged.RESIDUAL: jnp.float32(0)}
 
   measured = setting.aggregator._replace(measure=nothing)
   return setting._replace(aggregator=measured)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import jax
 
-from fedms_jax import client, tree
-from fedms_jax.algorithms import adapted, expert
+from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import (
+from fedms_jax.core import client, tree
+from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
@@ -24,7 +24,7 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.losses import weighted_mean
+from fedms_jax.models.tasks import weighted_mean
 
 
 def pfedme(
@@ -46,13 +46,13 @@ def pfedme(
   def loss(roles: Roles, batch: Batch, key, plan: Plan):
     del key
     own = roles.personal
-    out = expert.logits(setting, roles.frozen, own, batch, plan)
+    out = two_experts.logits(setting, roles.frozen, own, batch, plan)
     values = task.loss(out, batch)
     return weighted_mean(*values), adapted.sums(task, out, values, batch)
 
   update = envelope(loss, setting.optimizer, pull, steps, learning_rate)
   # A batch takes so many passes, one after another.
-  return expert.pair(setting, 'pfedme', update, adapter=adapter)._replace(
+  return two_experts.pair(setting, 'pfedme', update, adapter=adapter)._replace(
     work=Work(trained=steps, frozen=0)
   )
 
@@ -69,13 +69,13 @@ def envelope(
   def pulled(roles: Roles, batch: Batch, key, plan: Plan):
     value, sums = loss(roles, batch, key, plan)
     anchor = roles.frozen['anchor']
-    away = expert.squared_distance(roles.personal, anchor)
+    away = two_experts.squared_distance(roles.personal, anchor)
     return value + pull / 2 * away, sums
 
   def theta_alone(plan: Plan):
     return {'blocks': False, 'head': False}, plan.active
 
-  inner = expert.anchored(client.sgd(pulled, optimizer, theta_alone))
+  inner = two_experts.anchored(client.sgd(pulled, optimizer, theta_alone))
 
   def sent(roles: Roles) -> Roles:
     return roles._replace(personal=roles.shared)

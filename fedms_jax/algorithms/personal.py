@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import jax
 
-from fedms_jax import tree
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import (
+from fedms_jax.core import tree
+from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,

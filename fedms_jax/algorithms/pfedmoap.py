@@ -20,10 +20,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import tree
-from fedms_jax.algorithms import beside, factors, pool, soft_prompts
+from fedms_jax.adapters import lora_products
+from fedms_jax.algorithms import frozen_backbone, pool, soft_prompts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import (
+from fedms_jax.core import tree
+from fedms_jax.core.types import (
   ActiveSet,
   Aggregator,
   Algorithm,
@@ -77,7 +78,7 @@ class Experts(NamedTuple):
     [B] on the own prompt."""
     x, base = batch['features'], roles.frozen['base']
     classes = self.prompted.features(base['text'], own)
-    alone = beside.class_logits(self.setting, roles.frozen, classes, x)
+    alone = frozen_backbone.class_logits(self.setting, roles.frozen, classes, x)
     direction = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     products, weight = attended(
       roles.personal['gate'],
@@ -145,7 +146,7 @@ def pfedmoap(
     one = tree.nbytes(shapes.shared['prompt'])
     return float(one), float(one * (1 + experts.count))
 
-  made = beside.method(
+  made = frozen_backbone.method(
     setting,
     form,
     'pfedmoap',
@@ -244,7 +245,7 @@ def _apart() -> Aggregator:
     return {'prompt': after['prompt'], 'ticket': ticket}
 
   def merge(before, values, weights):
-    share = factors.shares(weights['prompt'])
-    return before | {'prompt': factors.mean(values['prompt'], share)}
+    share = lora_products.shares(weights['prompt'])
+    return before | {'prompt': lora_products.mean(values['prompt'], share)}
 
   return Aggregator(contribute, 'stack', merge)

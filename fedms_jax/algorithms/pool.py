@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Tree
+from fedms_jax.core.types import Tree
 
 
 def empty(size: int, prompt) -> Tree:

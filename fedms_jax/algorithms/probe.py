@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import client, columns, metrics
 from fedms_jax.algorithms.fedms import Setting
-from fedms_jax.base import Algorithm, Batch, Plan, Prediction, Roles, Work
-from fedms_jax.losses import weighted_mean
+from fedms_jax.core import client, columns, metrics
+from fedms_jax.core.types import Algorithm, Batch, Plan, Prediction, Roles, Work
 from fedms_jax.models import pretrained
+from fedms_jax.models.tasks import weighted_mean
 
 
 def linear_probe(setting: Setting) -> Algorithm:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax import tree
 from fedms_jax.adapters import lora
-from fedms_jax.base import Batch, ClientUpdate, Plan, Roles, Tree
+from fedms_jax.core import tree
+from fedms_jax.core.types import Batch, ClientUpdate, Plan, Roles, Tree
 
 RankOf = Callable[[int], int]  # client -> its rank
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedms_jax import aggregation, tree
 from fedms_jax.algorithms import fedms
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import (
+from fedms_jax.core import tree
+from fedms_jax.core.types import (
   Aggregator,
   Algorithm,
   ClientUpdate,
@@ -32,6 +32,7 @@ from fedms_jax.base import (
   Roles,
   Tree,
 )
+from fedms_jax.server import averaged
 
 _CONTROL = 'control_'
 _COUNT = 'count_'
@@ -57,7 +58,7 @@ def scaffold(
 
   def fold(roles: Roles, values, weights, key) -> Roles:
     del key
-    moved = aggregation.divide(_only(values), _only(weights))
+    moved = averaged.divide(_only(values), _only(weights))
     for name, change in moved.items():
       share = values[name.replace(_CONTROL, _COUNT)] / population
       moved[name] = jax.tree.map(

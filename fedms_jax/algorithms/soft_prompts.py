@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.adapters import prompt
-from fedms_jax.algorithms import adapted, beside
+from fedms_jax.algorithms import adapted, frozen_backbone
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.algorithms.beside import Form
-from fedms_jax.base import (
+from fedms_jax.algorithms.frozen_backbone import Form
+from fedms_jax.core.types import (
   Algorithm,
   Batch,
   Prediction,
@@ -48,9 +48,11 @@ def of_classes(setting: Setting, prompted: Prompted, length: int) -> Form:
 
   def logits(frozen: Tree, parts: Tree, batch: Batch):
     classes = prompted.features(frozen['base']['text'], parts['prompt'])
-    return beside.class_logits(setting, frozen, classes, batch['features'])
+    return frozen_backbone.class_logits(
+      setting, frozen, classes, batch['features']
+    )
 
-  form = beside.on_features(setting, fresh, logits)
+  form = frozen_backbone.on_features(setting, fresh, logits)
   return form._replace(work=with_text(form.work, prompted, 2))
 
 
@@ -101,7 +103,7 @@ def of_inputs(setting: Setting, length: int) -> Form:
 
 def promptfl(setting: Setting, form: Form) -> Algorithm:
   """PromptFL (arXiv 2208.11625): the prompt is averaged."""
-  return beside.averaged(setting, form, 'promptfl')
+  return frozen_backbone.averaged(setting, form, 'promptfl')
 
 
 def promptfolio(setting: Setting, form: Form, local: float) -> Algorithm:
@@ -125,7 +127,7 @@ def promptfolio(setting: Setting, form: Form, local: float) -> Algorithm:
     logits = {'global': shared, 'local': own, 'mixture': mixture}
     return Prediction(logits, {})
 
-  made = beside.method(
+  made = frozen_backbone.method(
     setting,
     form,
     'promptfolio',

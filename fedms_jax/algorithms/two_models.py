@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedms_jax import client
-from fedms_jax.algorithms import adapted, expert
+from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.base import (
+from fedms_jax.core import client
+from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
@@ -25,7 +25,7 @@ from fedms_jax.base import (
   Tree,
   Work,
 )
-from fedms_jax.losses import weighted_mean
+from fedms_jax.models.tasks import weighted_mean
 
 # Examples whose mixed LoRA are held at a time, in evaluation.
 _GROUP = 32
@@ -38,12 +38,12 @@ def ditto(
   (v - w), where w is what the server sent."""
 
   def own_loss(roles: Roles, batch: Batch, plan: Plan):
-    out = expert.logits(setting, roles.frozen, roles.personal, batch, plan)
-    away = expert.squared_distance(roles.personal, roles.frozen['anchor'])
+    out = two_experts.logits(setting, roles.frozen, roles.personal, batch, plan)
+    away = two_experts.squared_distance(roles.personal, roles.frozen['anchor'])
     return out, pull / 2 * away
 
   update = _both(setting, own_loss, client.everywhere)
-  return expert.pair(setting, 'ditto', update, adapter=adapter)
+  return two_experts.pair(setting, 'ditto', update, adapter=adapter)
 
 
 def apfl(
@@ -73,13 +73,13 @@ def apfl(
     return _mixture(setting, roles, weight, shared, batch, plan)
 
   def own_loss(roles: Roles, batch: Batch, plan: Plan):
-    shared = expert.constant(roles.shared)
+    shared = two_experts.constant(roles.shared)
     return mixed(roles._replace(shared=shared), batch, plan), 0.0
 
   update = _both(
     setting._replace(optimizer=optimizer), own_loss, client.everywhere
   )
-  plain = expert.pair(
+  plain = two_experts.pair(
     setting, 'apfl', update, extra={'alpha': alpha}, adapter=adapter
   )
 
@@ -116,7 +116,7 @@ def feddpa(
   def masks(plan: Plan):
     return plan.active, {'blocks': plan.active, 'profile': False}
 
-  plain = expert.pair(
+  plain = two_experts.pair(
     setting,
     'feddpa',
     _profiled(setting, _both(setting, own_loss, masks)),
@@ -128,7 +128,7 @@ def feddpa(
     found = plain.columns(roles, batch, plan)
     rest = client.rest(roles.frozen['start'], setting.backbone.blocks)
     whole = batch | found
-    x = expert.features(setting, roles.frozen, rest['blocks'], whole, plan)
+    x = two_experts.features(setting, roles.frozen, rest['blocks'], whole, plan)
     return found | {'base_features': x}
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
@@ -160,14 +160,16 @@ def _both(setting: Setting, own_loss: Callable, masks) -> ClientUpdate:
 
   def objective(roles: Roles, batch: Batch, key, plan: Plan):
     del key
-    shared = expert.logits(setting, roles.frozen, roles.shared, batch, plan)
+    shared = two_experts.logits(
+      setting, roles.frozen, roles.shared, batch, plan
+    )
     own, more = own_loss(roles, batch, plan)
     loss = task.loss(own, batch)
     total = weighted_mean(*task.loss(shared, batch)) + weighted_mean(*loss)
     return total + more, adapted.sums(task, own, loss, batch)
 
   update = client.sgd(objective, setting.optimizer, masks)
-  return expert.anchored(update)
+  return two_experts.anchored(update)
 
 
 def _within_bounds(learning_rate: float) -> optax.GradientTransformation:
@@ -186,8 +188,8 @@ def _mixture(setting: Setting, roles: Roles, weight, other, batch, plan: Plan):
   weight = jnp.asarray(weight)
 
   def features(weight, batch):
-    stack = expert.blend(weight, own['blocks'], other['blocks'])
-    return expert.features(setting, frozen, stack, batch, plan)
+    stack = two_experts.blend(weight, own['blocks'], other['blocks'])
+    return two_experts.features(setting, frozen, stack, batch, plan)
 
   if weight.ndim:
     x = _by_example(features, weight, batch)

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from fedms_jax.base import Federation, Partition, Table
+from fedms_jax.core.types import Federation, Partition, Table
 
 _PARTITIONS = ('train', 'validation', 'test', 'unseen')
 _LISTS = ('pooled', 'public')

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedms_jax.base import Partition
+from fedms_jax.core.types import Partition
 from fedms_jax.data import draws
 
 PADDING = -1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedms_jax.base import Table
+from fedms_jax.core.types import Table
 from fedms_jax.data import images, inputs, names
 
 INPUT_NAMES = frozenset(

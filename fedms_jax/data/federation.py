@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedms_jax.base import Federation, Partition, Table
+from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import archive, classes, draws, lazy, names
 from fedms_jax.data import partition as partitions
 from fedms_jax.data.sources import Source

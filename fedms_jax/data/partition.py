@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedms_jax.base import Partition
+from fedms_jax.core.types import Partition
 from fedms_jax.data import draws, names
 
 NAMES = ('iid', 'dirichlet', 'classes', 'quantity', 'natural')

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedms_jax.base import Table
+from fedms_jax.core.types import Table
 from fedms_jax.data import draws, features, images, inputs, splits
 
 EMBEDDED = ('digits', 'synthetic')

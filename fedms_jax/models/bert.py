@@ -6,7 +6,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Tree
+from fedms_jax.core.types import Tree
 from fedms_jax.models import family, linear, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Span, Tree
+from fedms_jax.core.types import Span, Tree
 from fedms_jax.models import contrast, family, transformer, vit
 from fedms_jax.models.contrast import Tower
 from fedms_jax.models.family import Head, Model, Name, Options, Prompted

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Backbone, BackboneCost, Span, Tree
+from fedms_jax.core.types import Backbone, BackboneCost, Span, Tree
 from fedms_jax.models import family, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig

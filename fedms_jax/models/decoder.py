@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedms_jax.base import Backbone, Tree
+from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import family, transformer
 from fedms_jax.models.family import Options
 from fedms_jax.models.transformer import TransformerConfig

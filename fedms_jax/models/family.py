@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Backbone, Tree
+from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import linear, transformer
 from fedms_jax.models.transformer import TransformerConfig
 

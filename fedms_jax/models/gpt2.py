@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fedms_jax.base import Tree
+from fedms_jax.core.types import Tree
 from fedms_jax.models import decoder, family
 from fedms_jax.models.family import Model, Name, Options
 

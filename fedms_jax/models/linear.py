@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Tree
+from fedms_jax.core.types import Tree
 
 
 def init(key, width: int, classes: int, bias: bool = True) -> Tree:

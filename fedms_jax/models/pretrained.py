@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 
-from fedms_jax.base import Backbone, Span, Tree
+from fedms_jax.core.types import Backbone, Span, Tree
 from fedms_jax.models import bert, clip, gpt2, llama, vit
 from fedms_jax.models.family import Model, Options
 

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import BackboneCost, Span, Tree
+from fedms_jax.core.types import BackboneCost, Span, Tree
 from fedms_jax.models import attention
 
 

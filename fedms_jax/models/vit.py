@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.base import Backbone, Tree
+from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import family, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig

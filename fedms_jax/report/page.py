@@ -7,8 +7,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from fedms_jax.persistence.workdir import write_atomic
 from fedms_jax.report import style
-from fedms_jax.simulation.workdir import write_atomic
 
 
 def document(title: str, *parts: str) -> str:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax.simulation import workdir, writers
+from fedms_jax.persistence import workdir, writers
 
 SWEEP = 'sweep.json'
 # Flags that say nothing of what a run computes.

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 
 from fedms_jax.report import page, views
+from fedms_jax.report.printed import COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
-from fedms_jax.simulation.report import COLUMNS, MODELS
 
 _CLASSES = {
   'own_classes': "pooled: client's classes",

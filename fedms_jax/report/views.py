@@ -9,7 +9,7 @@ import numpy as np
 
 from fedms_jax.report import figures, page
 from fedms_jax.report.runs import Row, Run
-from fedms_jax.simulation.report import in_bytes, in_flops
+from fedms_jax.systems.units import in_bytes, in_flops
 
 BY_CLASS = 'gate_weight_by_class'
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedms_jax.base import Federation
+from fedms_jax.core.types import Federation
 from fedms_jax.data import cohorts
 
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from fedms_jax import activation, programs, reduction, rng
-from fedms_jax.base import Backbone, Federation, Plan, Roles
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core import activation, compile, reduction, seeds
+from fedms_jax.core.types import Backbone, Federation, Plan, Roles
 from fedms_jax.simulation import cohorts, execution, planner, timeline
-from fedms_jax.simulation.books import Books, InFlight
+from fedms_jax.simulation.accounting import Books, InFlight
 from fedms_jax.simulation.importance import block_importance
-from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.state import (
   Handover,
   Options,
@@ -32,9 +32,9 @@ from fedms_jax.systems.ledger import Entry, Meter
 class Simulation:
   """Runs stages over a federation.
 
-  keeper: saves and restores, see `keeper.py`. observer: is told of rounds and
-  asked whether to stop, see `observer.py`. place: devices and processes; None:
-  one device. ledgers: one `Entry` per stage.
+  keeper: saves and restores, see `run_store.py`. observer: is called after each
+  round and asked whether to stop, see `observer.py`. place: devices and
+  processes; None: one device. ledgers: one `Entry` per stage.
   """
 
   def __init__(
@@ -129,8 +129,8 @@ class Simulation:
   def _begin(self, index: int, before: Roles, inherited, importance):
     """The state before the first round of a stage."""
     stage = self.stages[index]
-    key = rng.stream(self.options.seed, rng.INIT, index)
-    roles = programs.jit(light=True)(stage.algorithm.begin)(key, before)
+    key = seeds.stream(self.options.seed, seeds.INIT, index)
+    roles = compile.jit(light=True)(stage.algorithm.begin)(key, before)
     roles = self._on_devices(roles)
     measured = [importance]
 
@@ -255,7 +255,9 @@ class Simulation:
     own = self.place.mine(cohort.ids, self.federation.train.num_clients)
     with timeline.span('load'):
       personal = store.gather(cohort.ids[own])
-    key = rng.stream(self.options.seed, rng.CLIENT, state.stage, cohort.round)
+    key = seeds.stream(
+      self.options.seed, seeds.CLIENT, state.stage, cohort.round
+    )
     needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
     before = self.tables.derived_rows
     whole = self.plan(state)

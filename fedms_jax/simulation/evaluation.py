@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import metrics
-from fedms_jax.base import Federation, Partition, Table
+from fedms_jax.core import metrics
+from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import cohorts
 from fedms_jax.simulation import execution
 

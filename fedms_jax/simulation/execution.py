@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import reduction, rounds, scoring, tree
-from fedms_jax.base import Algorithm, Plan, Roles
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core import reduction, rounds, scoring, tree
+from fedms_jax.core.types import Algorithm, Plan, Roles
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
 from fedms_jax.simulation.cohorts import Cohort
-from fedms_jax.simulation.placement import Placement
 from fedms_jax.simulation.planner import Execution
 
 

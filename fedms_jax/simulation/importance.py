@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import reduction, rng, tree
-from fedms_jax.base import Plan, Roles
+from fedms_jax.core import reduction, seeds, tree
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.simulation import execution
 
 
@@ -36,7 +36,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
     cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
     execution.Here(place, table, translate(rows), own),
     [plan] * count,
-    rng.stream(0, rng.SCHEDULE, stage),
+    seeds.stream(0, seeds.SCHEDULE, stage),
     execution.Execution('loop' if place.mesh is None else 'chunk', 1),
   )
   personal = np.zeros(simulation.backbone.blocks)

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax import reduction, rounds, scoring, tree
-from fedms_jax.base import Algorithm, Plan, Roles, Tree
+from fedms_jax.cluster import memory
+from fedms_jax.core import reduction, rounds, scoring, tree
+from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
 from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation import memory
 from fedms_jax.simulation.cohorts import Cohort
-from fedms_jax.simulation.report import in_bytes
+from fedms_jax.systems.units import in_bytes
 
 _SMALL = (2, 4)  # clients of the programs that are measured
 _SHARE = 0.9  # of the free memory; the rest is lost to fragmentation

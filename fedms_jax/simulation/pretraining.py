@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import client, metrics, programs, rng
-from fedms_jax.base import Algorithm, Federation, Plan, Roles, Tree
+from fedms_jax.core import client, compile, metrics, seeds
+from fedms_jax.core.types import Algorithm, Federation, Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.simulation.tables import Tables
 
@@ -34,7 +34,7 @@ def train(
   """
   public = federation.public
   plan = Plan((True,) * blocks, 0)
-  key = rng.stream(seed, rng.PRETRAIN)
+  key = seeds.stream(seed, seeds.PRETRAIN)
   roles = algorithm.begin(key, before)
   if not epochs or not len(public):
     return roles.shared
@@ -82,14 +82,16 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
   """Row numbers [S, B] of an epoch, -1 is padding."""
-  order = np.random.default_rng([seed, rng.PRETRAIN, epoch]).permutation(count)
+  order = np.random.default_rng([seed, seeds.PRETRAIN, epoch]).permutation(
+    count
+  )
   steps = steps_per_epoch(count, batch_size)
   rows = np.full(steps * batch_size, -1, np.int32)
   rows[:count] = order
   return rows.reshape(steps, batch_size)
 
 
-@programs.jit(static=(0, 8), donate=(1,))
+@compile.jit(static=(0, 8), donate=(1,))
 def _epoch(
   algorithm, carry, roles: Roles, table: Tree, rows, key, first, total, plan
 ):

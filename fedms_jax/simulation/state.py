@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fedms_jax.activation import Schedule
-from fedms_jax.base import ActiveSet, Algorithm, Roles
-from fedms_jax.reduction import ServerState
+from fedms_jax.core.reduction import ServerState
+from fedms_jax.core.types import ActiveSet, Algorithm, Roles
+from fedms_jax.schedules import Schedule
 from fedms_jax.systems.ledger import Entry
 
 

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import columns, programs, tree
-from fedms_jax.base import Algorithm, Plan, Roles
+from fedms_jax.cluster import memory
+from fedms_jax.core import columns, compile, tree
+from fedms_jax.core.types import Algorithm, Plan, Roles
 from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation import memory, timeline
+from fedms_jax.simulation import timeline
 
 TableDict = dict[str, jax.Array]
 # Blocks that are under way at a time in a pass: enough to keep the device
@@ -27,13 +28,13 @@ TableDict = dict[str, jax.Array]
 _UNDER_WAY = 8
 
 
-@programs.jit(static=(0, 3))
+@compile.jit(static=(0, 3))
 def _derive(algorithm: Algorithm, roles: Roles, raw, plan: Plan):
   """The derived columns of one block of raw rows."""
   return algorithm.columns(roles, raw, plan)
 
 
-@programs.jit(donate=(0,), light=True)
+@compile.jit(donate=(0,), light=True)
 def _write(derived, new, start):
   """The derived columns with a block's at row `start`."""
   return {

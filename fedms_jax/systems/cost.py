@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from fedms_jax.base import BackboneCost, Plan, Tree, Work
+from fedms_jax.core.types import BackboneCost, Plan, Tree, Work
 
 
 def lora_flops(stacked: Tree, tokens: int) -> float:

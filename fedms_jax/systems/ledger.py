@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fedms_jax import tree
-from fedms_jax.base import (
+from fedms_jax.core import tree
+from fedms_jax.core.types import (
   ActiveSet,
   Algorithm,
   Backbone,

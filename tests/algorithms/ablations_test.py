@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import activation, columns, gate, optimizers
 from fedms_jax.algorithms import fedms
+from fedms_jax.core import columns
+from fedms_jax.models import gate
+from fedms_jax.schedules import triggers
+from fedms_jax.server import optimizers
 from fedms_jax.systems.ledger import Meter
 from tests import world
 
@@ -99,7 +102,7 @@ def test_a_hard_gate_gives_the_logits_of_the_chosen_expert():
 
 
 def test_without_stage_one_the_global_expert_is_the_pretrained_model():
-  first, second = world.stages(1, activation.dense(world.BLOCKS))
+  first, second = world.stages(1, triggers.dense(world.BLOCKS))
   _, state, records = world.simulate([first._replace(rounds=0), second])
   frozen = state.roles.frozen
   world.same(frozen['global'], frozen['start'])

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import reduction, rounds
-from fedms_jax.base import Roles
+from fedms_jax.core import reduction, rounds
+from fedms_jax.core.types import Roles
 from tests import world
 
 

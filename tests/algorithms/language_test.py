@@ -8,21 +8,22 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import aggregation, client, gate, losses, scoring
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Plan
-from fedms_jax.models import pretrained
+from fedms_jax.core import client, scoring
+from fedms_jax.core.types import Plan
+from fedms_jax.models import gate, pretrained, tasks
+from fedms_jax.server import averaged
 from tests import folders
 from tests.models import references
 
 ROWS = 12
 KINDS = {
-  'next': ('gpt2', losses.causal_lm(), 'token', ('attn/q',)),
-  'running': ('gpt2', losses.causal_lm(), 'running', ('attn/q',)),
-  'masked': ('bert', losses.masked_lm(), 'sequence', ('attn/v',)),
+  'next': ('gpt2', tasks.causal_lm(), 'token', ('attn/q',)),
+  'running': ('gpt2', tasks.causal_lm(), 'running', ('attn/q',)),
+  'masked': ('bert', tasks.masked_lm(), 'sequence', ('attn/v',)),
   'pairs': (
     'clip',
-    losses.contrast(),
+    tasks.contrast(),
     'token',
     ('image/attn/q', 'text/attn/q'),
   ),
@@ -49,7 +50,7 @@ def stage(kind, mix='logits'):
   model = pretrained.model(folders.CONFIGS[family], folders.HEADS[family])
   backbone = model.backbone
   setting = fedms.Setting(
-    backbone, task, optax.sgd(0.1), optax.sgd(1.0), aggregation.mean(),
+    backbone, task, optax.sgd(0.1), optax.sgd(1.0), averaged.mean(),
     targets, 2,
   )  # fmt: skip
   spec = gate.GateSpec(backbone.width, classes=0, level=level, mix=mix)

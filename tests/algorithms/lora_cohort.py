@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms import fedms, lora_halves, lora_products
+from fedms_jax.algorithms import fedms, lora_halves, lora_merging
 from tests import world
 from tests.algorithms import cohort
 
@@ -17,10 +17,10 @@ MAKERS = {
   'ffa_lora': lora_halves.ffa_lora,
   'rolora': lora_halves.rolora,
   'fedsa_lora': lora_halves.fedsa_lora,
-  'flora': lora_products.flora,
-  'fedex_lora': lora_products.fedex_lora,
-  'flexlora': lora_products.flexlora,
-  'hetlora': lora_products.hetlora,
+  'flora': lora_merging.flora,
+  'fedex_lora': lora_merging.fedex_lora,
+  'flexlora': lora_merging.flexlora,
+  'hetlora': lora_merging.hetlora,
 }
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import aggregation, tree
-from fedms_jax.adapters import lora
-from fedms_jax.algorithms import factors
-from fedms_jax.base import Plan
+from fedms_jax.adapters import lora, lora_products
+from fedms_jax.core import tree
+from fedms_jax.core.types import Plan
+from fedms_jax.server import averaged
 from fedms_jax.systems import ledger
 from tests import world
 from tests.algorithms import cohort
@@ -99,8 +99,8 @@ def stack(clients=3, rank=2, seed=0, sizes=(8, 6)):
 def test_at_full_rank_flexlora_is_exact():
   values = stack(clients=4, rank=6)
   share = np.full((4, 2), 0.25, np.float32)
-  found = lora.products(factors.best(values, share, 6))
-  exact = factors.products(values, share)
+  found = lora.products(lora_products.best(values, share, 6))
+  exact = lora_products.products(values, share)
   np.testing.assert_allclose(found['attn/q'], exact['attn/q'], atol=2e-5)
 
 
@@ -112,7 +112,7 @@ def test_the_residual_is_what_averaged_factors_miss(name, plan):
   mean, other = mean_product(results), product_of_means(results)
   squares = sum(np.square(mean[t] - other[t]).sum() for t in mean)
   *_, measured = after(name, plan)
-  found = measured[aggregation.RESIDUAL]
+  found = measured[averaged.RESIDUAL]
   assert found > 1e-3
   np.testing.assert_allclose(found, SCALE * np.sqrt(squares), rtol=1e-3)
 
@@ -132,7 +132,7 @@ def test_the_residual_of_wide_kernels_is_estimated_without_bias():
     for _ in range(4)
   ]
   before = jax.tree.map(jnp.zeros_like, changes[0])
-  aggregator = aggregation.with_residual(aggregation.mean(), 0.5)
+  aggregator = averaged.with_residual(averaged.mean(), 0.5)
   sent = [aggregator.contribute(before, x, 1.0) for x in changes]
   largest = max(x.size for x in jax.tree.leaves(sent[0]))
   assert largest == 6 * 64 * 16  # no product [512, 16] of a client
@@ -142,7 +142,7 @@ def test_the_residual_of_wide_kernels_is_estimated_without_bias():
   equal = np.ones(4)
   exact = mean_product(changes, equal)['q']
   exact = 0.5 * np.linalg.norm(exact - product_of_means(changes, equal)['q'])
-  np.testing.assert_allclose(measured[aggregation.RESIDUAL], exact, rtol=0.1)
+  np.testing.assert_allclose(measured[averaged.RESIDUAL], exact, rtol=0.1)
 
 
 def test_flora_starts_again_where_it_trained_and_nowhere_else():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from fedms_jax.algorithms import moreau
-from fedms_jax.base import Plan, Roles
+from fedms_jax.core.types import Plan, Roles
 from tests import world
 
 CENTER = np.array([1.0, -2.0, 0.5], np.float32)

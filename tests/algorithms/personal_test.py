@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax import client
 from fedms_jax.algorithms import personal
+from fedms_jax.core import client
 from fedms_jax.systems.ledger import Meter
 from tests import world
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import columns
 from fedms_jax.algorithms import pfedmoap, pool, soft_prompts
-from fedms_jax.simulation import driver, keeper, observer
+from fedms_jax.core import columns
+from fedms_jax.persistence import run_store
+from fedms_jax.simulation import driver, observer
 from fedms_jax.simulation.state import Options, Stage
 from fedms_jax.systems.ledger import Meter
 from tests import world
@@ -171,7 +172,7 @@ def simulate(**options):
     clip_world.model().backbone, world.federation(), clip_world.start(),
     [Stage('personal', algorithm, 2, schedule)],
     Options(cohort=3, batch_size=4, block=32, **options),
-    keeper=keeper.Memory(), observer=records,
+    keeper=run_store.Memory(), observer=records,
   )  # fmt: skip
   return simulation.run(), records.records
 

@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import config as config_lib
-from fedms_jax import origin
 from fedms_jax.algorithms import probe
-from fedms_jax.base import Plan
+from fedms_jax.core.types import Plan
 from fedms_jax.models import pretrained
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import observer, pretraining
 from tests import world
 
@@ -83,7 +83,7 @@ def test_without_public_rows_or_epochs_the_head_stays(trained):
 
 def mode(headed=False, **values):
   flat = {k.replace('__', '.'): v for k, v in values.items()}
-  return origin.pretrain_mode(config_lib.from_values(flat), headed)
+  return worlds.pretrain_mode(config_lib.from_values(flat), headed)
 
 
 def test_what_the_server_trains_by_default():

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import tree
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms import lora_products, ranks
-from fedms_jax.base import ClientUpdate, Plan, Roles
+from fedms_jax.algorithms import lora_merging, ranks
+from fedms_jax.core import tree
+from fedms_jax.core.types import ClientUpdate, Plan, Roles
 from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.lora_cohort import (
@@ -181,7 +181,7 @@ def test_the_size_of_a_tail_has_a_slope_also_where_it_is_zero():
 @functools.cache
 def pruning(pull):
   """HetLoRA at ranks that clients prune, by half."""
-  return lora_products.hetlora(
+  return lora_merging.hetlora(
     world.setting(),
     rank_of=lambda client: RANKS[client],
     pruning=ranks.Pruning(0.5, pull),

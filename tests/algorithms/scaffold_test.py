@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax import reduction
 from fedms_jax.algorithms import fedms, scaffold
+from fedms_jax.core import reduction
 from tests import world
 from tests.algorithms import cohort
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import columns
-from fedms_jax.algorithms import beside, fedclip, fedpgp, soft_prompts
+from fedms_jax.algorithms import fedclip, fedpgp, frozen_backbone, soft_prompts
+from fedms_jax.core import columns
 from fedms_jax.models import pretrained
 from fedms_jax.systems.ledger import Meter
 from tests import world
@@ -108,7 +108,10 @@ def test_promptfl_follows_the_slope_of_the_prompt_and_averages():
 def test_the_model_as_it_was_is_zero_shot(name):
   algorithm, roles = method(name)
   base = roles.frozen['base']
-  backbone, images = clip_world.model().backbone, world.columns()['inputs'][:12]
+  backbone, images = (
+    clip_world.model().backbone,
+    world.columns()['inputs'][:12],
+  )
   expected = backbone.logits(
     base, {}, pretrained.encode(backbone, base, images)
   )
@@ -149,10 +152,15 @@ def test_promptfolio_mixes_class_features():
   algorithm, roles = method('promptfolio', 0.3)
   one, other = (features(x['prompt']) for x in (roles.shared, roles.personal))
   frozen = roles.frozen
-  backbone, images = clip_world.model().backbone, world.columns()['inputs'][:12]
+  backbone, images = (
+    clip_world.model().backbone,
+    world.columns()['inputs'][:12],
+  )
   x = pretrained.encode(backbone, frozen['base'], images)
   mixed = 0.7 * one + 0.3 * other
-  expected = beside.class_logits(clip_world.setting(), frozen, mixed, x)
+  expected = frozen_backbone.class_logits(
+    clip_world.setting(), frozen, mixed, x
+  )
   found = predict(algorithm, roles)['mixture']
   np.testing.assert_allclose(found, expected, atol=1e-4)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import activation, columns
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import personal, two_models
-from fedms_jax.base import Roles
+from fedms_jax.core import activation, columns
+from fedms_jax.core.types import Roles
 from fedms_jax.models import pretrained
 from tests import world
 

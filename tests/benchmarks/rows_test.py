@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import championship, methods, schedules
-from fedms_jax import build, config, flags
+from benchmarks import methods, schedules, search_and_seeds
+from fedms_jax.shell import build, config, flags
 from fedms_jax.simulation.state import Handover
 
 BLOCKS, ROUNDS = 6, 30
@@ -105,10 +105,10 @@ def test_an_axis_holds_what_its_row_has():
 
 def test_rows_are_chosen_by_name():
   known = schedules.entries(2, 2)
-  found = championship.chosen('queue, dense', known, 'schedules', [])
+  found = search_and_seeds.chosen('queue, dense', known, 'schedules', [])
   assert [entry.label for entry in found] == ['queue', 'dense']
   with pytest.raises(ValueError, match="--schedules has 'dens'"):
-    championship.chosen('dens', known, 'schedules', [])
+    search_and_seeds.chosen('dens', known, 'schedules', [])
 
 
 @pytest.mark.parametrize('module', [methods, schedules])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedms_jax.base import Federation, Partition, Table
+from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import archive
 
 

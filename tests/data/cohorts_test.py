@@ -3,7 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fedms_jax.base import Partition
+from fedms_jax.core.types import Partition
 from fedms_jax.data import cohorts
 
 SIZES = np.asarray([7, 1, 12, 5, 30, 4])

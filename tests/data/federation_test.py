@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedms_jax.base import Partition, Table
+from fedms_jax.core.types import Partition, Table
 from fedms_jax.data import archive, federation, lazy, partition
 from fedms_jax.data.sources import Source
 from tests.data.lazy_test import Spy

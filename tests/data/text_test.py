@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedms_jax.base import Table
+from fedms_jax.core.types import Table
 from fedms_jax.data import text
 from fedms_jax.data.sources import Source
 from tests import folders

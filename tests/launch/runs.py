@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fedms_jax.simulation import writers
+from fedms_jax.persistence import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = [sys.executable, '-m', 'tests.launch.stand_in']
@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory):
   all test files."""
   folder = tmp_path_factory.getbasetemp() / 'undisturbed'
   if not folder.exists():
-    finish(start('fedms_jax.main', *SMOKE, f'--workdir={folder}'), 0)
+    finish(start('fedms_jax', *SMOKE, f'--workdir={folder}'), 0)
   return folder
 
 

@@ -15,15 +15,15 @@ undisturbed = runs.undisturbed
 def test_exit_codes_of_a_run(undisturbed, tmp_path):
   assert (undisturbed / 'summary.json').exists()  # 0
   words = [*runs.SMOKE, f'--workdir={undisturbed}']
-  assert '--resume' in runs.finish(runs.start('fedms_jax.main', *words), 2)
+  assert '--resume' in runs.finish(runs.start('fedms_jax', *words), 2)
   words = [*runs.SMOKE, '--lora.rank=0']
-  assert '--lora.rank' in runs.finish(runs.start('fedms_jax.main', *words), 2)
+  assert '--lora.rank' in runs.finish(runs.start('fedms_jax', *words), 2)
   words = [*runs.SMOKE, f'--workdir={tmp_path}']
-  run = runs.start('fedms_jax.main', *words)
+  run = runs.start('fedms_jax', *words)
   runs.wait_for_rounds(tmp_path, 1, lambda: run.poll() is None)
   run.send_signal(signal.SIGTERM)
   assert '--resume' in runs.finish(run, 75)
-  runs.finish(runs.start('fedms_jax.main', *words, '--resume'), 0)
+  runs.finish(runs.start('fedms_jax', *words, '--resume'), 0)
   assert runs.summary(tmp_path) == runs.summary(undisturbed)
 
 

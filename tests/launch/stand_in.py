@@ -13,8 +13,9 @@ import signal
 import sys
 import time
 
-from fedms_jax import flags
-from fedms_jax.simulation import cluster, signals, workdir, writers
+from fedms_jax.cluster import host, signals
+from fedms_jax.persistence import workdir, writers
+from fedms_jax.shell import flags
 
 
 def action(process):
@@ -48,9 +49,7 @@ def obey(verb, *words):
 def main():
   config = flags.parse(sys.argv)
   d = config.distributed
-  place = cluster.membership(
-    d.coordinator, d.processes, d.process_id, os.environ
-  )
+  place = host.membership(d.coordinator, d.processes, d.process_id, os.environ)
   print(f'place {json.dumps(place)} timeout {d.timeout}', flush=True)
   if config.workdir and place.process_id == 0:
     text = flags.to_text(config)

@@ -12,7 +12,7 @@ import pandas
 import pytest
 import yaml
 
-from fedms_jax import config, flags
+from fedms_jax.shell import config, flags
 from launch import sweep
 from tests.launch import runs
 

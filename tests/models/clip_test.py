@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax.models import checkpoints, clip, pretrained
+from fedms_jax.models import clip, pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files
 from tests.models import references
 from tests.models.references import close
 
@@ -47,7 +48,7 @@ def compare(theirs, inputs):
 def load(checkpoint, **kwargs):
   options = Options(**kwargs)
   model = pretrained.model(checkpoint.config, options)
-  return model.backbone, checkpoints.load(model, checkpoint)[0]
+  return model.backbone, model_files.load(model, checkpoint)[0]
 
 
 def pairs():
@@ -105,8 +106,8 @@ def test_class_prompts_are_the_head_of_zero_shot(reference):
     checkpoint.config, Options(head='zero_shot', classes=3)
   )
   with pytest.raises(ValueError, match='final/classes'):
-    checkpoints.load(model, checkpoint)
-  params, _ = checkpoints.load(
+    model_files.load(model, checkpoint)
+  params, _ = model_files.load(
     model, checkpoint, given={'final/classes': classes}
   )
   _, _, logits = references.walk(model.backbone, params, {}, inputs['image'])

@@ -10,21 +10,22 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import aggregation, gate, losses, reduction, rounds
 from fedms_jax.algorithms import fedms
-from fedms_jax.base import Plan
-from fedms_jax.models import family, pretrained
+from fedms_jax.core import reduction, rounds
+from fedms_jax.core.types import Plan
+from fedms_jax.models import family, gate, pretrained, tasks
 from fedms_jax.models.family import Options
-from tests.models.checkpoints_test import CONFIGS
+from fedms_jax.server import averaged
 from tests.models.references import images, tokens, weights
+from tests.persistence.model_files_test import CONFIGS
 
 ROWS, END = 12, 59
 TASKS = {
-  'classification': losses.classification,
-  'zero_shot': losses.classification,
-  'causal_lm': losses.causal_lm,
-  'masked_lm': losses.masked_lm,
-  'contrast': losses.contrast,
+  'classification': tasks.classification,
+  'zero_shot': tasks.classification,
+  'causal_lm': tasks.causal_lm,
+  'masked_lm': tasks.masked_lm,
+  'contrast': tasks.contrast,
 }
 CASES = {
   'vit': ('vit', Options(classes=3)),
@@ -71,7 +72,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
     TASKS[options.head](),
     sgd,
     optax.sgd(1.0),
-    aggregation.mean(),
+    averaged.mean(),
     targets,
     2,
   )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fedms_jax.data import text
-from fedms_jax.models import checkpoints, pretrained
+from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files
 
 TEXTS = [
   'Stocks fell on Monday as oil prices rose above $50 a barrel.',
@@ -30,10 +31,10 @@ def folder() -> pathlib.Path:
 
 def embeddings(where: pathlib.Path, texts: list[str], length: int):
   """Our sentence embeddings [M, D]: the mean over tokens, normalised."""
-  checkpoint = checkpoints.find(str(where))
+  checkpoint = model_files.find(str(where))
   options = Options(pooling='mean', classes=2)
   model = pretrained.model(checkpoint.config, options)
-  params, _ = checkpoints.load(model, checkpoint)
+  params, _ = model_files.load(model, checkpoint)
   tokens = text.Encoder(text.tokenizer(where), length)(texts)['inputs']
   encode = jax.jit(lambda p, x: pretrained.encode(model.backbone, p, x))
   parts = [encode(params, tokens[i : i + 64]) for i in range(0, len(texts), 64)]

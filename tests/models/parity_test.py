@@ -11,9 +11,10 @@ import optax
 import pytest
 
 from fedms_jax.adapters import lora
-from fedms_jax.base import Span
-from fedms_jax.models import checkpoints, pretrained
+from fedms_jax.core.types import Span
+from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files
 from tests.models import references
 from tests.models.references import close
 
@@ -111,7 +112,7 @@ def test_a_merged_model_leaves_for_the_reference(name, tmp_path):
   adapter = jax.tree.map(lambda x: x + 0.05, adapter)
   merged = lora.merge(params['blocks'], adapter, 2.0)
   params = params | {'blocks': merged}
-  checkpoints.save(model, params, tmp_path / 'out', checkpoint, head=head)
+  model_files.save(model, params, tmp_path / 'out', checkpoint, head=head)
   again, info = type(theirs).from_pretrained(
     tmp_path / 'out', output_loading_info=True
   )
@@ -135,7 +136,7 @@ def test_gradients_of_lora_equal_those_of_peft(tmp_path):
   checkpoint = references.reopen(theirs, tmp_path)
   options = dataclasses.replace(case.options, lora_scale=8 / 2)
   model = pretrained.model(checkpoint.config, options)
-  params, _ = checkpoints.load(model, checkpoint)
+  params, _ = model_files.load(model, checkpoint)
   ours = {
     'attn/q': 'self_attn.q_proj',
     'attn/v': 'self_attn.v_proj',

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax.base import Span
-from fedms_jax.models import checkpoints, pretrained
+from fedms_jax.core.types import Span
+from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files
 
 TOLERANCE = 1e-4
 SIZES = {
@@ -138,16 +139,16 @@ def build(case: Case, *, spread: float = 0.2, seed: int = 0):
   return model
 
 
-def reopen(model, folder, **kwargs) -> checkpoints.Checkpoint:
+def reopen(model, folder, **kwargs) -> model_files.Checkpoint:
   """The checkpoint of a torch model, as `transformers` itself saves it."""
   model.save_pretrained(folder, **kwargs)
-  return checkpoints.find(str(folder))
+  return model_files.find(str(folder))
 
 
-def load(case: Case, checkpoint: checkpoints.Checkpoint):
+def load(case: Case, checkpoint: model_files.Checkpoint):
   """(model, params, head) of a checkpoint."""
   model = pretrained.model(checkpoint.config, case.options)
-  params, head = checkpoints.load(model, checkpoint, head=case.keep_head)
+  params, head = model_files.load(model, checkpoint, head=case.keep_head)
   return model, params, head
 
 

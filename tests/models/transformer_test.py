@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from fedms_jax.adapters import lora
-from fedms_jax.base import Span
+from fedms_jax.core.types import Span
 from fedms_jax.models import family, pretrained, transformer
 from fedms_jax.models.family import Options
-from tests.models.checkpoints_test import CONFIGS
 from tests.models.references import tokens, weights
+from tests.persistence.model_files_test import CONFIGS
 
 
 def test_rotated_products_depend_on_the_distance_alone():

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from fedms_jax.commands import report
+from fedms_jax.shell.commands import report
 from tests.report import finished
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from fedms_jax import config, flags
-from fedms_jax.simulation import workdir, writers
+from fedms_jax.persistence import workdir, writers
+from fedms_jax.shell import config, flags
 
 CLIENTS, CLASSES = 12, 4
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from fedms_jax import config, flags, main
-from fedms_jax.commands import report
 from fedms_jax.report import ranking, runs
+from fedms_jax.shell import config, flags, main
+from fedms_jax.shell.commands import report
 from tests.report import finished
 
 DEFAULTS = runs.options(flags.to_text(config.Config()))

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from fedms_jax import config, flags
 from fedms_jax.report import runs
+from fedms_jax.shell import config, flags
 from tests.report import finished
 
 DEFAULTS = runs.options(flags.to_text(config.Config()))

@@ -9,16 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from fedms_jax import activation
+from fedms_jax import schedules
+from fedms_jax.persistence.run_store import Disk
+from fedms_jax.persistence.workdir import Workdir
+from fedms_jax.schedules import orders, triggers
 from fedms_jax.simulation import evaluation, observer
-from fedms_jax.simulation.keeper import Disk
 from fedms_jax.simulation.state import NonFiniteError, Preempted
-from fedms_jax.simulation.workdir import Workdir
 from fedms_jax.systems import cost
 from fedms_jax.systems.ledger import Entry
 from tests import world
 
-QUEUE = activation.queue(1, world.BLOCKS, length=2, eps=9.0, step=1)
+QUEUE = triggers.queue(1, world.BLOCKS, length=2, eps=9.0, step=1)
 
 
 class StopAfter(observer.Silent):
@@ -126,13 +127,13 @@ def poisoned():
 
 
 def test_a_non_finite_update_stops_with_round_client_and_last_metrics():
-  stages = world.stages(3, activation.dense(world.BLOCKS))[:1]
+  stages = world.stages(3, triggers.dense(world.BLOCKS))[:1]
   with pytest.raises(NonFiniteError, match=r'global, round \d.* client 2\.'):
     world.simulate(stages, data=poisoned())
 
 
 def test_or_the_client_is_skipped_and_counted():
-  stages = world.stages(3, activation.dense(world.BLOCKS))
+  stages = world.stages(3, triggers.dense(world.BLOCKS))
   _, state, records = world.simulate(stages, data=poisoned(), on_nan='skip')
   assert sum(r['skipped'] for r in records) > 0
   for leaf in jax.tree.leaves(state.roles.shared):
@@ -140,9 +141,9 @@ def test_or_the_client_is_skipped_and_counted():
 
 
 def test_budgets_group_clients_and_average_over_holders():
-  order = activation.order('top_down', world.BLOCKS, 0)
-  schedule = activation.schedule(
-    activation.dense(world.BLOCKS), order, budgets=(1, 3)
+  order = orders.order('top_down', world.BLOCKS, 0)
+  schedule = schedules.schedule(
+    triggers.dense(world.BLOCKS), order, budgets=(1, 3)
   )
   stages = world.stages(1)[:1]
   stages = [stages[0]._replace(schedule=lambda handover: schedule)]
@@ -150,7 +151,7 @@ def test_budgets_group_clients_and_average_over_holders():
     how: world.simulate(stages, cohort=6, clients=how)
     for how in ('loop', 'vmap')
   }
-  budgets = [activation.budget((1, 3), i, 0) for i in range(6)]
+  budgets = [schedules.budget((1, 3), i, 0) for i in range(6)]
   assert set(budgets) == {1, 3}
   (record,) = found['loop'][2]
   assert record['depth'] == pytest.approx(np.mean(budgets))
@@ -162,9 +163,9 @@ def test_importance_orders_blocks_by_their_gradient():
 
   def schedule(handover):
     seen.append(handover.importance())
-    order = activation.order('importance', world.BLOCKS, 0, seen[-1])
-    trigger = activation.manual([1], world.BLOCKS)
-    return activation.schedule(trigger, order)
+    order = orders.order('importance', world.BLOCKS, 0, seen[-1])
+    trigger = triggers.manual([1], world.BLOCKS)
+    return schedules.schedule(trigger, order)
 
   stage = world.stages(1)[0]
   probe, _ = world.first_stage(optimizer=optax.sgd(1.0))
@@ -230,7 +231,7 @@ def test_entries_add_up_but_peaks_do_not():
 
 def test_a_users_own_aggregator_and_schedule_are_enough():
   """The contract of the README's library page."""
-  from fedms_jax.base import Aggregator
+  from fedms_jax.core.types import Aggregator
 
   def contribute(before, after, weight):
     del before, weight
@@ -241,7 +242,7 @@ def test_a_users_own_aggregator_and_schedule_are_enough():
     return jax.tree.map(lambda x: jnp.median(x, axis=0), total)
 
   median = Aggregator(contribute, 'stack', merge)
-  stages = world.stages(1, activation.dense(3), aggregator=median)[:1]
+  stages = world.stages(1, triggers.dense(3), aggregator=median)[:1]
   _, state, _ = world.simulate(stages, cohort=3, clients='loop')
   wide = world.simulate(stages, cohort=3, clients='vmap')[1]
   world.close(state.roles.shared, wide.roles.shared)

@@ -5,20 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax import config as config_lib
-from fedms_jax import origin
 from fedms_jax.algorithms import full
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.cluster.processes import Alone
 from fedms_jax.data import federation as federations
 from fedms_jax.data import images, lazy
-from fedms_jax.simulation import (
-  driver,
-  evaluation,
-  keeper,
-  observer,
-  pretraining,
-)
-from fedms_jax.simulation.peers import Alone
-from fedms_jax.simulation.placement import Placement
+from fedms_jax.persistence import run_store
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import world as worlds
+from fedms_jax.simulation import driver, evaluation, observer, pretraining
 from fedms_jax.simulation.state import Options
 from tests import folders, world
 from tests.data.lazy_test import Spy
@@ -46,7 +41,7 @@ def simulation(data, number):
   return driver.Simulation(
     world.backbone(), data, world.start(), world.stages(1),
     Options(cohort=3, batch_size=4, block=32),
-    keeper=keeper.Memory(), observer=observer.Observers(),
+    keeper=run_store.Memory(), observer=observer.Observers(),
     place=Placement(peers=Process(number)),
   )  # fmt: skip
 
@@ -121,7 +116,7 @@ def config(folder):
 
 
 def test_one_process_decodes_each_image_once(folder, decoded):
-  made = origin.world(config(folder))
+  made = worlds.world(config(folder))
   assert len(decoded) == len(set(decoded)) == 48
   assert isinstance(made.data.table.columns['inputs'], np.ndarray)
 
@@ -129,10 +124,10 @@ def test_one_process_decodes_each_image_once(folder, decoded):
 def test_of_several_processes_each_decodes_when_it_needs_to(
   folder, decoded, monkeypatch
 ):
-  eager = origin.world(config(folder)).data
+  eager = worlds.world(config(folder)).data
   decoded.clear()
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
-  data = origin.world(config(folder)).data
+  data = worlds.world(config(folder)).data
   assert len(decoded) == 1  # for the shape of the model
   rows = np.concatenate([data.public, data.train.of(1)])
   found = lazy.take(data.table.columns, rows)

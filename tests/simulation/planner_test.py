@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from fedms_jax import activation, rounds, tree
-from fedms_jax.base import Partition
+from fedms_jax.core import rounds, tree
+from fedms_jax.core.types import Partition
 from fedms_jax.data.cohorts import chunks
+from fedms_jax.schedules import triggers
 from fedms_jax.simulation import cohorts, planner
 from fedms_jax.simulation.planner import Execution, Planner
 from tests import world
@@ -183,7 +184,7 @@ def test_chunks_compile_a_few_programs_and_then_no_more():
   rows = np.concatenate([data.train.rows] * 3)
   data = data._replace(train=Partition(offsets, rows))
   run = {'clients': 'chunk', 'chunk': 2, 'cohort': 4, 'data': data}
-  stage = world.stages(6, activation.dense(world.BLOCKS))[0]
+  stage = world.stages(6, triggers.dense(world.BLOCKS))[0]
   count = rounds.train_chunk.program()._cache_size
   before = count()
   simulation, _, records = world.simulate([stage], **run)

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax import columns
-from fedms_jax.base import Plan
-from fedms_jax.columns import Choice, Sizes
-from fedms_jax.simulation import memory
+from fedms_jax.cluster import memory
+from fedms_jax.core import columns
+from fedms_jax.core.columns import Choice, Sizes
+from fedms_jax.core.types import Plan
 from fedms_jax.simulation.tables import Tables
 from tests import world
 

@@ -1,0 +1,134 @@
+"""What the runs of one process share: data, model, pre-training, programs.
+
+JAX compiles a program once per algorithm, and algorithms are equal if they are
+made of the same functions. So runs that differ in schedule or seed alone are
+given the same algorithms, and compile each round once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from fedms_jax.core.types import Roles, Tree
+from fedms_jax.models.family import Model
+from fedms_jax.persistence import run_store
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import foundation, methods
+from fedms_jax.shell import world as worlds
+from fedms_jax.shell.config import Config
+from fedms_jax.simulation import observer
+from fedms_jax.simulation.state import Stage
+
+# Flags that neither data nor model depend on; names that end in a dot stand
+# for a section. A flag that is not listed here is never shared over.
+_HOW = (
+  'workdir', 'resume', 'break_lock', 'progress', 'tensorboard', 'checkpoint.',
+  'distributed.', 'engine.', 'columns.', 'eval.', 'schedule.',
+)  # fmt: skip
+_TRAINING = (
+  'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
+  'pretrain.', 'on_nan',
+)  # fmt: skip
+# How long a stage is, is no part of its algorithm.
+_LENGTH = ('algorithm.stage1_rounds', 'algorithm.stage2_rounds')
+# What the server's pre-training depends on.
+_PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
+                'seed')  # fmt: skip
+
+
+class _Watched(Config):
+  """A config that knows whether it was asked for the seed."""
+
+  asked = False
+
+  def __getattribute__(self, name):
+    if name == 'seed':
+      object.__setattr__(self, 'asked', True)
+    return super().__getattribute__(name)
+
+
+class Shelf:
+  """Stands for the module `origin` in `simulation.command.run`.
+
+  Holds the data of one seed at a time; what the server trained lies in a
+  folder, too, so that a benchmark that was killed need not train it again.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._key: str | None = None  # of the data
+    self._like: worlds.World | None = None
+    self._models: dict[str, Model] = {}
+    self._stages: dict[str, list[Stage]] = {}
+    self._initial: dict[str, Roles] = {}
+    self._pretrained: dict[str, dict[str, Tree]] = {}
+
+  def world(self, config: Config) -> worlds.World:
+    """As `origin.world`."""
+    key = _digest(config, leave_out=_HOW + _TRAINING)
+    if key != self._key:
+      self._like, self._initial, self._pretrained = None, {}, {}
+      like = worlds.world(config)
+      facts = json.dumps(foundation.facts(like.data))
+      model = _digest(config, leave_out=(*_HOW, *_TRAINING, 'seed')) + facts
+      model = self._models.setdefault(model, like.model)
+      self._key, self._like = key, like._replace(model=model)
+    watched = _Watched(
+      **{field.name: getattr(config, field.name)
+         for field in dataclasses.fields(config)}
+    )  # fmt: skip
+    made = worlds.world(watched, self._like)
+    # Algorithms of another seed will do where the seed is no part of them.
+    seed = () if watched.asked else ('seed',)
+    names = ','.join(stage.name for stage in made.stages)
+    stages = self._stages.setdefault(
+      _digest(config, leave_out=(*_HOW, *_LENGTH, *seed)) + names, made.stages
+    )
+    same = [
+      new._replace(algorithm=old.algorithm, probe=old.probe)
+      for new, old in zip(made.stages, stages, strict=True)
+    ]
+    return made._replace(stages=same)
+
+  def initial(self, config: Config, world: worlds.World) -> Roles:
+    """As `origin.initial`."""
+    # Methods that learn prompts have the text tower in their model.
+    text = methods.METHODS[config.algorithm.name].text
+    key = _digest(config, only=('prompt.',)) if text else ''
+    if key not in self._initial:
+      self._initial[key] = worlds.initial(config, world)
+    return self._initial[key]
+
+  def pretrained(
+    self, config: Config, world: worlds.World, before: Roles, watch
+  ) -> dict[str, Tree]:
+    """As `origin.pretrained`."""
+    key = _digest(config, only=_PRETRAINING)
+    if key not in self._pretrained:
+      self._pretrained[key] = run_store.kept(
+        self._folder / f'seed={config.seed}-{key[:12]}',
+        worlds.pretrained_shapes(config, world),
+        lambda: worlds.pretrained(config, world, before, watch),
+      )
+    return self._pretrained[key]
+
+  def prepare(self, config: Config) -> None:
+    """Makes ready what a run shares with others, so that its seconds are its
+    own."""
+    world = self.world(config)
+    before = self.initial(config, world)
+    self.pretrained(config, world, before, observer.Silent())
+
+
+def _digest(config: Config, leave_out: tuple = (), only: tuple = ('',)) -> str:
+  values: dict[str, Any] = {
+    name: value
+    for name, value in config_lib.values(config).items()
+    if name.startswith(only) and not name.startswith(leave_out)
+  }
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,100 @@
+"""Sums of products of LoRA, from the factors of K clients on a leading axis.
+
+Factors are trees of A [K, L, d_in, R] and B [K, L, R, d_out]; a share p [K, L]
+says how much each client counts in each block. Everything is one matrix
+product over K and R, never K products in memory, in the highest precision of
+the back-end: nothing here is done more than once a round.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.adapters import lora
+from fedms_jax.core.types import Tree
+
+_TINY = 1e-12
+
+
+def shares(weights):
+  """Weights [K, ...] over their sum; zeros where nobody has any."""
+  return weights / jnp.maximum(jnp.sum(weights, axis=0), _TINY)
+
+
+def mean(values: Tree, share) -> Tree:
+  """sum p_k x_k over the leading axis of all leaves."""
+  return jax.tree.map(lambda x: jnp.sum(_scaled(x, share), axis=0), values)
+
+
+def products(factors: Tree, share) -> dict[str, jax.Array]:
+  """sum p_k A_k B_k [L, d_in, d_out] by target."""
+  return {
+    target: _dot('klir,klro->lio', a, _scaled(b, share))
+    for target, (a, b) in lora.pairs(factors).items()
+  }
+
+
+def norms(factors: Tree):
+  """||A_k B_k||_F over all targets [K, L], from R x R products."""
+  squares = sum(
+    _inner(_dot('klir,klis->klrs', a, a), _dot('klro,klso->klrs', b, b))
+    for a, b in lora.pairs(factors).values()
+  )
+  return jnp.sqrt(jnp.maximum(squares, 0.0))
+
+
+def residual(factors: Tree, share):
+  """||sum p_k A_k B_k - A B||_F of the means A and B, over everything.
+
+  It is the norm of sum p_k (A_k - A) (B_k - B) = U V, and ||U V||^2 is the
+  inner product of U'U and V V', both KR x KR.
+  """
+  squares = jnp.float32(0)
+  for a, b in lora.pairs(factors).values():
+    u = _side_by_side(a - mean(a, share))
+    v = _side_by_side(_turned(_scaled(b - mean(b, share), share)))
+    spec = 'lir,lis->lrs'
+    squares += jnp.sum(_inner(_dot(spec, u, u), _dot(spec, v, v)))
+  return jnp.sqrt(jnp.maximum(squares, 0.0))
+
+
+def best(factors: Tree, share, rank: int) -> Tree:
+  """LoRA {A [L, d_in, rank], B [L, rank, d_out]} nearest to sum p_k A_k B_k.
+
+  By the singular value decomposition U S V of a matrix of at most KR rows:
+  A = U and B = S V in order of the singular values, so that the first r
+  columns are the best of rank r.
+  """
+  found = {}
+  for target, (a, b) in lora.pairs(factors).items():
+    q1, r1 = jnp.linalg.qr(_side_by_side(a))
+    q2, r2 = jnp.linalg.qr(_side_by_side(_turned(_scaled(b, share))))
+    core = _dot('lir,ljr->lij', r1, r2)
+    u, s, v = jnp.linalg.svd(core, full_matrices=False)
+    left = _dot('lij,ljr->lir', q1, u[..., :rank])
+    right = _dot('lrj,loj->lro', v[..., :rank, :], q2)
+    found[target] = left, s[..., :rank, None] * right
+  return lora.from_pairs(found)
+
+
+def _dot(spec: str, x, y):
+  return jnp.einsum(spec, x, y, precision='highest')
+
+
+def _inner(x, y):
+  return jnp.sum(x * y, axis=(-2, -1))
+
+
+def _turned(x):
+  return jnp.swapaxes(x, -1, -2)
+
+
+def _scaled(x, share):
+  return x * share.reshape(share.shape + (1,) * (x.ndim - share.ndim))
+
+
+def _side_by_side(x):
+  """[K, L, d, R] -> [L, d, KR]."""
+  clients, blocks, size, rank = x.shape
+  return jnp.moveaxis(x, 0, 2).reshape(blocks, size, clients * rank)

@@ -1,0 +1,290 @@
+"""Methods whose server sees every client's A and B: FLoRA, FedEx, FlexLoRA,
+HetLoRA.
+
+Contributions stay apart on a leading axis K ('stack'), as the factors that
+they are, so that the server can sum their products exactly (see
+`adapters/lora_products.py`). Shares p_k are weights over their sum, per block
+over the clients that held it.
+Where ranks are mixed, see `ranks.py` for what alpha / R means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.adapters import lora, lora_products
+from fedms_jax.algorithms import ranks
+from fedms_jax.algorithms.adapted import Setting, fresh, one_model, together
+from fedms_jax.algorithms.ranks import Pruning, RankOf
+from fedms_jax.core import tree
+from fedms_jax.core.activation import at_rest
+from fedms_jax.core.types import (
+  ActiveSet,
+  Aggregator,
+  Algorithm,
+  Plan,
+  Roles,
+  Tree,
+)
+from fedms_jax.server import averaged
+
+
+def flora(
+  setting: Setting,
+  *,
+  rank_of: RankOf | None = None,
+  adapter: Tree | None = None,
+) -> Algorithm:
+  """FLoRA (arXiv 2409.05976): stacked, [p_k A_k] [B_k] is sum p_k A_k B_k.
+
+  The sum, scaled, is added to a dense residual beside the frozen kernels, and
+  the LoRA of these blocks starts again: A drawn from the round's key, B = 0.
+  A server optimizer acts on the head alone.
+  """
+
+  def merge(before, values, weights):
+    share = lora_products.shares(weights['head'])
+    return before | {'head': lora_products.mean(values['head'], share)}
+
+  def fold(roles: Roles, values, weights, key) -> Roles:
+    base, old = roles.frozen['base'], roles.shared['blocks']
+    weight = weights['blocks']
+    added = lora_products.products(
+      values['blocks'], lora_products.shares(weight)
+    )
+    new = lora.init(key, base['blocks'], setting.targets, setting.rank)
+    held = jnp.max(weight, axis=0)[:, None, None] > 0
+    blocks = jax.tree.map(lambda x, y: jnp.where(held, x, y), new, old)
+    roles = roles._replace(shared=roles.shared | {'blocks': blocks})
+    return _add(roles, added, setting.backbone.lora_scale)
+
+  method = _beside_dense(setting, 'flora', _apart(setting, merge), adapter)
+  traffic = _traffic(setting.rank, factors_down=False)
+  return _ranked(method._replace(fold=fold, traffic=traffic), setting, rank_of)
+
+
+def fedex_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
+  """FedEx-LoRA (arXiv 2410.09432): A and B are averaged, and what that misses,
+  scale * (sum p_k A_k B_k - A B), is added to a dense residual beside the
+  frozen kernels."""
+
+  def merge(before, values, weights):
+    return {
+      key: lora_products.mean(values[key], lora_products.shares(weights[key]))
+      for key in before
+    }
+
+  def fold(roles: Roles, values, weights, key) -> Roles:
+    del key
+    share = lora_products.shares(weights['blocks'])
+    kept = lora.products(lora_products.mean(values['blocks'], share))
+    missed = tree.subtract(
+      lora_products.products(values['blocks'], share), kept
+    )
+    return _add(roles, missed, setting.backbone.lora_scale)
+
+  method = _beside_dense(setting, 'fedex_lora', _apart(setting, merge), adapter)
+  return method._replace(fold=fold, traffic=_traffic(setting.rank))
+
+
+def flexlora(
+  setting: Setting,
+  *,
+  rank_of: RankOf | None = None,
+  adapter: Tree | None = None,
+) -> Algorithm:
+  """FlexLoRA (arXiv 2402.11505): A B is the best approximation of rank R of
+  sum p_k A_k B_k, and a client of rank r begins with the best of rank r."""
+
+  def merge(before, values, weights):
+    del before
+    share = lora_products.shares(weights['blocks'])
+    blocks = lora_products.best(values['blocks'], share, setting.rank)
+    share = lora_products.shares(weights['head'])
+    return {'blocks': blocks, 'head': lora_products.mean(values['head'], share)}
+
+  method = _plain(setting, 'flexlora', _apart(setting, merge), adapter)
+  method = method._replace(traffic=_traffic(setting.rank))
+  return _ranked(method, setting, rank_of)
+
+
+def hetlora(
+  setting: Setting,
+  *,
+  rank_of: RankOf | None = None,
+  pruning: Pruning | None = None,
+  adapter: Tree | None = None,
+) -> Algorithm:
+  """HetLoRA (arXiv 2401.06432): truncate, train, prune, fill up with zeros,
+  average.
+
+  A client's share of a block is its ||A_k B_k||_F over the sum of those, over
+  all targets of the block; of the head, its number of rows. The zeros count,
+  as in the paper; only columns that nobody had in this round stay as they
+  were. By `pruning` a client gives up columns over time; the metrics of a
+  round then have 'mean_rank', over its clients. The traffic, which follows
+  from what is static, is that of the ranks before anything is pruned.
+  """
+
+  def shares(values, weights):
+    # As long as no B has moved, all are alike.
+    norms = lora_products.norms(values['blocks']) + 1e-12
+    return lora_products.shares(jnp.where(weights['blocks'] > 0, norms, 0.0))
+
+  def merge(before, values, weights):
+    blocks = lora_products.mean(values['blocks'], shares(values, weights))
+    held = weights['blocks'] > 0
+    most = jnp.max(jnp.where(held, values['rank_blocks'], 0), axis=0)
+    real = jnp.arange(setting.rank) < most[:, None]  # [L, R]
+
+    def kept(path, new, old):
+      here = real[:, None, :] if path[-1].key == 'a' else real[:, :, None]
+      return jnp.where(here, new, old)
+
+    blocks = jax.tree_util.tree_map_with_path(kept, blocks, before['blocks'])
+    share = lora_products.shares(weights['head'])
+    return {'blocks': blocks, 'head': lora_products.mean(values['head'], share)}
+
+  def contribute(before, after, weight):
+    del before, weight
+    if 'rank_blocks' in after:
+      return after
+    rows = jax.tree.leaves(after['blocks'])[0].shape[0]
+    return after | {'rank_blocks': jnp.full(rows, setting.rank)}
+
+  aggregator = _apart(setting, merge, shares)._replace(contribute=contribute)
+  if pruning is not None:
+    method = _pruned(setting, aggregator, pruning, adapter)
+    rank_of = rank_of or (lambda client: setting.rank)
+  else:
+    method = _plain(setting, 'hetlora', aggregator, adapter)
+  method = method._replace(traffic=_traffic(setting.rank))
+  return _ranked(method, setting, rank_of)
+
+
+def _pruned(
+  setting: Setting, aggregator: Aggregator, pruning: Pruning, adapter
+) -> Algorithm:
+  """HetLoRA whose clients prune their ranks, for `_ranked`."""
+  plain = _plain(setting, 'hetlora', aggregator, adapter)
+
+  def begin(key, before: Roles) -> Roles:
+    return plain.begin(key, before)._replace(personal={'pruned': jnp.int32(0)})
+
+  def masks(plan: Plan):
+    return plan.active, {'pruned': False}
+
+  def measure(before, values, weights):
+    held = weights['rank_blocks'] > 0
+    each = jnp.max(jnp.where(held, values['rank_blocks'], 0), axis=1)
+    mean = jnp.sum(each) / jnp.maximum(jnp.sum(each > 0), 1)
+    return aggregator.measure(before, values, weights) | {'mean_rank': mean}
+
+  method = one_model(
+    setting._replace(aggregator=aggregator._replace(measure=measure)),
+    'hetlora',
+    begin,
+    lambda roles: roles.shared,
+    masks=masks,
+    penalty=pruning.penalty,
+  )
+  return method._replace(update=pruning.around(method.update))
+
+
+def _plain(setting: Setting, name: str, aggregator, adapter) -> Algorithm:
+  """All of the LoRA and the head are shared."""
+
+  def begin(key, before: Roles) -> Roles:
+    shared = fresh(setting, key, before, adapter)
+    frozen = {'base': before.frozen['base'], 'start': shared}
+    return Roles(frozen, shared, {})
+
+  setting = setting._replace(aggregator=aggregator)
+  return one_model(setting, name, begin, lambda roles: roles.shared)
+
+
+def _beside_dense(
+  setting: Setting, name: str, aggregator, adapter
+) -> Algorithm:
+  """`_plain`, with a dense residual [L, d_in, d_out] for each target."""
+  plain = _plain(setting, name, aggregator, adapter)
+  count = setting.backbone.blocks
+
+  def begin(key, before: Roles) -> Roles:
+    roles = plain.begin(key, before)
+    found = lora.kernels(before.frozen['base']['blocks'])
+    none = lora.dense({t: jnp.zeros(found[t]) for t in setting.targets})
+    return roles._replace(frozen=roles.frozen | {'delta_blocks': none})
+
+  def model(roles: Roles) -> Tree:
+    delta = at_rest(roles.frozen['delta_blocks'], count)
+    blocks = together(roles.shared['blocks'], delta)
+    return {'blocks': blocks, 'head': roles.shared['head']}
+
+  setting = setting._replace(aggregator=aggregator)
+  return one_model(setting, name, begin, model)
+
+
+def _add(roles: Roles, updates: dict[str, jax.Array], scale: float) -> Roles:
+  """The roles with scaled updates in their dense residual."""
+  delta = roles.frozen['delta_blocks']
+  delta = tree.add(delta, tree.scale(lora.dense(updates), scale))
+  return roles._replace(frozen=roles.frozen | {'delta_blocks': delta})
+
+
+def _ranked(
+  method: Algorithm, setting: Setting, rank_of: RankOf | None
+) -> Algorithm:
+  """The method at ranks of clients; None: all have R."""
+  if rank_of is None:
+    return method
+  update = ranks.truncated(method.update, setting.rank)
+  return method._replace(update=update, variant=ranks.variant(rank_of))
+
+
+def _apart(
+  setting: Setting, merge: Callable, shares: Callable | None = None
+) -> Aggregator:
+  """Contributions are what clients have trained, apart. The residual that is
+  measured is that of averaged factors, whatever `merge` does instead.
+
+  shares: (contributions, weights) -> p [K, L]; None: by the weights.
+  """
+
+  def contribute(before, after, weight):
+    del weight
+    return {key: after[key] for key in before}
+
+  def measure(before, values, weights):
+    del before
+    by_weight = lora_products.shares(weights['blocks'])
+    share = shares(values, weights) if shares else by_weight
+    missed = lora_products.residual(values['blocks'], share)
+    return {averaged.RESIDUAL: setting.backbone.lora_scale * missed}
+
+  return Aggregator(contribute, 'stack', merge, measure)
+
+
+def _traffic(rank: int, factors_down: bool = True) -> Callable:
+  """Bytes of a client: LoRA of its own rank and the head go up. Down come its
+  factors, unless the method restarts them, and what is new of a dense
+  residual: the cohort's factors of one round at rank R, or the residual of
+  the blocks that have been active, whichever is smaller."""
+
+  def traffic(shapes: Roles, plan: Plan, ever: ActiveSet, cohort: int):
+    blocks, active = len(plan.active), sum(plan.active)
+    held = sum(ever)
+    each = tree.nbytes(shapes.shared['blocks']) / blocks
+    own = each * (plan.variant or rank) / rank
+    down = up = float(tree.nbytes(shapes.shared['head']))
+    if factors_down:
+      down += own * held
+    if 'delta_blocks' in shapes.frozen:
+      delta = tree.nbytes(shapes.frozen['delta_blocks']) / blocks
+      down += min(each * active * cohort, delta * held)
+    return up + own * active, down
+
+  return traffic

@@ -1,0 +1,154 @@
+"""Trees of arrays: the algebra of role trees and stacked blocks.
+
+A role tree is a dict whose keys that end in `blocks` hold trees stacked over
+the L transformer blocks (see `types.py`). `narrow` takes their active rows,
+`widen` puts rows back; both leave the other keys alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedms_jax.core.types import ActiveSet, Mask, Tree
+
+
+def is_stacked(key: str) -> bool:
+  """Whether a top-level key of a role tree is stacked over blocks."""
+  return key.endswith('blocks')
+
+
+def indices(active: ActiveSet) -> np.ndarray:
+  """Numbers of the active blocks, int [d]."""
+  return np.flatnonzero(np.asarray(active, dtype=bool))
+
+
+def trained(mask: Mask, key: str) -> ActiveSet | bool:
+  """What trains below a top-level key: its blocks, or all (True) or nothing
+  (False) of it."""
+  if isinstance(mask, dict):
+    mask = mask.get(key, True)
+  elif not is_stacked(key):
+    return True
+  if isinstance(mask, tuple) and all(mask):
+    return True
+  return mask
+
+
+def narrow(tree: Tree, mask: Mask) -> Tree:
+  """The trainable part: active rows `[d, ...]` of stacked leaves, the rest;
+  keys of which nothing trains are left out."""
+  out = {}
+  for key, value in tree.items():
+    held = trained(mask, key)
+    if isinstance(held, tuple):
+      value = rows(value, indices(held))
+    if held is not False:
+      out[key] = value
+  return out
+
+
+def widen(tree: Tree, part: Tree, mask: Mask) -> Tree:
+  """`tree` with its trainable part replaced by `part`; inverts `narrow`."""
+  out = dict(tree)
+  for key, value in part.items():
+    held = trained(mask, key)
+    if isinstance(held, tuple):
+      at = indices(held)
+      value = jax.tree.map(
+        lambda x, y, at=at: x.at[at].set(y), tree[key], value
+      )
+    out[key] = value
+  return out
+
+
+def partition(tree: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
+  """Splits a tree in two with `None` holes; `keep` sees paths like `a/b`."""
+  flags = jax.tree_util.tree_map_with_path(
+    lambda path, _: keep(path_name(path)), tree
+  )
+  kept = jax.tree.map(lambda x, f: x if f else None, tree, flags)
+  rest = jax.tree.map(lambda x, f: None if f else x, tree, flags)
+  return kept, rest
+
+
+def combine(*trees: Tree) -> Tree:
+  """Fills the `None` holes of each tree from the next; inverts `partition`."""
+  return jax.tree.map(
+    lambda *xs: next((x for x in xs if x is not None), None),
+    *trees,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def path_name(path: Sequence) -> str:
+  """A key path as text: `attn/q/kernel`."""
+  return '/'.join(
+    str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k))))
+    for k in path
+  )
+
+
+def paths(tree: Tree) -> list[str]:
+  """The path names of all leaves."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [path_name(path) for path, _ in leaves]
+
+
+def subtract(a: Tree, b: Tree) -> Tree:
+  return jax.tree.map(jnp.subtract, a, b)
+
+
+def add(a: Tree, b: Tree) -> Tree:
+  return jax.tree.map(jnp.add, a, b)
+
+
+def scale(tree: Tree, factor) -> Tree:
+  return jax.tree.map(lambda x: x * factor, tree)
+
+
+def equal(a: Tree, b: Tree):
+  """Whether all leaves have the same values, bool scalar."""
+  leaves = jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b))
+  return functools.reduce(jnp.logical_and, leaves, jnp.bool_(True))
+
+
+def where(condition, a: Tree, b: Tree) -> Tree:
+  """`a` if the scalar condition holds, else `b`."""
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def squared_norm(tree: Tree):
+  """Sum of squares of all leaves, float32 scalar."""
+  return sum(
+    (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)),
+    start=jnp.float32(0.0),
+  )
+
+
+def all_finite(tree: Tree):
+  """Whether no leaf has a NaN or an infinity, bool scalar."""
+  flags = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(flags)) if flags else jnp.bool_(True)
+
+
+def size(tree: Tree) -> int:
+  """Number of elements; works on shapes, too."""
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+  """Bytes of all leaves; works on shapes, too."""
+  return sum(
+    int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def rows(stacked: Tree, numbers) -> Tree:
+  """Rows [n, ...] of a tree stacked on its leading axis."""
+  return jax.tree.map(lambda x: x[numbers], stacked)

@@ -1,0 +1,113 @@
+"""Tasks: what is learned and how it is scored, one number per example.
+
+Numbers over several tokens are means over an example's tokens with the count
+of tokens as weight, so that sums of examples are sums of tokens.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedms_jax.core.types import Batch, Task
+
+
+def classification() -> Task:
+  """Cross-entropy and accuracy of logits [B, C] against labels [B]."""
+
+  def loss(logits, batch: Batch):
+    return _cross_entropy(logits, batch['labels']), _rows(batch)
+
+  def score(logits, batch: Batch):
+    return _hits(logits, batch['labels']), _rows(batch)
+
+  return Task('accuracy', loss, score)
+
+
+def causal_lm() -> Task:
+  """Next tokens: logits [B, T, V] at t against the token at t + 1.
+
+  The tokens are 'targets' [B, T] where the data has them (a completion after
+  its prompt), else 'inputs'; negative ones are not learned.
+  """
+
+  def pairs(logits, batch: Batch):
+    return logits[:, :-1], batch.get('targets', batch['inputs'])[:, 1:]
+
+  return _tokens(pairs)
+
+
+def masked_lm() -> Task:
+  """Masked tokens: logits [B, T, V] against 'targets' [B, T], of which the
+  negative ones are not learned (BERT, arXiv 1810.04805)."""
+  return _tokens(lambda logits, batch: (logits, batch['targets']))
+
+
+def contrast() -> Task:
+  """Image-text contrast (CLIP, arXiv 2103.00020): logits [B, B] of images
+  against the texts of the same batch, of which the diagonal belongs together.
+
+  The loss is the mean of both directions, the score the accuracy of finding
+  an image's text.
+  """
+
+  def both(logits, batch: Batch):
+    real = batch['mask']
+    floor = jnp.finfo(jnp.float32).min / 2
+    by_image = jnp.where(real[None, :], logits.astype(jnp.float32), floor)
+    by_text = jnp.where(real[None, :], logits.astype(jnp.float32).T, floor)
+    return by_image, by_text, jnp.arange(len(real))
+
+  def loss(logits, batch: Batch):
+    by_image, by_text, own = both(logits, batch)
+    total = _cross_entropy(by_image, own) + _cross_entropy(by_text, own)
+    return total / 2, _rows(batch)
+
+  def score(logits, batch: Batch):
+    by_image, _, own = both(logits, batch)
+    return _hits(by_image, own), _rows(batch)
+
+  return Task('retrieval accuracy', loss, score, within_batch=True)
+
+
+def weighted_mean(values, weights):
+  """Mean of values [B] with weights [B]; 0 if nothing weighs."""
+  values = jnp.where(weights > 0, values, 0.0)
+  return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def _tokens(pairs) -> Task:
+  """A task of tokens; pairs: logits, batch -> (logits, targets [B, T])."""
+
+  def per_example(measure):
+    def measured(logits, batch: Batch):
+      logits, targets = pairs(logits, batch)
+      counted = (targets >= 0) & batch['mask'][:, None]
+      values = jnp.sum(jnp.where(counted, measure(logits, targets), 0.0), -1)
+      weights = jnp.sum(counted, axis=-1).astype(jnp.float32)
+      return values / jnp.maximum(weights, 1.0), weights
+
+    return measured
+
+  return Task(
+    'token accuracy',
+    per_example(_cross_entropy),
+    per_example(_hits),
+    perplexity=True,
+  )
+
+
+def _cross_entropy(logits, labels):
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), jnp.maximum(labels, 0)
+  )
+
+
+def _hits(logits, labels):
+  return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def _rows(batch: Batch) -> jax.Array:
+  """One per real row."""
+  return batch['mask'].astype(jnp.float32)

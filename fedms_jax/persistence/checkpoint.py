@@ -1,0 +1,261 @@
+"""Checkpoints of a run: named trees of arrays and a JSON state.
+
+Orbax writes them in the background, atomically, and keeps the newest ones.
+All leaves travel as one buffer of bytes: orbax spends milliseconds on every
+array it is given, and a run of short rounds saves dozens of small ones each
+round. A checksum over buffer and state finds any damage at restore.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedms_jax.cluster.processes import Alone
+from fedms_jax.core.types import Tree
+
+# Item, key path, dtype and shape of every leaf, in the order of the buffer.
+Layout = list[list[Any]]
+
+
+class Checkpointer:
+  """Saves and restores the checkpoints of one folder."""
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    keep: int,
+    *,
+    read_only: bool = False,
+    peers: Alone | None = None,
+  ):
+    """Opens the folder, which is made if absent.
+
+    Args:
+      folder: where each checkpoint has a folder named by its step.
+      keep: how many of the newest are kept.
+      read_only: another process may save there; nothing is changed.
+      peers: of several processes the first one saves, the others read.
+    """
+    import orbax.checkpoint as ocp  # lazy: slow, and not every run saves
+
+    peers = peers or Alone()
+    read_only = read_only or not peers.primary
+    alone = ocp.options.MultiprocessingOptions()
+    if peers.processes > 1:  # else orbax would wait for all to save together
+      own = peers.process_id
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=own,
+        active_processes={own},
+        barrier_sync_key_prefix=f'process-{own}',
+      )
+      # Orbax makes no folder for some of the processes.
+      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    self._args = ocp.args
+    self._folder = pathlib.Path(folder).absolute()
+    self._orbax = ocp.CheckpointManager(
+      self._folder,
+      item_names=('arrays', 'state'),
+      item_handlers={
+        'arrays': ocp.StandardCheckpointHandler(),
+        'state': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        # Of a process killed while it saved.
+        cleanup_tmp_directories=not read_only,
+        create=not read_only and peers.processes == 1,
+        lightweight_initialize=True,  # a damaged step must not stop us here
+        save_root_metadata=False,
+        multiprocessing_options=alone,
+      ),
+    )
+
+  def oldest(self) -> int | None:
+    """The oldest finished checkpoint that is kept, None if there is none.
+
+    No resume goes back behind it, so older personal states can be dropped.
+    """
+    names = os.listdir(self._folder)  # unfinished ones have a longer name
+    return min((int(name) for name in names if name.isdigit()), default=None)
+
+  def save(
+    self, step: int, arrays: Mapping[str, Tree], state: Mapping[str, Any]
+  ) -> None:
+    """Copies the arrays to the host and starts writing them.
+
+    Waits for the save before this one. An error in the background is raised
+    by the next `save`, `wait` or `close`.
+
+    Args:
+      step: number of the checkpoint, larger than all before.
+      arrays: trees by name, of numpy or jax arrays and Python numbers; typed
+        random keys go in as `jax.random.key_data`. Arrays must be whole on
+        this process, replicated ones included.
+      state: what JSON can hold; tuples come back as lists.
+    """
+    layout, packed = _pack(arrays)
+    text = json.dumps({'layout': layout, 'state': state})
+    # Read back, because the caller may change `state` before it is written.
+    body = {'crc32': _checksum(text, packed), **json.loads(text)}
+    args = self._args
+    self._orbax.save(
+      step,
+      args=args.Composite(
+        arrays=args.StandardSave({'packed': packed}),
+        state=args.JsonSave(body),
+      ),
+      force=True,  # else orbax skips a step that is not new without a word
+    )
+
+  def restore_latest(
+    self,
+    template: Mapping[str, Tree]
+    | Callable[[dict[str, Any]], Mapping[str, Tree]]
+    | None = None,
+  ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """The newest checkpoint as (step, arrays, state), None if there is none.
+
+    Args:
+      template: trees with the structure, shapes and dtypes to restore, or a
+        function that makes them from the restored state. None: each item
+        comes back as a flat dict from key path to array.
+
+    Returns:
+      Leaves are numpy arrays, equal to the saved ones bit by bit.
+
+    Raises:
+      ValueError: the checkpoint is damaged, or does not fit the template.
+    """
+    self.wait()
+    step = self._orbax.latest_step()
+    if step is None:
+      return None
+    layout, packed, state = self._read(step)
+    leaves = _unpack(layout, packed)
+    if template is None:
+      arrays = {item: {} for item, *_ in layout}
+      for (item, path, *_), leaf in zip(layout, leaves, strict=True):
+        arrays[item][path] = leaf
+      return step, arrays, state
+    if callable(template):
+      template = template(state)
+    _check_fit(self._folder / str(step), layout, template)
+    return step, _fill(template, leaves), state
+
+  def _read(self, step: int) -> tuple[Layout, np.ndarray, dict[str, Any]]:
+    """Layout, buffer and state of a step, proven to be what was saved."""
+    args = self._args
+    try:
+      restored = self._orbax.restore(
+        step,
+        args=args.Composite(
+          arrays=args.StandardRestore(), state=args.JsonRestore()
+        ),
+      )
+      body = dict(restored.state)
+      packed = np.asarray(restored.arrays['packed'])
+      crc32 = body.pop('crc32')
+      if _checksum(json.dumps(body), packed) != crc32:
+        raise ValueError('the checksum is wrong')
+    except Exception as e:  # whatever a damaged file makes the reader raise
+      older = [other for other in self._orbax.all_steps() if other < step]
+      then = f'step {max(older)}' if older else 'the start'
+      raise ValueError(
+        f'checkpoint {self._folder / str(step)} is damaged '
+        f'({type(e).__name__}: {str(e)[:200]}). Remove that folder and resume: '
+        f'the run goes on from {then}.'
+      ) from e
+    return body['layout'], packed, body['state']
+
+  def wait(self) -> None:
+    """Returns when all saves are on the disk."""
+    self._orbax.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for all saves and stops the threads."""
+    self._orbax.close()
+
+
+def _pack(arrays: Mapping[str, Tree]) -> tuple[Layout, np.ndarray]:
+  """The layout of all leaves, and their bytes in one uint8 buffer."""
+  import jax
+
+  layout, chunks = [], []
+  for item, path, leaf in _leaves(jax.device_get(dict(arrays))):
+    leaf = np.asarray(leaf)
+    if leaf.dtype.kind not in 'biufcV':  # V: bfloat16 and its like
+      raise ValueError(f'{item}{path} is no array of numbers: {leaf!r}.')
+    layout.append([item, path, leaf.dtype.name, list(leaf.shape)])
+    chunks.append(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+  chunks.append(np.zeros(1, np.uint8))  # orbax saves no empty array
+  return layout, np.concatenate(chunks)
+
+
+def _unpack(layout: Layout, packed: np.ndarray) -> list[np.ndarray]:
+  """The leaves in the order of the layout."""
+  leaves, start = [], 0
+  for _, _, name, shape in layout:
+    dtype = np.dtype(name)  # jax taught numpy the names of bfloat16 and others
+    stop = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    # The copy is aligned, the slice need not be.
+    leaf = packed[start:stop].copy().view(dtype).reshape(shape)
+    leaves.append(leaf)
+    start = stop
+  return leaves
+
+
+def _leaves(arrays: Mapping[str, Tree]) -> list[tuple[str, str, Any]]:
+  """Item, key path and value of every leaf, the items in order of name."""
+  import jax
+
+  return [
+    (item, jax.tree_util.keystr(path), leaf)
+    for item in sorted(arrays)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays[item])
+  ]
+
+
+def _fill(
+  template: Mapping[str, Tree], leaves: list[np.ndarray]
+) -> dict[str, Tree]:
+  """The template with its leaves replaced, in the order of `_leaves`."""
+  import jax
+
+  rest = iter(leaves)
+  return {
+    item: jax.tree.map(lambda _: next(rest), template[item])
+    for item in sorted(template)
+  }
+
+
+def _check_fit(
+  where: pathlib.Path, layout: Layout, template: Mapping[str, Tree]
+) -> None:
+  """Raises `ValueError` for the first leaf that differs from the template."""
+  saved = {f'{item}{path}': (name, shape) for item, path, name, shape in layout}
+  wanted = {
+    f'{item}{path}': (
+      np.dtype(getattr(leaf, 'dtype', None) or np.asarray(leaf).dtype).name,
+      list(np.shape(leaf)),
+    )
+    for item, path, leaf in _leaves(template)
+  }
+  for path in [*saved, *wanted]:
+    if saved.get(path) != wanted.get(path):
+      raise ValueError(
+        f'checkpoint {where} is of another model: {path} is '
+        f'{saved.get(path, "absent")} there and {wanted.get(path, "absent")} '
+        'in this run.'
+      )
+
+
+def _checksum(text: str, packed: np.ndarray) -> int:
+  """CRC-32 of the buffer and of the JSON text of layout and state."""
+  return zlib.crc32(text.encode(), zlib.crc32(packed))

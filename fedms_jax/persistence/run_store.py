@@ -1,0 +1,284 @@
+"""What a run keeps: nothing beyond its life, or a workdir."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedms_jax.cluster.processes import Alone
+from fedms_jax.core import reduction
+from fedms_jax.core.types import Roles, Tree
+from fedms_jax.persistence.checkpoint import Checkpointer
+from fedms_jax.persistence.client_store import ClientStore
+from fedms_jax.simulation.state import Stage, StageState
+from fedms_jax.systems.ledger import Entry
+
+
+def kept(
+  folder, shapes: Tree, train: Callable[[], Tree], peers: Alone | None = None
+) -> Tree:
+  """The tree that lies in a folder, or else the one that `train` gives, which
+  is then laid there. All processes get that of the first."""
+  peers = peers or Alone()
+  once = Checkpointer(folder, 1, peers=peers)
+  try:
+    found = once.restore_latest({'frozen': shapes}) if peers.primary else None
+    if peers.first(np.int32(found is not None)):
+      made = found[1]['frozen'] if peers.primary else _zeros(shapes)
+      return jax.tree.map(jax.numpy.asarray, peers.first(made))
+    made = peers.first(train())
+    if peers.primary:
+      once.save(0, {'frozen': made}, {})
+    return jax.tree.map(jax.numpy.asarray, made)
+  finally:
+    once.close()
+
+
+def _zeros(shapes: Tree) -> Tree:
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+class NoPersonal:
+  """The store of an algorithm without a personal part."""
+
+  version = -1
+
+  def __init__(self, initial: Any):
+    self._initial = initial
+
+  def gather(self, ids):
+    del ids
+    return self._initial
+
+  def scatter(self, ids, stacked, version) -> None:
+    """Nothing to keep."""
+
+  def collect(self, version) -> None:
+    """Nothing to drop."""
+
+  def rollback(self, version) -> None:
+    """Nothing to drop."""
+
+  def flush(self) -> None:
+    """Nothing to write."""
+
+  def close(self) -> None:
+    """Nothing to close."""
+
+
+class Memory:
+  """Keeps the personal state of clients in memory, and no checkpoints."""
+
+  def __init__(self, peers: Alone | None = None):
+    self.peers = peers or Alone()
+    self._stores: dict[str, ClientStore] = {}
+
+  def pretrained(self, shapes: Tree, train: Callable[[], Tree]) -> Tree:
+    """The tree that `train` gives, or gave to the run of this workdir."""
+    del shapes
+    return self.peers.first(train())
+
+  def restore(self, simulation) -> StageState | None:
+    """The state of the last checkpoint, None if there is none."""
+    del simulation
+    return None
+
+  persistent = False  # whether `save` is worth waiting for a round's metrics
+
+  def after_round(self, simulation, state: StageState, store) -> None:
+    """A round is dispatched; older personal states are not needed again."""
+    store.collect(simulation.version(state))
+
+  def save(self, simulation, state: StageState, store: ClientStore) -> None:
+    """Saves the state between two rounds."""
+
+  def store(self, name: str, initial: Any) -> ClientStore:
+    """The personal store of a stage."""
+    if not jax.tree.leaves(initial):
+      return NoPersonal(initial)
+    if name not in self._stores:
+      self._stores[name] = self._open(name, initial)
+    return self._stores[name]
+
+  def close(self) -> None:
+    for store in self._stores.values():
+      store.close()
+
+  def _open(self, name: str, initial: Tree) -> ClientStore:
+    return ClientStore(initial)
+
+
+class Disk(Memory):
+  """Keeps checkpoints and personal states in a workdir.
+
+  A checkpoint holds server state, schedule and round; the base model is not
+  in it, because it never changes. Personal states carry the number of their
+  round, so that a resumed run sees those of its checkpoint. Of several
+  processes each has a store of its own, and the first one the checkpoints.
+  """
+
+  def __init__(self, workdir, keep: int, peers: Alone | None = None):
+    super().__init__(peers)
+    self._workdir = workdir
+    self._checkpoints = Checkpointer(
+      workdir.checkpoints, keep, peers=self.peers
+    )
+    self._resumed_at = -1
+
+  def _open(self, name, initial):
+    folder = self._workdir.clients / name
+    if self.peers.processes > 1:
+      own = f'process-{self.peers.process_id}-of-{self.peers.processes}'
+      folder = folder / own
+    store = ClientStore(initial, folder)
+    # A stage may have been killed before its first checkpoint.
+    store.rollback(self._resumed_at)
+    return store
+
+  persistent = True
+
+  def after_round(self, simulation, state, store):
+    """Older states are dropped when a checkpoint is safe, not before."""
+
+  def pretrained(self, shapes, train):
+    return kept(self._workdir.root / 'pretrained', shapes, train, self.peers)
+
+  def save(self, simulation, state, store):
+    store.flush()
+    # After this, all stores are safe.
+    versions = self.peers.gathered(np.int32(store.version))
+    oldest = self._checkpoints.oldest()
+    if self.peers.primary:
+      plain = _plain(simulation, state) | {'stores': versions.tolist()}
+      version = simulation.version(state)
+      self._checkpoints.save(version, _arrays(state), plain)
+    if oldest is not None:
+      store.collect(oldest)
+
+  def restore(self, simulation):
+    found = self._checkpoints.restore_latest(
+      lambda plain: template(simulation.initial, simulation.stages, plain)
+    )
+    if found is None:
+      return None
+    _, arrays, plain = found
+    state = saved_state(simulation, arrays, plain)
+    self._resumed_at = simulation.version(state)
+    self._check_stores(simulation, state, plain['stores'])
+    return state
+
+  def _check_stores(self, simulation, state, versions: list[int]) -> None:
+    """Raises `ValueError` if the personal states are not the checkpoint's."""
+    if not jax.tree.leaves(state.roles.personal):
+      return
+    peers = self.peers
+    if len(versions) != peers.processes:
+      raise ValueError(
+        f'{self._workdir.root} was written by {len(versions)} processes, each '
+        f'with the personal states of its clients; these are {peers.processes}.'
+        ' Go on with as many processes as before.'
+      )
+    name = simulation.stages[state.stage].name
+    store = self.store(name, state.roles.personal)
+    wanted = versions[peers.process_id]
+    if store.version != wanted:
+      raise ValueError(
+        f'{self._workdir.clients} does not hold the personal states of the '
+        f'checkpoint (version {store.version}, not {wanted}). Bring the '
+        'folder back, or start the run again in another one.'
+      )
+
+  def close(self):
+    super().close()
+    self._checkpoints.close()
+
+
+def _arrays(state: StageState) -> dict[str, Any]:
+  frozen = {k: v for k, v in state.roles.frozen.items() if k != 'base'}
+  return {
+    'frozen': frozen,
+    'shared': state.roles.shared,
+    'personal': state.roles.personal,
+    'server': state.server.states,
+  }
+
+
+def _plain(simulation, state: StageState) -> dict[str, Any]:
+  """The part of the state that JSON holds."""
+  names = (
+    'stage',
+    'round',
+    'progress',
+    'late',
+    'ever',
+    'inherited',
+    'last',
+    'importance',
+  )
+  return {name: getattr(state, name) for name in names} | {
+    'reports': [[k, *v] for k, v in state.reports.items()],
+    'ledger': state.ledger._asdict(),
+    'derived': simulation.tables.counted(),
+    'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
+  }
+
+
+def template(
+  roles: Roles, stages: Sequence[Stage], plain: dict[str, Any]
+) -> dict[str, Any]:
+  """Shapes of what `_arrays` gave, found by running the stages' beginnings
+  on shapes. roles: before the first stage, arrays or shapes."""
+  for stage in stages[: plain['stage'] + 1]:
+    roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
+  algorithm = stages[plain['stage']].algorithm
+  server = jax.eval_shape(
+    lambda s: reduction.begin_server(algorithm, s), roles.shared
+  )
+  state = StageState(
+    stage=plain['stage'],
+    round=0,
+    roles=roles,
+    server=server,
+    progress=None,
+    late=(),
+    reports={},
+    ever=(),
+    inherited=None,
+    last=None,
+    importance=None,
+    ledger=Entry(),
+  )
+  return _arrays(state)
+
+
+def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
+  """The state that was saved; inverts `_arrays` and `_plain`."""
+  arrays = jax.tree.map(jax.numpy.asarray, arrays)
+  base = simulation.initial.frozen.get('base', {})
+  frozen = {'base': base} | arrays['frozen']
+  simulation.ledgers.update(
+    {name: Entry(**entry) for name, entry in plain['ledgers'].items()}
+  )
+
+  simulation.tables.count_as_done(plain['derived'])
+
+  def active(bits):
+    return None if bits is None else tuple(bits)
+
+  return StageState(
+    stage=plain['stage'],
+    round=plain['round'],
+    roles=Roles(frozen, arrays['shared'], arrays['personal']),
+    server=reduction.ServerState(arrays['server']),
+    progress=plain['progress'],
+    late=tuple((int(t), float(s)) for t, s in plain['late']),
+    reports={int(k): (s, w) for k, s, w in plain['reports']},
+    ever=active(plain['ever']),
+    inherited=active(plain['inherited']),
+    last=active(plain['last']),
+    importance=plain['importance'],
+    ledger=Entry(**plain['ledger']),
+  )

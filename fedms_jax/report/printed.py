@@ -1,0 +1,161 @@
+"""The table at the end of a run, and the summary that it is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedms_jax.core import tree
+from fedms_jax.core.types import Task
+from fedms_jax.systems import units
+from fedms_jax.systems.ledger import Entry
+
+MODELS = {
+  'pretrained': 'pre-trained model',
+  'global': 'global expert',
+  'local': 'local expert alone',
+  'mixture': 'mixture',
+}
+COLUMNS = {
+  'own_mean': 'own test: mean',
+  'own_worst_decile': 'worst decile',
+  'own_std': 'spread',
+  'pooled': 'pooled test',
+  'unseen': 'unseen clients',
+}
+
+
+def summary(
+  simulation, state, evaluation: dict[str, Any], records, clock
+) -> dict[str, Any]:
+  """Everything that summary.json holds; its keys are in the README.
+
+  Only entries that end in `seconds`, and `compilations`, depend on the
+  machine's mood.
+  """
+  rounds = [r for r in records if 'depth' in r]
+  ledgers = simulation.ledgers
+  total = Entry()
+  for entry in ledgers.values():
+    total = total.plus(entry)
+  return {
+    **reading(simulation.stages[-1].algorithm.task),
+    **evaluation,
+    'depth': {
+      stage.name: [r['depth'] for r in rounds if r['stage'] == stage.name]
+      for stage in simulation.stages
+    },
+    'ledger': {name: entry._asdict() for name, entry in ledgers.items()},
+    'total': total._asdict(),
+    'base_model_bytes': tree.nbytes(state.roles.frozen.get('base', {})),
+    'columns_scope': simulation.tables.usual.scope,
+    'columns_place': simulation.tables.usual.place,
+    'padding_efficiency': _mean(
+      [r['padding_efficiency'] for r in rounds if 'padding_efficiency' in r]
+    ),
+    'compile_seconds': clock.compile_seconds,
+    'run_seconds': clock.run_seconds,
+  }
+
+
+def text(result: dict[str, Any]) -> str:
+  """The summary as a person reads it."""
+  total, clients = result['total'], max(result['total']['client_rounds'], 1)
+  lines = [*scores(result), '']
+  for name, depths in result['depth'].items():
+    if depths:
+      lines.append(f'active blocks, {name} stage: {_runs(depths)}')
+  up, down = total['bytes_up'], total['bytes_down']
+  where = ' in host memory' if result['columns_place'] == 'host' else ''
+  lines += [
+    f'bytes per client and round: {units.in_bytes(up / clients)} up, '
+    f'{units.in_bytes(down / clients)} down; in total {units.in_bytes(up)} up, '
+    f'{units.in_bytes(down)} down (once per client: base model '
+    f'{units.in_bytes(result["base_model_bytes"])})',
+    f"a client's device: {units.in_flops(total['client_flops'] / clients)} per "
+    f'round, at most {units.in_bytes(total["peak_client_memory"])} of memory; '
+    f'all clients: {units.in_flops(total["client_flops"])}',
+    f'the simulator: {units.in_flops(total["simulator_flops"])} (columns scope '
+    f'{result["columns_scope"]}{where}, padding efficiency '
+    f'{result["padding_efficiency"]:.1%}), '
+    f'{result["compile_seconds"]:.1f} s compiling, '
+    f'{result["run_seconds"]:.1f} s running',
+  ]
+  return '\n'.join(lines)
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values) if values else 1.0
+
+
+def reading(task: Task) -> dict[str, Any]:
+  """How the figures of a task are to be read."""
+  return {'score': task.name, 'perplexity': task.perplexity}
+
+
+def scores(result: dict[str, Any]) -> list[str]:
+  """The lines that say how good the models are, from an evaluation and
+  `reading`."""
+  lines = _models(result)
+  if 'gate_weight' in result:
+    lines += [
+      '',
+      f'gate: mean weight of the global expert {result["gate_weight"]:.2f}, '
+      f'mean entropy {result["gate_entropy"]:.2f} nats',
+    ]
+  return lines
+
+
+def _models(result: dict[str, Any]) -> list[str]:
+  columns = {name: _share for name in COLUMNS}
+  head = ['', *COLUMNS.values()]
+  if result['perplexity']:
+    columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
+    head += ['own perplexity', 'pooled perplexity']
+  body = [
+    [MODELS.get(name, name), *(show(found[c]) for c, show in columns.items())]
+    for name, found in _in_order(result['models'])
+  ]
+  title = (
+    f'{result["score"]} in % ({result["clients"]} clients, '
+    f'{result["pooled_rows"]} pooled test rows, '
+    f'{result["unseen_clients"]} unseen clients)'
+  )
+  return [title, *grid([head, *body])]
+
+
+def _in_order(models: dict[str, Any]):
+  known = [name for name in MODELS if name in models]
+  return [(n, models[n]) for n in [*known, *(set(models) - set(known))]]
+
+
+def grid(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Rows of cells as aligned lines, the first column to the left."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  ]
+
+
+def _perplexity(loss: float) -> str:
+  return f'{math.exp(min(loss, 99.0)):.4g}'
+
+
+def _share(value: float | None) -> str:
+  return '-' if value is None else f'{100 * value:.1f}'
+
+
+def _runs(depths: Sequence[float]) -> str:
+  """1 x12, 2 x5: how many rounds each depth lasted."""
+  runs: list[list[float]] = []
+  for depth in depths:
+    if runs and runs[-1][0] == depth:
+      runs[-1][1] += 1
+    else:
+      runs.append([depth, 1])
+  return ', '.join(f'{depth:g} x{count:g}' for depth, count in runs)

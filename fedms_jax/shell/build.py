@@ -1,0 +1,242 @@
+"""The one place that knows everything: Config -> data, model, stages.
+
+What a config asks for is checked here, against data and model, before
+anything is compiled. Below this file there are no config objects.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from fedms_jax import schedules
+from fedms_jax.algorithms import fedms
+from fedms_jax.core.types import Aggregator, Backbone, Federation
+from fedms_jax.data import federation as federations
+from fedms_jax.data import sources, text
+from fedms_jax.persistence.model_files import Checkpoint
+from fedms_jax.schedules import orders, triggers
+from fedms_jax.server import averaged, optimizers, robust
+from fedms_jax.shell import foundation
+from fedms_jax.shell.config import Config, ScheduleConfig
+from fedms_jax.simulation.state import Handover, Options
+
+
+def federation(
+  config: Config, checkpoint: Checkpoint | None = None
+) -> Federation:
+  """Finds the data, as the checkpoint reads it, and deals it to the clients.
+  Inputs that are dear to read are lazy (`data/lazy.py`)."""
+  d, p = config.data, config.partition
+  source = sources.load(
+    d.source,
+    subset=d.subset,
+    revision=d.revision,
+    train_split=d.train_split,
+    test_split=d.test_split,
+    input_column=d.input_column,
+    label_column=d.label_column,
+    group_column=d.group_column,
+    image_size=d.image_size,
+    max_rows=d.max_rows,
+    seed=config.seed,
+    synthetic_rows=d.synthetic_rows,
+    synthetic_classes=d.synthetic_classes,
+    progress=config.progress,
+    **foundation.reading(config, checkpoint),
+  )
+  if d.pack:
+    source = text.pack(source, d.max_tokens)
+  return federations.build(
+    source,
+    num_clients=p.num_clients,
+    unseen_clients=p.unseen_clients,
+    name=p.name,
+    alpha=p.alpha,
+    classes_per_client=p.classes_per_client,
+    sigma=p.sigma,
+    min_rows=p.min_rows,
+    validation=p.validation,
+    test=p.test,
+    public_fraction=d.public_fraction,
+    public_classes=d.public_classes,
+    novel_classes=d.novel_classes,
+    novel_fraction=d.novel_fraction,
+    public_shift=d.public_shift,
+    seed=config.seed,
+    save=p.save,
+    load=p.load,
+  )
+
+
+def targets(config: Config) -> tuple[str, ...]:
+  """The kernels that carry LoRA."""
+  names = config.lora.targets.split(',')
+  return tuple(name.strip() for name in names if name.strip())
+
+
+def setting(config: Config, model: Backbone) -> fedms.Setting:
+  """What all algorithms of a run have in common."""
+  c, s = config.client, config.server
+  optimizer = optimizers.client(
+    c.optimizer,
+    shared=c.learning_rate,
+    personal=c.personal_learning_rate or c.learning_rate,
+    gate=config.gate.learning_rate or c.learning_rate,
+    momentum=c.momentum,
+    weight_decay=c.weight_decay,
+    max_norm=c.max_norm,
+  )
+  return fedms.Setting(
+    backbone=model,
+    task=foundation.task(config),
+    optimizer=optimizer,
+    server=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
+    aggregator=aggregator(config),
+    targets=targets(config),
+    rank=config.lora.rank,
+  )
+
+
+def aggregator(config: Config) -> Aggregator:
+  """How updates are merged, for methods that leave it to the flags."""
+  s, size = config.server, config.cohort.size
+  if s.aggregator == 'trimmed_mean' and int(s.trim * size + 1e-6) < 1:
+    raise ValueError(
+      f'--server.trim={s.trim:g} of --cohort.size={size} leaves nobody out; '
+      f'allowed: at least {1 / size:.2g}. Raise one of them.'
+    )
+  if s.aggregator == 'krum' and size < 2 * s.byzantine + 3:
+    raise ValueError(
+      f'--server.byzantine={s.byzantine} of --cohort.size={size} is too many '
+      f'for krum, which needs {2 * s.byzantine + 3} clients. Raise '
+      '--cohort.size, or lower --server.byzantine.'
+    )
+  return {
+    'mean': averaged.mean,
+    'median': robust.median,
+    'trimmed_mean': lambda: robust.trimmed_mean(s.trim),
+    'krum': lambda: robust.krum(s.byzantine),
+  }[s.aggregator]()
+
+
+def schedule(
+  config: Config, blocks: int, total: int, start: str
+) -> Callable[[Handover], schedules.Schedule]:
+  """The schedule of a stage of `total` rounds. start: 'inherit' the depth of
+  the stage before, 'restart', or 'dense'."""
+  s = config.schedule
+  cap = s.cap or blocks
+  for name, depth in (('cap', cap), ('start', s.start)):
+    if depth > blocks:
+      raise ValueError(
+        f'--schedule.{name}={depth} is more than the {blocks} blocks of the '
+        f'model; allowed: 1 to {blocks}.'
+      )
+  budgets = _numbers('schedule.budgets', s.budgets, blocks)
+  depths = _numbers('schedule.depths', s.depths, blocks)
+
+  def trigger(first: int, rows: int) -> triggers.Trigger:
+    # A score of few rows moves in steps; what is under a few of them is noise.
+    eps = max(s.eps, s.resolution / max(rows, 1))
+    return {
+      'queue': lambda: triggers.queue(
+        first, cap, length=s.queue_length, eps=eps, step=s.step
+      ),
+      'queue_std': lambda: triggers.queue(
+        first,
+        cap,
+        length=s.queue_length,
+        eps=s.eps,
+        step=s.step,
+        spread=statistics.pstdev,
+      ),
+      'fixed': lambda: triggers.fixed(
+        first, cap, interval=s.interval, step=s.step
+      ),
+      'linear': lambda: triggers.linear(first, cap, rounds=total),
+      'geometric': lambda: triggers.geometric(first, cap, interval=s.interval),
+      'dense': lambda: triggers.dense(cap),
+      'random': lambda: triggers.random(
+        first, cap, probability=s.probability, step=s.step, seed=config.seed
+      ),
+      'manual': lambda: triggers.manual(depths, cap),
+    }[s.name]()
+
+  if s.name == 'manual':
+    trigger(min(s.start, cap), 1)  # fails early where it fails
+
+  def make(handover: Handover) -> schedules.Schedule:
+    first = min(s.start, cap)
+    if start == 'inherit' and handover.active is not None:
+      first = max(first, min(cap, sum(handover.active)))
+    dense = start == 'dense'
+    when = triggers.dense(cap) if dense else trigger(first, handover.rows)
+    where = _where(s, blocks, config.seed, handover)
+    return schedules.schedule(when, where, budgets=budgets, seed=config.seed)
+
+  return make
+
+
+def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):
+  """Which blocks `--schedule.order` picks."""
+  if s.order == 'window':
+    return orders.window(blocks)
+  if s.order == 'dropout':
+    return orders.dropout(blocks, seed)
+  if s.order == 'allocation':
+    weights = (
+      handover.importance()
+      if s.shape == 'importance'
+      else orders.shape(s.shape, blocks)
+    )
+    return orders.allocation(blocks, seed, weights)
+  if s.order == 'balanced':
+    return orders.balanced(handover.importance(), s.balance, seed)
+  measured = handover.importance() if s.order == 'importance' else None
+  return orders.order(s.order, blocks, seed, measured)
+
+
+def _numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
+  """Depths written as 1,2,6."""
+  try:
+    found = tuple(int(part) for part in text.split(',') if part.strip())
+  except ValueError:
+    raise ValueError(
+      f'--{flag}={text!r} is no list of depths; write --{flag}=1,2,4.'
+    ) from None
+  for depth in found:
+    if not 1 <= depth <= most:
+      raise ValueError(
+        f'--{flag}={text!r} has the depth {depth}; allowed: 1 to {most}, the '
+        'blocks of the model.'
+      )
+  return found
+
+
+def options(config: Config) -> Options:
+  """How the simulation runs."""
+  c, e = config.client, config.engine
+  return Options(
+    seed=config.seed,
+    cohort=config.cohort.size,
+    batch_size=c.batch_size,
+    epochs=c.epochs,
+    steps=c.steps,
+    clients=e.clients,
+    chunk=e.chunk,
+    unroll=e.unroll,
+    memory=e.memory_mb * 1e6,
+    scope=config.columns.scope,
+    place=config.columns.place,
+    budget=config.columns.budget_mb * 1e6,
+    host_budget=config.columns.host_budget_mb * 1e6,
+    block=config.columns.batch,
+    prefetch=e.prefetch,
+    validation_rows=config.eval.validation_rows,
+    score=config.schedule.score,
+    reports=config.schedule.reports,
+    on_nan=config.on_nan,
+    slots=optimizers.slots(c.optimizer, c.momentum),
+    checkpoint_every=config.checkpoint.every,
+  )

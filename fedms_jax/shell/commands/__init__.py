@@ -1,0 +1,109 @@
+"""The commands beside the run itself: `fedms export`, `fedms eval`, ...
+
+A table of names: what a command does is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+  """help: one line. module: its `run(argv, extra) -> exit code` is called;
+  extra: default and help of the flags that it adds to those of a run."""
+
+  help: str
+  module: str
+  extra: dict[str, tuple[Any, str]]
+
+
+COMMANDS = {
+  'export': Command(
+    'write a model of a workdir for PEFT or transformers',
+    'fedms_jax.shell.commands.export',
+    {
+      'what': (
+        'global',
+        'global (the global expert as an adapter), client:<id> (the local '
+        'expert of a client as an adapter), merged or merged:<id> (the same '
+        'merged into the whole model); what is no LoRA, such as a prompt, is '
+        'written as arrays',
+      ),
+      'out': ('', 'folder to write; made if absent'),
+    },
+  ),
+  'eval': Command(
+    'evaluate the newest checkpoint of a workdir, finished or running',
+    'fedms_jax.shell.commands.evaluation',
+    {},
+  ),
+  'status': Command(
+    'how the run of a workdir stands, from any machine that sees it',
+    'fedms_jax.shell.commands.status',
+    {},
+  ),
+  'report': Command(
+    'a page with tables and figures of a workdir, or of a sweep or benchmark',
+    'fedms_jax.shell.commands.report',
+    {
+      'out': (
+        '',
+        'file to write; one that ends in .md gets the table alone (empty: '
+        'report.html in the workdir)',
+      )
+    },
+  ),
+  'list': Command(
+    'what can be chosen: algorithms, schedules, partitions, models',
+    'fedms_jax.shell.commands.listing',
+    {},
+  ),
+  'profile': Command(
+    "where a round's time goes, and a trace of it",
+    'fedms_jax.shell.commands.profile',
+    {
+      'rounds': (5, 'rounds of each stage to measure'),
+      'warmup': (2, 'rounds before them, which compile'),
+      'out': ('', 'folder of the traces (empty: profile in the workdir)'),
+    },
+  ),
+  'plan': Command(
+    'what a model would cost, from its config.json alone',
+    'fedms_jax.shell.commands.plan',
+    {'classes': (10, 'classes of the head')},
+  ),
+}
+
+
+def split(argv: Sequence[str]) -> tuple[str, list[str]]:
+  """(name of the command, '' for the run itself; the words without it)."""
+  words = list(argv)
+  if len(words) < 2 or words[1].startswith('-'):
+    return '', words
+  name = words[1]
+  if name not in COMMANDS:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'{name!r} is no command. Commands: {", ".join(COMMANDS)}.{hint} Without '
+      'one, fedms runs what its flags say.'
+    )
+  return name, [words[0], *words[2:]]
+
+
+def run(name: str, words: Sequence[str]) -> int:
+  """Runs a command; gives the exit code."""
+  command = COMMANDS[name]
+  return importlib.import_module(command.module).run(words, command.extra)
+
+
+def usage() -> str:
+  """The commands, a line each."""
+  width = max(map(len, COMMANDS))
+  return ''.join(
+    f'       fedms {name.ljust(width)} [--name=value ...]   {command.help}\n'
+    for name, command in COMMANDS.items()
+  )

@@ -1,0 +1,34 @@
+"""`fedms eval`: the models of a workdir, finished or running, evaluated now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedms_jax.persistence.snapshot import Snapshot
+from fedms_jax.report import printed
+from fedms_jax.shell import flags
+from fedms_jax.shell import run as runner
+from fedms_jax.shell import world as worlds
+from fedms_jax.simulation import evaluation, observer
+
+
+def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
+  """Prints the scores of the newest checkpoint; nothing is written."""
+  config, _ = flags.parse_for_workdir(words, extra, free='eval')
+  runner.compilation_cache()
+  snapshot = Snapshot(config.workdir)
+  try:
+    world = worlds.world(config)
+    watch = observer.Observers()
+    simulation = runner.simulated(config, world, snapshot, watch)
+    state = snapshot.restore(simulation)
+    scope = evaluation.Scope(config.eval.clients)
+    scores = evaluation.evaluate(simulation, state, scope)
+  finally:
+    snapshot.close()
+  stage = simulation.stages[state.stage]
+  task = stage.algorithm.task
+  print(f'{stage.name} stage, after {state.round} of {stage.rounds} rounds')
+  print('\n'.join(printed.scores(scores | printed.reading(task))))
+  return 0

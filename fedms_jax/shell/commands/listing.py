@@ -1,0 +1,135 @@
+"""`fedms list`: what can be chosen, with a line and the paper each."""
+
+from __future__ import annotations
+
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import flags
+
+Entry = tuple[str, str]  # one line, and the paper or '-'
+
+SCHEDULES: dict[str, Entry] = {
+  'queue': (
+    'more blocks when the range of the latest scores is small',
+    'arXiv 2312.15926 (the form is ours)',
+  ),
+  'queue_std': (
+    'more blocks when the standard deviation of the latest scores is small; '
+    'with --schedule.score=train_loss the queue of FeMAM',
+    'FeMAM',
+  ),
+  'fixed': ('more blocks every --schedule.interval rounds', '-'),
+  'linear': ('evenly, from --schedule.start to all', '-'),
+  'geometric': ('twice as many every --schedule.interval rounds', '-'),
+  'dense': (
+    'all blocks from the start; with --schedule.budgets the depth from the '
+    'output that a device can afford',
+    'arXiv 2506.01001 (FedQuad)',
+  ),
+  'random': ('more blocks at random times', '-'),
+  'manual': ('the depths of --schedule.depths', '-'),
+}
+ORDERS: dict[str, Entry] = {
+  'top_down': ('nearest to the output first', 'arXiv 2312.15926'),
+  'bottom_up': ('nearest to the input first', '-'),
+  'random': ('in one random order', '-'),
+  'importance': ('by the norm of the first gradient', '-'),
+  'allocation': (
+    'drawn for each client and round; --schedule.shape says how likely each is',
+    'arXiv 2311.11227 (FedRA), 2506.12213 (Fed-HeLLo)',
+  ),
+  'balanced': (
+    'by importance and even use over the cohort, weighed by --schedule.balance',
+    'after arXiv 2411.11912 (F3OCUS)',
+  ),
+  'dropout': (
+    'each by chance, for each client and round',
+    'arXiv 2503.10217 (DropPEFT)',
+  ),
+  'window': ('all but a sliding window', 'arXiv 2307.06933 (FFDAPT)'),
+}
+PARTITIONS: dict[str, Entry] = {
+  'iid': ('equal sizes, random rows', '-'),
+  'dirichlet': (
+    'each class in shares of Dirichlet(--partition.alpha)',
+    'arXiv 2102.02079',
+  ),
+  'classes': ('--partition.classes_per_client classes for each client', '-'),
+  'quantity': ('random rows, lognormal sizes', '-'),
+  'natural': ('a client is a user, writer or speaker of the data', '-'),
+}
+MODELS: dict[str, Entry] = {
+  'vit': ('built in, as wide and deep as --model says', 'arXiv 2010.11929'),
+  'clip': ('checkpoint: image and text towers', 'arXiv 2103.00020'),
+  'vit, deit': ('checkpoint: images', 'arXiv 2010.11929, 2012.12877'),
+  'bert': ('checkpoint: texts', 'arXiv 1810.04805'),
+  'roberta, xlm-roberta': (
+    'checkpoint: texts',
+    'arXiv 1907.11692, 1911.02116',
+  ),
+  'gpt2': ('checkpoint: next tokens', '-'),
+  'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
+}
+PRESETS = pathlib.Path(__file__).parents[2] / 'launch' / 'presets'
+
+
+def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
+  """Prints the lists."""
+  flags.parse_command(words, extra)
+  print(text())
+  return 0
+
+
+def text() -> str:
+  """All lists, one after another."""
+  from fedms_jax.shell import methods  # lazy: methods need jax
+
+  methods = {k: (m.summary, m.paper) for k, m in methods.METHODS.items()}
+  lists = {
+    'algorithms (--algorithm.name)': methods,
+    'schedules (--schedule)': SCHEDULES,
+    'orders (--schedule.order)': ORDERS,
+    'partitions (--partition.name)': PARTITIONS,
+    'models (--model.name: vit, or a folder or Hub id)': MODELS,
+  }
+  if PRESETS.is_dir():
+    lists['presets (--flagfile=launch/presets/<name>.flags)'] = presets(PRESETS)
+  blocks = [f'{title}\n{_lines(found)}' for title, found in lists.items()]
+  default = config_lib.Config()
+  return '\n\n'.join(
+    [
+      *blocks,
+      f'Without a flag: {default.algorithm.name}, {default.schedule.name}, '
+      f'{default.schedule.order}, {default.partition.name}, '
+      f'{default.model.name}.',
+    ]
+  )
+
+
+def presets(folder: pathlib.Path) -> dict[str, Entry]:
+  """The first sentence of the comment that each flag file begins with."""
+  found = {}
+  for path in sorted(folder.glob('*.flags')):
+    lines = path.read_text(encoding='utf-8').splitlines()
+    count = next(i for i, x in enumerate([*lines, '']) if not x.startswith('#'))
+    comment = ' '.join(x.lstrip('# ') for x in lines[:count])
+    found[path.stem] = (comment.partition('. ')[0].rstrip('.'), '-')
+  return found
+
+
+def _lines(entries: Mapping[str, Entry]) -> str:
+  width = max(map(len, entries))
+  out = []
+  for name, (summary, paper) in entries.items():
+    line = summary if paper == '-' else f'{summary} [{paper}]'
+    out += textwrap.wrap(
+      line,
+      80,
+      initial_indent=f'  {name.ljust(width)}  ',
+      subsequent_indent=' ' * (width + 4),
+    )
+  return '\n'.join(out)

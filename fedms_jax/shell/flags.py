@@ -1,0 +1,274 @@
+"""Command-line flags, made of the config dataclasses.
+
+Every leaf of `Config` is one flag named `section.field`; its type is that of
+its default, its help and allowed values are the field's. Parsing needs
+neither jax nor a global: each `parse` has its own `FlagValues`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+
+from fedms_jax.shell import commands
+from fedms_jax.shell import config as config_lib
+
+# Short names for what is typed most: alias -> flag.
+ALIASES = {'schedule': 'schedule.name'}
+# These say how one command runs, not what the run computes: flags.txt leaves
+# them out, so that it can be fed to a run in another folder.
+PER_COMMAND = (
+  'workdir',
+  'resume',
+  'break_lock',
+  'distributed.coordinator',
+  'distributed.processes',
+  'distributed.process_id',
+  'distributed.timeout',
+)
+
+_USAGE = """\
+fedms: federated fine-tuning of foundation models, simulated.
+
+Usage: fedms [--name=value ...]
+{commands}
+A bool `--x` is also switched off by `--nox`. `--flagfile=FILE` reads flags
+from a file, one per line; of a flag given twice the last one counts.
+"""
+
+
+class _Parser(absl_flags.ArgumentParser):
+  """Reads one value of the field's type, and only finite numbers."""
+
+  def __init__(self, kind: type, choices: tuple[str, ...]):
+    self.kind = kind
+    self.choices = choices
+
+  def parse(self, argument: Any) -> Any:
+    if not isinstance(argument, str):  # a default, already of its type
+      return argument
+    if self.choices and argument not in self.choices:
+      allowed = ', '.join(repr(choice) for choice in self.choices)
+      hint = _did_you_mean(argument, self.choices)
+      raise ValueError(f'not one of {allowed}.{hint}')
+    if self.kind is bool:
+      return _boolean(argument)
+    try:
+      value = self.kind(argument)
+    except ValueError:
+      name = {int: 'a whole number', float: 'a number'}[self.kind]
+      raise ValueError(f'not {name}.') from None
+    if self.kind is float and not math.isfinite(value):
+      raise ValueError('not a finite number.')
+    return value
+
+  def flag_type(self) -> str:
+    return self.kind.__name__
+
+
+def _boolean(text: str) -> bool:
+  values = {'true': True, '1': True, 'false': False, '0': False}
+  if text.lower() not in values:
+    raise ValueError('not one of true, false, 1, 0.')
+  return values[text.lower()]
+
+
+def define(
+  flag_values: absl_flags.FlagValues = absl_flags.FLAGS,
+) -> absl_flags.FlagValues:
+  """Adds one flag per option of `Config` to `flag_values`, and returns it."""
+  for name, field in config_lib.flatten(config_lib.Config).items():
+    kind = type(field.default)
+    flag = absl_flags.Flag(
+      _Parser(kind, field.metadata['choices']),
+      absl_flags.ArgumentSerializer(),
+      name,
+      field.default,
+      field.metadata['help'],
+      boolean=kind is bool,
+    )
+    absl_flags.DEFINE_flag(flag, flag_values, module_name=_section(name))
+  for alias, name in ALIASES.items():
+    absl_flags.DEFINE_alias(alias, name, flag_values=flag_values)
+  return flag_values
+
+
+def read(flag_values: absl_flags.FlagValues) -> config_lib.Config:
+  """The config that parsed flags of `define` spell out."""
+  names = config_lib.flatten(config_lib.Config)
+  return config_lib.from_values(
+    {name: flag_values[name].value for name in names}
+  )
+
+
+def parse(argv: Sequence[str]) -> config_lib.Config:
+  """The validated config of a command line; see `parse_command`."""
+  return parse_command(argv, {})[0]
+
+
+def parse_command(
+  argv: Sequence[str], extra: Mapping[str, tuple[Any, str]]
+) -> tuple[config_lib.Config, dict[str, Any]]:
+  """The validated config of a command line, and its further flags.
+
+  Args:
+    argv: the words of the command line, the program's name first.
+    extra: default and help of the flags that only one command has, by name.
+
+  Raises:
+    ValueError: an unknown flag, a value that is not allowed, an unreadable
+      flag file or a word that is no flag.
+    SystemExit: with code 0, after `--help` was printed.
+  """
+  flag_values = define(absl_flags.FlagValues())
+  for name, (default, text) in extra.items():
+    absl_flags.DEFINE_flag(
+      absl_flags.Flag(
+        _Parser(type(default), ()),
+        absl_flags.ArgumentSerializer(),
+        name,
+        default,
+        text,
+      ),
+      flag_values,
+    )
+  for name in ('help', 'helpfull'):
+    absl_flags.DEFINE_bool(
+      name, False, 'show this help', flag_values=flag_values
+    )
+  try:
+    rest = flag_values(list(argv))[1:]
+  except absl_flags.UnrecognizedFlagError as e:
+    hint = _did_you_mean(e.flagname, list(flag_values), prefix='--')
+    raise ValueError(
+      f'--{e.flagname} is no flag.{hint} `--help` lists all flags.'
+    ) from None
+  except absl_flags.Error as e:
+    text = str(e).removeprefix('flag ').removeprefix('ERROR:: ')
+    raise ValueError(text) from None
+  if flag_values['help'].value or flag_values['helpfull'].value:
+    print(help_text(extra))
+    raise SystemExit(0)
+  if rest:
+    raise ValueError(
+      f'{rest[0]!r} is no flag; write --name=value. `--help` lists all flags.'
+    )
+  config = read(flag_values)
+  config_lib.validate(config)
+  return config, {name: flag_values[name].value for name in extra}
+
+
+def parse_for_workdir(
+  argv: Sequence[str], extra: Mapping[str, tuple[Any, str]], free: str = ''
+) -> tuple[config_lib.Config, dict[str, Any]]:
+  """As `parse_command`, for a command on the run in --workdir: its config.
+
+  free: a section in which this command line may say something else.
+
+  Raises:
+    ValueError: there is no such run, or it was not made with these flags.
+  """
+  given, _ = parse_command(argv, extra)
+  file = pathlib.Path(given.workdir, 'flags.txt')
+  if not given.workdir or not file.is_file():
+    raise ValueError(
+      f'--workdir={given.workdir} holds no run: {file} does not exist. Give '
+      'the folder of a run that was started with --workdir.'
+    )
+  saved = [argv[0], f'--flagfile={file}']
+  config, values = parse_command([*saved, *argv[1:]], extra)
+  theirs = config_lib.values(parse(saved))
+  for name, value in config_lib.values(config).items():
+    own = name in PER_COMMAND or (free and name.startswith(f'{free}.'))
+    if value != theirs[name] and not own:
+      raise ValueError(
+        f'--{name}={value} is not what the run was made with, {theirs[name]}. '
+        'Leave it out.'
+      )
+  return config, values
+
+
+def to_text(config: config_lib.Config) -> str:
+  """One `--name=value` line per option, in the order of declaration.
+
+  Feeding the text back with `--flagfile` gives an equal config, except for
+  the options of `PER_COMMAND`, which are left out.
+
+  Raises:
+    ValueError: a text that a line of a flag file cannot hold.
+  """
+  lines = []
+  for name, value in config_lib.values(config).items():
+    if name in PER_COMMAND:
+      continue
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if text != text.strip() or len(text.splitlines()) > 1:
+      raise ValueError(
+        f'--{name}={value!r} cannot be kept in a flag file; allowed: a single '
+        'line without spaces around it.'
+      )
+    lines.append(f'--{name}={text}\n')
+  return ''.join(lines)
+
+
+def help_text(extra: Mapping[str, tuple[Any, str]]) -> str:
+  """Every flag, by section, with its default, its help and what it allows;
+  first those of the command."""
+  lines = [_USAGE.format(commands=commands.usage())]
+  for name, (default, text) in extra.items():
+    lines += [f'  --{name}={default}', f'      {text}']
+  section = None
+  for name, field in config_lib.flatten(config_lib.Config).items():
+    if _section(name) != section:
+      section = _section(name)
+      lines.append(f'{section}:')
+    lines += _help_lines(name, field)
+  aliases = ', '.join(f'--{a} is --{name}' for a, name in ALIASES.items())
+  lines.append(f'Short names: {aliases}.')
+  return '\n'.join(lines)
+
+
+def _help_lines(name: str, field: dataclasses.Field) -> list[str]:
+  """The lines of one flag in the help."""
+  default, rule = field.default, field.metadata
+  shown = str(default).lower() if isinstance(default, bool) else default
+  text = rule['help']
+  if rule['choices']:
+    text += f'; one of: {", ".join(c or "(empty)" for c in rule["choices"])}'
+  bounds = [
+    f'{words} {rule[key]}'
+    for key, words in (
+      ('above', 'more than'),
+      ('low', 'at least'),
+      ('high', 'at most'),
+    )
+    if rule[key] is not None
+  ]
+  if bounds:
+    text += f'; {", ".join(bounds)}'
+  body = textwrap.wrap(
+    text, 80, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+  )
+  return [f'  --{name}={shown}', *body]
+
+
+def _section(name: str) -> str:
+  return name.rpartition('.')[0] or 'run'
+
+
+def _did_you_mean(word: str, options: Sequence[str], prefix: str = '') -> str:
+  """' Did you mean ...?' with the options nearest to `word`, or ''.
+
+  Of dotted names the last part alone counts too: --rank is near --lora.rank.
+  """
+  last = [name for name in options if name.rpartition('.')[2] == word]
+  near = last or difflib.get_close_matches(word, options, n=3)
+  hint = ' or '.join(prefix + name for name in near)
+  return f' Did you mean {hint}?' if near else ''

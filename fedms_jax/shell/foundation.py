@@ -1,0 +1,365 @@
+"""The foundation model of a run, and what it asks of the data.
+
+Part of `build.py`: a checkpoint's tokenizer and image size are known before
+the data is read, the shape of its inputs only after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedms_jax.core.types import Federation, Task, Tree
+from fedms_jax.data import images, text
+from fedms_jax.models import clip, family, pretrained, tasks, transformer, vit
+from fedms_jax.models.family import Model, Options
+from fedms_jax.persistence import model_files
+from fedms_jax.persistence.model_files import Checkpoint
+from fedms_jax.shell.config import Config, ModelConfig, flatten
+
+BUILT_IN = 'vit'
+# Flags of `--model` that say what a checkpoint says itself, or the reverse.
+OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
+OF_CHECKPOINT = (
+  'revision',
+  'head',
+  'keep_head',
+  'tower',
+  'templates',
+  'storage',
+)
+_MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
+IMAGE_MODELS = ('vit', 'deit')
+TASKS = {
+  'classification': tasks.classification,
+  'zero_shot': tasks.classification,
+  'causal_lm': tasks.causal_lm,
+  'masked_lm': tasks.masked_lm,
+  'contrast': tasks.contrast,
+}
+
+
+def find(config: Config, *, weights: bool = True) -> Checkpoint | None:
+  """The checkpoint of `--model.name`; None for the built-in model."""
+  m = config.model
+  if m.name == BUILT_IN:
+    _check_unused(m, OF_CHECKPOINT, 'for checkpoints, not for the built-in vit')
+    return None
+  _check_unused(m, OF_BUILT_IN, "the built-in vit's; a checkpoint has its own")
+  return model_files.find(m.name, revision=m.revision, weights=weights)
+
+
+def task(config: Config) -> Task:
+  """What the model learns."""
+  return TASKS[config.model.head]()
+
+
+def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
+  """The arguments of `sources.load` that depend on the model."""
+  d, head = config.data, config.model.head
+  if checkpoint is None:
+    return {}
+  _check_data_flags(config, checkpoint)
+  asked = {
+    'target_column': d.target_column,
+    'need_labels': head in ('classification', 'zero_shot'),
+  }
+  if _reads_images(config, checkpoint):
+    asked['prepare'] = images.for_checkpoint(_preprocessor(checkpoint))
+  if _reads_texts(config, checkpoint):
+    asked['encode_text'] = _encoder(config, checkpoint)
+  return asked
+
+
+def text_length(config: Config, checkpoint: Checkpoint) -> int:
+  """The most tokens of a text, 0 if the model reads none."""
+  if not _reads_texts(config, checkpoint):
+    return 0
+  return min(config.data.max_tokens, _positions(checkpoint.config))
+
+
+class Facts(NamedTuple):
+  """What a checkpoint's model must know of the data: the names of the classes
+  and T of the texts (0: none)."""
+
+  label_names: tuple[str, ...]
+  tokens: int
+
+
+def facts(data: Federation) -> Facts:
+  """The facts of the data."""
+  columns = data.table.columns
+  tokens = columns.get('texts', columns['inputs'])
+  return Facts(
+    data.table.label_names, tokens.shape[-1] if tokens.ndim == 2 else 0
+  )
+
+
+def model(
+  config: Config, data: Federation, checkpoint: Checkpoint | None
+) -> Model:
+  """The model in the shape of the data."""
+  if checkpoint is None:
+    return Model(_built_in(config, data), {})
+  return loadable(config, checkpoint, facts(data))
+
+
+def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
+  """The model of a checkpoint."""
+  m, (names, tokens) = config.model, facts
+  options = Options(
+    head=m.head,
+    classes=len(names),
+    pooling=m.pooling,
+    tower=m.tower,
+    tokens=tokens,
+    dtype=m.dtype,
+    storage=m.storage,
+    remat=m.remat,
+    unroll=m.unroll,
+    lora_scale=config.lora.alpha / config.lora.rank,
+  )
+  return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
+
+
+def load(
+  config: Config,
+  model: Model,
+  names: Sequence[str],
+  checkpoint: Checkpoint,
+  key,
+) -> tuple[Tree, Tree]:
+  """(params, head) as the files have them; a head that they lack is new.
+
+  names: of the classes, for the prompts of zero_shot.
+  """
+  m, given = config.model, {}
+  if m.head == 'zero_shot':
+    given['final/classes'] = _class_features(config, names, checkpoint)
+  params, head = model_files.load(
+    model, checkpoint, head=m.keep_head, given=given
+  )
+  return params, model.backbone.init_head(key) if head is None else head
+
+
+def text_tower(
+  config: Config, names: Sequence[str], checkpoint: Checkpoint
+) -> Tree:
+  """CLIP's text tower for soft prompts, see `family.Prompted`, with the
+  `class_tokens`."""
+  params, _ = model_files.load(_text_tower(config, checkpoint), checkpoint)
+  found = params | class_tokens(config, names, checkpoint)
+  return jax.tree.map(jax.numpy.asarray, found)
+
+
+def text_tower_shapes(
+  config: Config, tokens: Tree, checkpoint: Checkpoint
+) -> Tree:
+  """The shapes of `text_tower`. tokens: the `class_tokens`, or `one_token`."""
+  tower = _text_tower(config, checkpoint)
+  return jax.eval_shape(tower.backbone.init, jax.random.key(0)) | tokens
+
+
+def class_tokens(
+  config: Config, names: Sequence[str], checkpoint: Checkpoint
+) -> dict[str, np.ndarray]:
+  """'tokens', int32 [C, n], of the names of the classes, read as 'name.' as in
+  CoOp; and where there are --prompt.words, their tokens, 'words', int32 [T],
+  as which a prompt begins."""
+  p = config.prompt
+  tokenizer = text.tokenizer(checkpoint.folder)
+  tokenizer.no_truncation()
+  read = tokenizer.encode_batch([f'{name}.' for name in names])
+  out = {'tokens': text.padded([r.ids for r in read])}
+  length, said = p.length, f'--prompt.length={p.length}'
+  if p.words:
+    ids = tokenizer.encode(p.words, add_special_tokens=False).ids
+    out['words'] = np.array(ids, np.int32)
+    length, said = len(ids), f'--prompt.words={p.words!r} of {len(ids)} tokens'
+  longest = max(zip(map(len, read), names, strict=True))
+  most = _positions(checkpoint.config)
+  if length + longest[0] > most:
+    raise ValueError(
+      f'{said} and the class {longest[1]!r} of {longest[0]} tokens with its '
+      f'marks are longer than the {most} positions of the text tower. Shorten '
+      'one of them.'
+    )
+  return out
+
+
+def one_token(config: Config, classes: int) -> dict[str, np.ndarray]:
+  """`class_tokens` without a tokenizer: as if each name and each of
+  --prompt.words were one token."""
+  out = {'tokens': np.zeros((classes, _MARKS + 1), np.int32)}
+  if words := config.prompt.words.split():
+    out['words'] = np.zeros(len(words), np.int32)
+  return out
+
+
+def _text_tower(config: Config, checkpoint: Checkpoint) -> Model:
+  m = config.model
+  options = Options(
+    head='classification', tower='text', dtype=m.dtype, storage=m.storage
+  )
+  return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
+
+
+def _built_in(config: Config, data: Federation):
+  m, pictures = config.model, data.table.columns['inputs']
+  if pictures.ndim != 4:
+    raise ValueError(
+      '--model.name=vit reads images, and these inputs are none. Name another '
+      'model, or another --data.input_column.'
+    )
+  _, height, width, channels = pictures.shape
+  if height != width:
+    raise ValueError(
+      f'images are {height} x {width}; allowed: square ones. Set '
+      '--data.image_size.'
+    )
+  shape = transformer.TransformerConfig(
+    blocks=m.blocks,
+    width=m.width,
+    heads=m.heads,
+    mlp_width=round(m.width * m.mlp_ratio),
+    dtype=m.dtype,
+    remat=m.remat,
+    unroll=m.unroll,
+    lora_scale=config.lora.alpha / config.lora.rank,
+  )
+  return vit.backbone(
+    vit.VitConfig(
+      shape,
+      image=height,
+      channels=channels,
+      patch=m.patch,
+      classes=len(data.table.label_names),
+      pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
+    )
+  )
+
+
+def _class_features(
+  config: Config, names: Sequence[str], checkpoint: Checkpoint
+) -> np.ndarray:
+  """The text features [C, P] of CLIP's class prompts."""
+  prompts = clip.class_prompts(config.model.templates.split('|'), names)
+  tokens = _encoder(config, checkpoint)(prompts)['inputs']
+  options = Options(head='classification', tower='text')
+  tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
+  params, _ = model_files.load(tower, checkpoint)
+  encode = jax.jit(lambda p, x: pretrained.encode(tower.backbone, p, x))
+  return np.asarray(
+    clip.class_features(encode(params, tokens), classes=len(names))
+  )
+
+
+def _preprocessor(checkpoint: Checkpoint) -> dict:
+  """preprocessor_config.json, or what is usual for the family."""
+  if checkpoint.preprocessor:
+    return checkpoint.preprocessor
+  config = checkpoint.config.get('vision_config', checkpoint.config)
+  side = config.get('image_size', 224)
+  square = {'height': side, 'width': side}
+  if 'vision_config' not in checkpoint.config:
+    return {'size': square}
+  return {
+    'size': {'shortest_edge': side},
+    'resample': 3,
+    'do_center_crop': True,
+    'crop_size': square,
+  }
+
+
+def _reads_images(config: Config, checkpoint: Checkpoint) -> bool:
+  m = config.model
+  if checkpoint.config.get('model_type') != 'clip':
+    return checkpoint.config.get('model_type') in IMAGE_MODELS
+  return m.tower != 'text' or m.head in ('zero_shot', 'contrast')
+
+
+def _reads_texts(config: Config, checkpoint: Checkpoint) -> bool:
+  if config.model.head == 'contrast':
+    return True
+  return not _reads_images(config, checkpoint)
+
+
+def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
+  d, tokenizer = config.data, text.tokenizer(checkpoint.folder)
+  objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
+  return text.Encoder(
+    tokenizer,
+    max_tokens=min(d.max_tokens, _positions(checkpoint.config)),
+    objective=objective.get(config.model.head, 'whole'),
+    end=_end(checkpoint.config),
+    mask=_mask(tokenizer) if config.model.head == 'masked_lm' else -1,
+    fraction=d.mask_fraction,
+    seed=config.seed,
+  )
+
+
+def _positions(config: dict) -> int:
+  """The most tokens that a text model takes."""
+  config = config.get('text_config', config)
+  found = config.get('max_position_embeddings', config.get('n_positions'))
+  if config.get('model_type') == 'roberta':
+    found -= config.get('pad_token_id', 1) + 1  # positions begin behind it
+  return found
+
+
+def _end(config: dict) -> int:
+  """The token that ends a text, -1 if there is none."""
+  found = config.get('eos_token_id', -1)
+  return found[0] if isinstance(found, list) else -1 if found is None else found
+
+
+def _mask(tokenizer) -> int:
+  for token in ('[MASK]', '<mask>'):
+    found = tokenizer.token_to_id(token)
+    if found is not None:
+      return found
+  raise ValueError(
+    '--model.head=masked_lm needs a tokenizer with [MASK] or <mask>; this '
+    'one has none. Use causal_lm, or another checkpoint.'
+  )
+
+
+def _check_unused(m: ModelConfig, names: Sequence[str], why: str) -> None:
+  fields = flatten(ModelConfig)
+  for name in names:
+    value = getattr(m, name)
+    if value != fields[name].default:
+      raise ValueError(
+        f'--model.{name}={value!r} does not go with --model.name={m.name}: it '
+        f'is {why}. Leave it out.'
+      )
+
+
+def _check_data_flags(config: Config, checkpoint: Checkpoint) -> None:
+  """Flags of the data that this model would not look at."""
+  d, head = config.data, config.model.head
+  reads_images = _reads_images(config, checkpoint)
+  problems = {
+    f'--data.image_size={d.image_size}': (
+      d.image_size and reads_images,
+      'a checkpoint has its own image size. Leave it out',
+    ),
+    '--data.pack': (
+      d.pack and head != 'causal_lm',
+      'only --model.head=causal_lm packs texts. Leave it out',
+    ),
+    f'--data.target_column={d.target_column}': (
+      d.target_column and head not in ('causal_lm', 'contrast'),
+      'only --model.head=causal_lm and contrast have such texts. Leave it out',
+    ),
+    '--model.head=contrast': (
+      head == 'contrast' and not d.target_column,
+      'the captions are not named. Name them: --data.target_column',
+    ),
+  }
+  for flag, (wrong, why) in problems.items():
+    if wrong:
+      raise ValueError(f'{flag}: {why}.')

@@ -1,0 +1,147 @@
+"""What a method of the catalog is built from, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from fedms_jax.adapters import lora
+from fedms_jax.algorithms.adapted import Setting
+from fedms_jax.algorithms.ranks import RankOf
+from fedms_jax.core.types import Algorithm, Backbone, Tree
+from fedms_jax.models.family import Model
+from fedms_jax.server import averaged
+from fedms_jax.shell import build
+from fedms_jax.shell.config import Config
+from fedms_jax.simulation.state import Stage
+
+
+class Builder(NamedTuple):
+  """A run that is being built. classes: of the data. adapter: the stacked
+  LoRA that the first stage starts from; None: fresh."""
+
+  config: Config
+  model: Model
+  classes: int
+  adapter: Tree | None = None
+
+  @property
+  def backbone(self) -> Backbone:
+    return self.model.backbone
+
+  @property
+  def rounds(self) -> int:
+    """Of a method of one stage: as many as FedMS has in both."""
+    a = self.config.algorithm
+    return a.stage1_rounds + a.stage2_rounds
+
+  def setting(
+    self, *, ranks: bool = False, merges: bool = False, exact: bool = False
+  ) -> Setting:
+    """Optimizers, aggregator and LoRA as the flags say; LoRA is checked.
+
+    Raises `ValueError` for flags that the method has no use for. ranks: it
+    takes mixed ranks. merges: it has an aggregator of its own. exact: what
+    that gives is what the model must be, so that no server optimizer fits.
+    """
+    s, l = self.config.server, self.config.lora
+    usual = s.optimizer == 'mean' and s.learning_rate == 1.0
+    problems = {
+      f'--lora.ranks={l.ranks}': (
+        l.ranks and not ranks,
+        'all of its clients have --lora.rank',
+      ),
+      f'--server.aggregator={s.aggregator}': (
+        merges and s.aggregator != 'mean',
+        'its own aggregator is what it is',
+      ),
+      f'--server.optimizer={s.optimizer} and --server.learning_rate='
+      f'{s.learning_rate:g}': (
+        exact and not usual,
+        'its server sets the mean of the updates; allowed: mean and 1',
+      ),
+    }
+    for flag, (wrong, why) in problems.items():
+      if wrong:
+        name = self.config.algorithm.name
+        raise ValueError(
+          f'{flag} does not go with --algorithm.name={name}: {why}. Leave it '
+          'out.'
+        )
+    base = jax.eval_shape(self.backbone.init, jax.random.key(0))
+    targets = build.targets(self.config)
+    lora.check(base['blocks'], targets, l.rank)
+    return build.setting(self.config, self.backbone)
+
+  def rank_of(self) -> RankOf | None:
+    """The rank of each client: a pure, even draw from --lora.ranks; None if
+    they are not mixed."""
+    l, seed = self.config.lora, self.config.seed
+    if not l.ranks:
+      return None
+    if l.init:
+      raise ValueError(
+        f'--lora.ranks={l.ranks} does not go with --lora.init: the adapter has '
+        'one rank. Leave one of them out.'
+      )
+    try:
+      found = tuple(int(x) for x in l.ranks.split(',') if x.strip())
+    except ValueError:
+      raise ValueError(
+        f'--lora.ranks={l.ranks!r} is no list of ranks; write --lora.ranks='
+        '2,4,8.'
+      ) from None
+    for rank in found:
+      if not 1 <= rank <= l.rank:
+        raise ValueError(
+          f'--lora.ranks={l.ranks!r} has the rank {rank}; allowed: 1 to '
+          f'--lora.rank={l.rank}, which the server keeps.'
+        )
+
+    def draw(client: int) -> int:
+      rng = np.random.default_rng([seed, 0x4A4C, client])
+      return found[int(rng.integers(len(found)))]
+
+    return draw
+
+  def stage(
+    self,
+    name: str,
+    algorithm: Algorithm,
+    rounds: int,
+    start: str = 'restart',
+    probe: Algorithm | None = None,
+  ) -> Stage:
+    """A stage under the schedule of the flags; see `build.schedule`."""
+    schedule = build.schedule(self.config, self.backbone.blocks, rounds, start)
+    return Stage(name, algorithm, rounds, schedule, probe)
+
+  def alone(
+    self,
+    name: str,
+    setting: Setting,
+    make: Callable[[Setting], Algorithm],
+    start: str = 'restart',
+  ) -> list[Stage]:
+    """The one stage of a method. The importance of blocks is measured by a
+    plain step of it: no variants, no merging of its own."""
+    slope = setting._replace(optimizer=optax.sgd(1.0), server=optax.sgd(1.0))
+    probe = make(slope)._replace(
+      aggregator=averaged.mean(), fold=None, variant=None
+    )
+    return [self.stage(name, make(setting), self.rounds, start, probe)]
+
+
+class Method(NamedTuple):
+  """An entry of the catalog. summary: one line. paper: where it is from.
+  stages: builds it, or raises a `ValueError` that says what it needs. text:
+  of a model with class prompts it needs the text tower, too."""
+
+  summary: str
+  paper: str
+  stages: Callable[[Builder], list[Stage]]
+  text: bool = False

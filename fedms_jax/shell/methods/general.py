@@ -1,0 +1,68 @@
+"""Baselines of federated learning at large."""
+
+from __future__ import annotations
+
+import jax
+
+from fedms_jax.algorithms import general, scaffold
+from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.simulation.state import Stage
+
+
+def _fedavg(builder: Builder) -> list[Stage]:
+  storage = builder.config.model.storage
+  if storage != 'float32':
+    raise ValueError(
+      f'--algorithm.name=fedavg trains all weights, not those of --model.'
+      f'storage={storage}; allowed: float32. Change one of them.'
+    )
+  return builder.alone(
+    'global', builder.setting(), general.fedavg, start='dense'
+  )
+
+
+def _probe(builder: Builder) -> list[Stage]:
+  head = jax.eval_shape(builder.backbone.init_head, jax.random.key(0))
+  if not jax.tree.leaves(head):
+    raise ValueError(
+      '--algorithm.name=linear_probe trains a head, which --model.head='
+      f'{builder.config.model.head} has not; allowed: classification. Change '
+      'one of them.'
+    )
+  return builder.alone(
+    'global', builder.setting(), general.probe, start='dense'
+  )
+
+
+def _fedprox(builder: Builder) -> list[Stage]:
+  mu = builder.config.algorithm.prox_mu
+  return builder.alone(
+    'global',
+    builder.setting(),
+    lambda s: general.fedprox(s, mu, adapter=builder.adapter),
+  )
+
+
+def _scaffold(builder: Builder) -> list[Stage]:
+  population = builder.config.partition.num_clients
+  return builder.alone(
+    'global',
+    builder.setting(merges=True),
+    lambda s: scaffold.scaffold(s, population, adapter=builder.adapter),
+  )
+
+
+METHODS = {
+  'fedavg': Method(
+    'FedAvg of all weights: full fine-tuning', 'arXiv 1602.05629', _fedavg
+  ),
+  'linear_probe': Method(
+    'FedAvg of a linear head on the frozen base', 'arXiv 1602.05629', _probe
+  ),
+  'fedprox': Method(
+    "LoRA, pulled to the server's", 'arXiv 1812.06127', _fedprox
+  ),
+  'scaffold': Method(
+    'LoRA, with control variates against drift', 'arXiv 1910.06378', _scaffold
+  ),
+}

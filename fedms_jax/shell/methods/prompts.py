@@ -1,0 +1,146 @@
+"""Prompts and adapters of a frozen model: CLIP's family, and soft prompts."""
+
+from __future__ import annotations
+
+from fedms_jax.algorithms import fedclip, fedpgp, pfedmoap, soft_prompts
+from fedms_jax.algorithms.frozen_backbone import Form
+from fedms_jax.models.family import Prompted
+from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.simulation.state import Stage
+
+
+def _fedclip(builder: Builder) -> list[Stage]:
+  _needs_classes(builder, 'compares images with class prompts')
+  return builder.alone(
+    'global', builder.setting(), fedclip.fedclip, start='dense'
+  )
+
+
+def _promptfl(builder: Builder) -> list[Stage]:
+  def make(setting):
+    return soft_prompts.promptfl(setting, _form(builder, setting))
+
+  return builder.alone('global', builder.setting(), make, start='dense')
+
+
+def _promptfolio(builder: Builder) -> list[Stage]:
+  local = builder.config.algorithm.promptfolio_local
+
+  def make(setting):
+    return soft_prompts.promptfolio(setting, _form(builder, setting), local)
+
+  return builder.alone('personal', builder.setting(), make, start='dense')
+
+
+def _fedpgp(builder: Builder) -> list[Stage]:
+  prompted, a = _prompted(builder), builder.config.algorithm
+
+  def make(setting):
+    return fedpgp.fedpgp(
+      setting,
+      prompted,
+      builder.config.prompt.length,
+      rank=a.fedpgp_rank,
+      weight=a.fedpgp_contrast,
+      temperature=a.fedpgp_temperature,
+    )
+
+  return builder.alone('personal', builder.setting(), make, start='dense')
+
+
+def _pfedmoap(builder: Builder) -> list[Stage]:
+  prompted, config = _prompted(builder), builder.config
+  a, width = config.algorithm, builder.backbone.width
+  if a.pfedmoap_width > width or a.pfedmoap_width % a.pfedmoap_heads:
+    raise ValueError(
+      f'--algorithm.pfedmoap_width={a.pfedmoap_width} with --algorithm.'
+      f'pfedmoap_heads={a.pfedmoap_heads} does not fit features of width '
+      f'{width}; allowed: at most that, and a multiple of the heads. Change '
+      'one of them.'
+    )
+  choice = pfedmoap.Choice(
+    experts=a.pfedmoap_experts,
+    pool=min(a.pfedmoap_pool, config.partition.num_clients),
+    width=a.pfedmoap_width,
+    heads=a.pfedmoap_heads,
+    scale=a.pfedmoap_scale,
+    local=a.pfedmoap_local,
+  )
+  setting = builder.setting(merges=True)
+  method = pfedmoap.pfedmoap(setting, prompted, config.prompt.length, choice)
+  return [builder.stage('personal', method, builder.rounds, start='dense')]
+
+
+def _form(builder: Builder, setting) -> Form:
+  """What a prompt is for the model."""
+  config = builder.config
+  head, length = config.model.head, config.prompt.length
+  if builder.model.prompted:
+    return soft_prompts.of_classes(setting, _prompted(builder), length)
+  name = config.algorithm.name
+  if head == 'contrast':
+    raise ValueError(
+      f'--algorithm.name={name} learns prompts of classes or of one kind of '
+      'input, and --model.head=contrast has two; allowed: any other head. Set '
+      '--model.head=zero_shot for prompts of class names.'
+    )
+  if config.prompt.words:
+    raise ValueError(
+      f'--prompt.words={config.prompt.words!r} are words before the names of '
+      f'classes, which --model.head={head} has not; allowed: empty. Leave it '
+      'out, or set --model.head=zero_shot of a CLIP.'
+    )
+  return soft_prompts.of_inputs(setting, length)
+
+
+def _prompted(builder: Builder) -> Prompted:
+  """The text tower that prompts of class names need; it is checked."""
+  _needs_classes(builder, 'learns prompts of class names')
+  config, prompted = builder.config, builder.model.prompted
+  most = prompted.room - 3  # a start, an end, and a name between
+  if config.prompt.length > most and not config.prompt.words:
+    raise ValueError(
+      f'--prompt.length={config.prompt.length} leaves no room for the names of '
+      f'classes among the {prompted.room} positions of the text tower; '
+      f'allowed: 1 to {most}. Lower it.'
+    )
+  if config.pretrain.mode == 'full':
+    raise ValueError(
+      f'--algorithm.name={config.algorithm.name} needs the text tower that '
+      'belongs to the image tower, which --pretrain.mode=full moves away from '
+      'it; allowed: none. Change one of them.'
+    )
+  return prompted
+
+
+def _needs_classes(builder: Builder, why: str) -> None:
+  """Raises `ValueError` if the model has no class prompts."""
+  m = builder.config.model
+  if builder.model.prompted is None:
+    raise ValueError(
+      f'--algorithm.name={builder.config.algorithm.name} {why}, which needs a '
+      f'model with a text tower; got --model.name={m.name} with --model.head='
+      f'{m.head}. Name a checkpoint of CLIP, and set --model.head=zero_shot.'
+    )
+
+
+METHODS = {
+  'fedclip': Method(
+    "attention adapter on CLIP's image feature", 'arXiv 2302.13485', _fedclip
+  ),
+  'promptfl': Method(
+    'soft prompt, averaged', 'arXiv 2208.11625', _promptfl, text=True
+  ),
+  'promptfolio': Method(
+    'shared and own soft prompt, mixed by a fixed weight', 'arXiv 2409.19610',
+    _promptfolio, text=True,
+  ),
+  'fedpgp': Method(
+    'shared soft prompt and an own low-rank addition, held apart by a contrast',
+    'arXiv 2405.09771', _fedpgp, text=True,
+  ),
+  'pfedmoap': Method(
+    "other clients' soft prompts as experts of an own attention gate",
+    'arXiv 2410.10114', _pfedmoap, text=True,
+  ),
+}  # fmt: skip

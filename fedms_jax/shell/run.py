@@ -1,0 +1,213 @@
+"""A run from its config: in a workdir or without, whole or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from fedms_jax.cluster import distributed, host, signals
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.cluster.processes import Alone
+from fedms_jax.core import compile
+from fedms_jax.core.types import Federation, Roles
+from fedms_jax.data import partition
+from fedms_jax.persistence import run_store, writers
+from fedms_jax.persistence.workdir import Workdir, write_atomic
+from fedms_jax.report import printed
+from fedms_jax.shell import build, flags, foundation
+from fedms_jax.shell import world as worlds
+from fedms_jax.shell.config import Config
+from fedms_jax.simulation import clock, driver, evaluation, observer
+from fedms_jax.simulation.state import Preempted
+
+# Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
+EXIT_STOPPED = 143
+CACHE_BYTES = 4 << 30  # of compiled programs, in the user's cache folder
+# Clients whose rows partition.json counts.
+MOST_SHOWN = 200
+
+
+def compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder, unless told where; a
+  level of optimization that the user has given to XLA stays."""
+  if 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', ''):
+    compile.leave_to_xla()
+  if jax.config.jax_compilation_cache_dir is None:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(root) / 'fedms_jax' / 'programs'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    # With a limit JAX takes a lock, too: without, a process may read what
+    # another one has half written.
+    jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def run(config: Config, source=worlds) -> int:
+  """Runs the config and prints its table; gives the exit code.
+
+  source: where data, model and what the server pre-trained come from: the
+  module `origin`, or something with its functions, by which several runs of
+  one process share what is equal.
+  """
+  d = config.distributed
+  member = host.membership(d.coordinator, d.processes, d.process_id, os.environ)
+  compilation_cache()
+  timer = clock.Clock()
+  with contextlib.ExitStack() as stack:
+    request = stack.enter_context(signals.StopRequest())
+    peers = stack.enter_context(distributed.joined(member, d.timeout))
+    workdir = None
+    if config.workdir:
+      workdir = stack.enter_context(_opened(config, peers))
+    try:
+      return _run(config, workdir, request, timer, stack, source, peers)
+    except Preempted as stopped:
+      how = request.requested() or 'a signal to another process'
+      return _stopped(f'{how} after {stopped}', workdir)
+
+
+def _opened(config: Config, peers: Alone) -> Workdir:
+  """The workdir, which the first of several processes locks and checks."""
+  args = (flags.to_text(config), config.resume, config.break_lock)
+  workdir, refusal = None, None
+  if peers.primary:
+    try:
+      workdir = Workdir.open(config.workdir, *args)
+    except ValueError as e:
+      refusal = e
+  found = -1 if workdir is None else int(workdir.existed)
+  existed = int(peers.first(np.int32(found)))
+  if refusal is not None:
+    raise refusal
+  if existed < 0:
+    raise ValueError(
+      f'--workdir={config.workdir} was refused to process 0, whose message '
+      'says why.'
+    )
+  return workdir or Workdir(pathlib.Path(config.workdir), bool(existed), None)
+
+
+def _stopped(how: str, workdir) -> int:
+  """Tells that a signal ended the run; gives the exit code."""
+  if workdir is None:
+    print(
+      f'fedms: stopped by {how}; nothing is kept without --workdir.',
+      file=sys.stderr,
+    )
+    return EXIT_STOPPED
+  print(
+    f'fedms: stopped by {how}; saved. Go on with --resume.', file=sys.stderr
+  )
+  return signals.EXIT_SAVED
+
+
+def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
+  e = config.engine
+  place = Placement(e.devices, e.model_axis, peers)
+  world = source.world(config)
+  if peers.primary:
+    describe(world.data)
+  records = observer.Recorder()
+  watch = observer.Observers(records, observer.Signals(request))
+  stack.callback(watch.close)
+  if peers.primary:
+    watch.add(observer.Notes())
+    if config.progress:
+      watch.add(observer.Progress())
+  keep = run_store.Memory(peers)
+  if workdir is not None:
+    keep = run_store.Disk(workdir, config.checkpoint.keep, peers)
+    if peers.primary:
+      _write_outline(workdir, world)
+  stack.callback(keep.close)
+  simulation = simulated(config, world, keep, watch, source, place)
+  state = keep.restore(simulation)
+  if workdir is not None and peers.primary:
+    _attach(workdir, config.tensorboard, simulation, state, watch, records)
+  state = simulation.run(state)
+  watch.close()
+  scope = evaluation.Scope(config.eval.clients)
+  scores = evaluation.evaluate(simulation, state, scope)
+  if not peers.primary:
+    return 0
+  result = printed.summary(simulation, state, scores, records.records, timer)
+  if workdir is not None:
+    writers.write_summary(workdir.summary, result)
+  print(printed.text(result))
+  return 0
+
+
+def simulated(
+  config: Config, world: worlds.World, keep, watch, source=worlds, place=None
+):
+  """The simulation of a world. What its server trains ahead is kept, so that
+  a resumed run need not; a base model that was only loaded is read again."""
+  before = functools.cache(lambda: source.initial(config, world))
+  made = keep.pretrained(
+    worlds.pretrained_shapes(config, world),
+    lambda: source.pretrained(config, world, before(), watch),
+  )
+  loaded = {} if 'base' in made else before().frozen
+  return driver.Simulation(
+    world.model.backbone,
+    evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
+    Roles(loaded | made, {}, {}),
+    world.stages,
+    build.options(config),
+    keeper=keep,
+    observer=watch,
+    place=place,
+  )
+
+
+def _write_outline(workdir, world: worlds.World) -> None:
+  """Writes what readers of the folder want to know of data and stages."""
+  data = world.data
+  write_atomic(
+    workdir.facts, json.dumps(foundation.facts(data)._asdict()) + '\n'
+  )
+  shown = range(min(data.train.num_clients, MOST_SHOWN))
+  labels = data.table.label_names
+  partitions = {'train': data.train, 'test': data.test}
+  outline = {
+    name: evaluation.counts(data.table, partition, shown).tolist()
+    for name, partition in partitions.items()
+  }
+  outline |= {'classes': labels, 'clients': data.train.num_clients}
+  write_atomic(workdir.partition, json.dumps(outline) + '\n')
+  stages = [
+    {'name': s.name, 'rounds': s.rounds, 'served': s.algorithm.served}
+    for s in world.stages
+  ]
+  write_atomic(workdir.stages, json.dumps(stages) + '\n')
+
+
+def _attach(workdir, board: bool, simulation, state, watch, records) -> None:
+  """Adds the workdir's files to the observers; a resumed run goes on where
+  its checkpoint was, and has the records of the rounds before."""
+  at = None if state is None else (state.stage, state.round - 1)
+  metrics = writers.MetricsFile(workdir.metrics, at)
+  names = [stage.name for stage in simulation.stages]
+  events = writers.TensorBoard(workdir.tensorboard, at) if board else None
+  watch.add(observer.Writers(metrics, events, names))
+  records.records += [
+    {**line, 'stage': names[line['stage']]}
+    for line in writers.read_metrics(workdir.metrics)
+  ]
+
+
+def describe(data: Federation) -> None:
+  """Prints the statistics of the partition."""
+  labels = data.table.columns['labels']
+  found = partition.describe(data.train, labels, len(data.table.label_names))
+  print(
+    f'{len(labels)} rows, {len(data.public)} public; training rows of '
+    f'clients: {partition.sentence(found)}'
+  )

@@ -1,0 +1,185 @@
+"""What a run starts from: data, model, and what its server made of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedms_jax.adapters import lora
+from fedms_jax.algorithms import fedms, full, probe
+from fedms_jax.core import compile, seeds
+from fedms_jax.core.types import Federation, Roles, Tree
+from fedms_jax.data import lazy
+from fedms_jax.data.federation import by_client
+from fedms_jax.models.family import Model
+from fedms_jax.persistence import peft
+from fedms_jax.persistence.model_files import Checkpoint
+from fedms_jax.server import optimizers
+from fedms_jax.shell import build, foundation, methods
+from fedms_jax.shell.config import Config
+from fedms_jax.simulation import pretraining
+from fedms_jax.simulation.state import Stage
+
+
+class World(NamedTuple):
+  """What a config describes, before anything is computed.
+
+  checkpoint: where the model is loaded from; None: the built-in one. data:
+  sorted by client; of several processes each reads of it what it needs, when
+  it does. stages: of the algorithm. head: that came with the adapter
+  of --lora.init, or None.
+  """
+
+  checkpoint: Checkpoint | None
+  data: Federation
+  model: Model
+  stages: list[Stage]
+  head: Tree | None
+
+
+def world(config: Config, like: World | None = None) -> World:
+  """Finds, reads and checks everything that a run needs.
+
+  like: the world of a config with the same data and model, to share them.
+  """
+  if like is None:
+    checkpoint = foundation.find(config)
+    data = by_client(build.federation(config, checkpoint))
+    if jax.process_count() == 1:
+      data = data._replace(
+        table=data.table._replace(columns=lazy.whole(data.table.columns))
+      )
+    model = foundation.model(config, data, checkpoint)
+  else:
+    checkpoint, data, model = like.checkpoint, like.data, like.model
+  classes = len(data.table.label_names)
+  adapter, head = _adapter(config, model)
+  stages = methods.stages(config, model, classes, adapter)
+  return World(checkpoint, data, model, stages, head)
+
+
+def _adapter(config: Config, model: Model) -> tuple[Tree | None, Tree | None]:
+  """(LoRA, head) that the run starts from; None is fresh."""
+  c, backbone, key = config.lora, model.backbone, jax.random.key(0)
+  if not c.init:
+    return None, None
+  if not model.names:
+    raise ValueError(
+      f'--lora.init={c.init} is for checkpoints; --model.name='
+      f'{config.model.name} is built in. Leave it out.'
+    )
+  base = jax.eval_shape(backbone.init, key)
+  fresh = lora.init(key, base['blocks'], build.targets(config), c.rank)
+  blocks, head = peft.load(c.init, model, fresh, scale=backbone.lora_scale)
+  wanted = jax.eval_shape(backbone.init_head, key)
+  if head and jax.tree.map(jnp.shape, head) != jax.tree.map(jnp.shape, wanted):
+    raise ValueError(
+      f'--lora.init={c.init} has a head of shape {head["kernel"].shape}; this '
+      f'run needs {wanted["kernel"].shape}, D x classes.'
+    )
+  return jax.tree.map(jnp.asarray, (blocks, head))
+
+
+def shapes(
+  config: Config,
+  model: Model,
+  checkpoint: Checkpoint,
+  tokens: Tree | None = None,
+) -> Roles:
+  """The shapes of `initial`, without data or weights. tokens: see
+  `foundation.text_tower_shapes`; None: the method reads no names."""
+
+  def start(key):
+    backbone = model.backbone
+    return fedms.start(backbone.init(key), backbone.init_head(key))
+
+  roles = jax.eval_shape(start, jax.random.key(0))
+  if tokens is None:
+    return roles
+  text = foundation.text_tower_shapes(config, tokens, checkpoint)
+  base = roles.frozen['base'] | {'text': text}
+  return roles._replace(frozen=roles.frozen | {'base': base})
+
+
+def initial(config: Config, world: World) -> Roles:
+  """The model before this run has trained anything: random, or as loaded."""
+  key = seeds.stream(config.seed, seeds.INIT)
+  if world.checkpoint is not None:
+    names = world.data.table.label_names
+    base, head = foundation.load(
+      config, world.model, names, world.checkpoint, key
+    )
+    if methods.reads_names(config, world.model):
+      text = foundation.text_tower(config, names, world.checkpoint)
+      base = base | {'text': text}
+    return fedms.start(base, world.head or head)
+
+  @compile.jit(light=True)  # one compilation, not one per operation
+  def init(key):
+    base, head = jax.random.split(key)
+    model = world.model.backbone
+    return fedms.start(model.init(base), model.init_head(head))
+
+  return init(key)
+
+
+def pretrain_mode(config: Config, headed: bool = False) -> str:
+  """What the server trains: 'full', 'probe' or 'none'. headed: the head came
+  with an adapter."""
+  m, mode = config.model, config.pretrain.mode
+  if mode != 'auto':
+    if mode == 'full' and m.storage != 'float32':
+      raise ValueError(
+        f'--pretrain.mode=full does not go with --model.storage={m.storage}: '
+        'trained weights are float32. Change one of them.'
+      )
+    if mode == 'probe' and m.head != 'classification':
+      raise ValueError(
+        f'--pretrain.mode=probe trains a linear head, which --model.head='
+        f'{m.head} has not; allowed: full, none.'
+      )
+    return mode
+  if m.name == foundation.BUILT_IN:
+    return 'full'
+  new = m.head == 'classification' and not m.keep_head and not headed
+  return 'probe' if new else 'none'
+
+
+def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
+  """Shapes of what `pretrained` gives: {'base', 'head'}, or the head alone."""
+  model, key = world.model.backbone, jax.random.key(0)
+  head = {'head': jax.eval_shape(model.init_head, key)}
+  if pretrain_mode(config, bool(world.head)) != 'full':
+    return head
+  return head | {'base': jax.eval_shape(model.init, key)}
+
+
+def pretrained(
+  config: Config, world: World, before: Roles, observer
+) -> dict[str, Tree]:
+  """What the server's pre-training makes of the model `before` it."""
+  p, mode = config.pretrain, pretrain_mode(config, bool(world.head))
+  model, data = world.model.backbone, world.data
+  if mode == 'none':
+    return {'head': before.frozen['head']}
+  per_epoch = pretraining.steps_per_epoch(len(data.public), p.batch_size)
+  optimizer = optimizers.pretraining(
+    p.learning_rate, p.weight_decay, p.epochs * per_epoch
+  )
+  setting = build.setting(config, model)._replace(optimizer=optimizer)
+  method = full.full_model if mode == 'full' else probe.linear_probe
+  shared = pretraining.train(
+    method(setting),
+    data,
+    before,
+    model.blocks,
+    epochs=p.epochs,
+    batch_size=p.batch_size,
+    seed=config.seed,
+    observer=observer,
+  )
+  if mode == 'probe':
+    return shared
+  return {'head': shared.pop('head'), 'base': shared}

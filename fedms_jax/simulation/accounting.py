@@ -1,0 +1,165 @@
+"""What came of a round: its metrics are fetched, its costs and score noted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedms_jax.cluster.processes import Alone
+from fedms_jax.core import metrics
+from fedms_jax.core.types import ActiveSet, Algorithm, Plan
+from fedms_jax.simulation import cohorts, execution
+from fedms_jax.simulation.state import NonFiniteError, Options, StageState
+from fedms_jax.systems.ledger import Entry, Meter
+
+
+class InFlight(NamedTuple):
+  """A dispatched round whose metrics are still on the device. plans, ever,
+  derived, scope: for the ledger, see `Books._entry`."""
+
+  cohort: cohorts.Cohort
+  plans: Sequence[Plan]
+  ever: ActiveSet
+  derived: int
+  scope: str
+  chunks: Sequence[execution.Chunk]
+  validation: Any
+  measured: dict[str, Any]
+  record: dict[str, Any]
+
+
+class Books:
+  """Keeps the books of a run, stage by stage.
+
+  observer: is told of rounds. stopping: whether some process of the run was
+  asked to stop, as of the last round that was settled.
+  """
+
+  def __init__(self, options: Options, peers: Alone, observer):
+    self.stopping = False
+    self._options = options
+    self._peers = peers
+    self._observer = observer
+    self._finite: dict[str, Any] = {}
+
+  def begin(self, algorithm: Algorithm, meter: Meter, met: set[int]) -> None:
+    """Another stage. met: clients that were in its cohorts so far."""
+    self._algorithm = algorithm
+    self._meter = meter
+    self._met = met
+
+  def settle(self, state: StageState, flight: InFlight) -> StageState:
+    """Fetches a round's metrics, reports them, and notes its score."""
+    algorithm = self._algorithm
+    trained, held, derived = self._fetched(algorithm, flight)
+    entry = self._entry(flight, derived)
+    skipped = trained.pop('skipped')[:, 0] > 0
+    served = algorithm.served
+    record = flight.record | entry._asdict()
+    record['seconds'] = time.perf_counter() - record.pop('started')
+    losses, scores = trained.pop('loss'), trained.pop('score')
+    record['train_loss'] = metrics.mean_over_clients(losses)
+    record['train_score'] = metrics.mean_over_clients(scores)
+    record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
+    for name, values in trained.items():
+      record[name] = metrics.mean_over_clients(values)
+    measured = jax.device_get(flight.measured)
+    record |= {name: float(x) for name, x in measured.items()}
+    record['skipped'] = int(skipped.sum())
+    if skipped.any():
+      self._complain(flight.cohort, skipped, record)
+    else:
+      self._finite = record
+    reported = {
+      'validation': held[f'score/{served}'],
+      'train_accuracy': scores,
+      'train_loss': losses,
+    }[self._options.score]
+    reports = self._reports(state.reports, flight.cohort.ids, reported)
+    # Over rows: a client with two rows would else be as loud as all others.
+    record['capability'] = float(
+      metrics.mean(sum(map(np.array, reports.values())))
+    )
+    self._observer.round(record)
+    late = (*state.late, (flight.cohort.round, record['capability']))
+    ledger = state.ledger.plus(entry)
+    return state._replace(late=late, reports=reports, ledger=ledger)
+
+  def _entry(self, flight: InFlight, derived: int) -> Entry:
+    """The ledger's entry of a round. derived: rows, by all processes."""
+    cohort, plans = flight.cohort, flight.plans
+    entry, plan_of = Entry(), np.array([hash(p) for p in plans])
+    for plan in dict.fromkeys(plans):
+      places = np.flatnonzero(plan_of == hash(plan))
+      ids = {int(i) for i in cohort.ids[places]}
+      entry = entry.plus(
+        self._meter.group(
+          plan,
+          flight.ever,
+          clients=len(places),
+          newcomers=len(ids - self._met),
+          cohort=len(cohort.ids),
+          examples=float((cohort.rows[places] >= 0).sum()),
+          steps=float(cohort.steps[places].sum()),
+          derived=derived,
+          scope=flight.scope,
+        )
+      )
+      self._met |= ids
+      derived = 0  # counted once
+    return entry
+
+  def _fetched(self, algorithm: Algorithm, flight: InFlight):
+    """A round's metrics (trained, held) [K, 2] by name, and its derived rows,
+    of all processes; whether one of them was asked to stop comes with it."""
+    count = len(flight.cohort.ids)
+    names = [*algorithm.update.sums, 'skipped']
+    chunks = [(chunk.places, chunk.sums) for chunk in flight.chunks]
+    trained = _gathered(count, names, chunks)
+    held = _gathered(count, [f'score/{algorithm.served}'], flight.validation)
+    stop = np.int32(self._observer.stop_requested())
+    mine = (trained, held, np.int32(flight.derived), stop)
+    trained, held, derived, stop = self._peers.summed(mine)
+    self.stopping = bool(stop)
+    return trained, held, float(derived)
+
+  def _reports(self, before, ids, sums):
+    """The newest report of each client, the latest ones of all.
+
+    A cohort's own mean moves with who is in it, by more than any threshold
+    of a schedule; the mean over everybody's newest report does not.
+    """
+    new = {
+      int(i): (float(s), float(w)) for i, (s, w) in zip(ids, sums, strict=True)
+    }
+    if not self._options.reports:
+      return new
+    kept = {i: pair for i, pair in before.items() if i not in new} | new
+    return dict(list(kept.items())[-max(self._options.reports, len(new)) :])
+
+  def _complain(self, cohort, skipped, record) -> None:
+    """Stops at a non-finite update, unless the client is to be skipped."""
+    if self._options.on_nan == 'skip':
+      return
+    clients = ', '.join(str(i) for i in cohort.ids[skipped])
+    shown = ('round', 'train_loss', 'train_score', 'score')
+    finite = {k: self._finite[k] for k in shown if k in self._finite}
+    raise NonFiniteError(
+      f'{record["stage"]}, round {cohort.round}: non-finite update of client '
+      f'{clients}. Last finite metrics: {finite or "none"}. Lower '
+      '--client.learning_rate, or drop such updates with --on_nan=skip.'
+    )
+
+
+def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:
+  """Metrics [count, 2] on the host, from chunks of (places, sums); zero for
+  clients of other processes."""
+  out = {name: np.zeros((count, 2), np.float32) for name in names}
+  for places, sums in jax.device_get(list(parts)):
+    for name in names:
+      out[name][places] = sums[name][: len(places)]
+  return out

@@ -1,0 +1,111 @@
+"""What runs of one process share, and what they must not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.shared_runs import Shelf
+from fedms_jax.shell import flags, methods
+from fedms_jax.shell import world as worlds
+from fedms_jax.simulation import observer
+from tests import world
+
+SMALL = (
+  '--model.blocks=2 --model.width=8 --model.heads=2 --pretrain.epochs=1 '
+  '--partition.num_clients=3 --partition.unseen_clients=0 --cohort.size=2 '
+  '--data.max_rows=300'
+).split()
+
+
+def parsed(*words):
+  return flags.parse(['fedms', *SMALL, *words])
+
+
+@pytest.fixture
+def shelf(tmp_path):
+  return Shelf(tmp_path)
+
+
+def algorithms(shelf, *words):
+  return [stage.algorithm for stage in shelf.world(parsed(*words)).stages]
+
+
+def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(shelf):
+  first = shelf.world(parsed())
+  other = shelf.world(parsed('--schedule=dense', '--workdir=x'))
+  assert other.data is first.data
+  for a, b in zip(first.stages, other.stages, strict=True):
+    assert (a.algorithm, a.probe) == (b.algorithm, b.probe)
+    assert a.schedule is not b.schedule
+  short = shelf.world(
+    parsed('--algorithm.stage1_rounds=1', '--algorithm.stage2_rounds=2')
+  )
+  assert [(s.algorithm, s.rounds) for s in short.stages] == [
+    (first.stages[0].algorithm, 1), (first.stages[1].algorithm, 2)
+  ]  # fmt: skip
+  alone = shelf.world(parsed('--algorithm.stage2_rounds=0'))
+  assert len(alone.stages) == 1
+  new = shelf.world(parsed('--seed=1'))
+  assert [s.algorithm for s in new.stages] == [
+    s.algorithm for s in first.stages
+  ]
+  fresh = worlds.world(parsed('--seed=1'))
+  world.same(new.data, fresh.data)
+  assert new.data.train.rows.tolist() != first.data.train.rows.tolist()
+
+
+@pytest.mark.parametrize(
+  'flag', ['--client.learning_rate=1', '--gate.kind=sigmoid', '--lora.rank=2',
+           '--server.optimizer=adam', '--algorithm.local_loss=own'],
+)  # fmt: skip
+def test_what_an_algorithm_is_made_of_is_not_shared(shelf, flag):
+  first, other = algorithms(shelf), algorithms(shelf, flag)
+  assert first[1] != other[1]
+  assert algorithms(shelf) == first  # and is still there
+
+
+def test_an_algorithm_that_asks_for_the_seed_has_one_for_each(
+  shelf, monkeypatch
+):
+  plain = methods.stages
+
+  def seeded(config, *rest):
+    assert config.seed >= 0
+    return plain(config, *rest)
+
+  monkeypatch.setattr(methods, 'stages', seeded)
+  assert algorithms(shelf) != algorithms(shelf, '--seed=1')
+  assert algorithms(shelf) == algorithms(shelf, '--schedule=dense')
+
+
+def test_the_server_trains_once_for_a_seed_and_a_killed_benchmark(
+  tmp_path, monkeypatch
+):
+  trained = []
+
+  def train(config, shared, before, watch):
+    trained.append(config.seed)
+    shapes = worlds.pretrained_shapes(config, shared)
+    value = config.seed + config.pretrain.epochs
+    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
+
+  monkeypatch.setattr(worlds, 'pretrained', train)
+
+  def made(shelf, *words):
+    config = parsed(*words)
+    shelf.prepare(config)
+    shared = shelf.world(config)
+    before = shelf.initial(config, shared)
+    return shelf.pretrained(config, shared, before, observer.Silent())
+
+  shelf = Shelf(tmp_path)
+  first = made(shelf)
+  assert made(shelf, '--schedule=dense', '--client.epochs=1') is first
+  assert trained == [0]
+  again = made(Shelf(tmp_path))  # the process was killed
+  assert trained == [0]
+  world.same(again, first)
+  other = made(shelf, '--seed=1'), made(shelf, '--pretrain.epochs=2')
+  assert trained == [0, 1, 0]
+  for tree in other:
+    assert jax.tree.leaves(tree)[0].ravel()[0] == 2

@@ -1,0 +1,129 @@
+"""Plans from config.json alone, at the shapes of real models."""
+
+import json
+import re
+
+import pytest
+
+from fedms_jax.shell import main, methods
+
+LLAMA_7B = {
+  'model_type': 'llama',
+  'hidden_size': 4096,
+  'intermediate_size': 11008,
+  'num_hidden_layers': 32,
+  'num_attention_heads': 32,
+  'vocab_size': 32000,
+  'max_position_embeddings': 2048,
+  'tie_word_embeddings': False,
+}
+CLIP_L14 = {
+  'model_type': 'clip',
+  'projection_dim': 768,
+  'vision_config': {
+    'hidden_size': 1024,
+    'intermediate_size': 4096,
+    'num_hidden_layers': 24,
+    'num_attention_heads': 16,
+    'patch_size': 14,
+    'image_size': 224,
+  },
+  'text_config': {
+    'hidden_size': 768,
+    'intermediate_size': 3072,
+    'num_hidden_layers': 12,
+    'num_attention_heads': 12,
+    'max_position_embeddings': 77,
+    'vocab_size': 49408,
+  },
+}
+
+
+# What a text tower is for, and what is nothing to be trained of class prompts.
+NEED_TEXT = ('fedclip', 'fedpgp', 'pfedmoap')
+NEED_HEAD = ('linear_probe', 'fedper', 'fedrep')
+SMALL = {'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 2}
+
+
+def plan(folder, config, *flags):
+  (folder / 'config.json').write_text(json.dumps(config))
+  return main.main(['fedms', 'plan', f'--model.name={folder}', *flags])
+
+
+def table(text, stage):
+  """Rows of a stage's table, by depth."""
+  part = text.split(f'stage {stage}\n')[1].split('\n\n')[0]
+  lines = [re.split(r'  +', line.strip()) for line in part.splitlines()[1:]]
+  return {int(line[0]): line[1:] for line in lines}
+
+
+def test_llama_7b_without_allocating_it(tmp_path, capsys):
+  flags = (
+    '--model.head=causal_lm', '--model.storage=bfloat16', '--lora.rank=8',
+    '--data.max_tokens=512',
+  )  # fmt: skip
+  assert plan(tmp_path, LLAMA_7B, *flags) == 0
+  text = capsys.readouterr().out
+  assert '6,738,415,616 parameters' in text
+  assert '4,194,304 parameters (0.062 %)' in text
+  assert '13.5 GB as bfloat16' in text and 'T = 512' in text
+  rows = table(text, 'fedms/global')
+  assert list(rows) == [1, 2, 4, 8, 16, 32]
+  # Rank 8 of q and v in one block: 4 x 4096 x 8 float32.
+  assert rows[1][1] == '524 kB' and rows[32][1] == '16.8 MB'
+
+
+def test_clip_l14_by_tower(tmp_path, capsys):
+  flags = ('--model.head=contrast', '--model.tower=both')
+  targets = '--lora.targets=image/attn/q,text/attn/q'
+  assert plan(tmp_path, CLIP_L14, *flags, targets) == 0
+  assert '427,616,513 parameters in 12 blocks' in capsys.readouterr().out
+  assert plan(tmp_path, CLIP_L14, '--classes=3') == 0
+  text = capsys.readouterr().out
+  assert 'in 24 blocks' in text and 'T = 257' in text
+  assert 'head: 2,307' in text  # 3 x (768 + 1)
+
+
+def test_more_active_blocks_cost_more(tmp_path, capsys):
+  plan(tmp_path, CLIP_L14)
+  rows = table(capsys.readouterr().out, 'fedms/personal')
+  flops = [float(row[3].split()[0]) for row in rows.values()]
+  assert flops == sorted(flops) and flops[0] < flops[-1]
+
+
+@pytest.mark.parametrize('name', methods.METHODS)
+def test_any_method_has_a_plan(name, tmp_path, capsys):
+  small = CLIP_L14 | {
+    key: CLIP_L14[key] | SMALL for key in ('vision_config', 'text_config')
+  }
+  heads = ['zero_shot'] * (name not in NEED_HEAD)
+  heads += ['classification'] * (name not in NEED_TEXT)
+  for head in heads:
+    flags = (f'--model.head={head}', f'--algorithm.name={name}')
+    assert plan(tmp_path, small, *flags) == 0, capsys.readouterr().err
+    assert '\nstage ' in capsys.readouterr().out
+
+
+def test_a_prompt_of_class_names_costs_the_text_tower(tmp_path, capsys):
+  flags = ('--model.head=zero_shot', '--algorithm.name=promptfl')
+  rows = {}
+  for classes in (10, 20):
+    plan(tmp_path, CLIP_L14, *flags, f'--classes={classes}')
+    rows[classes] = table(capsys.readouterr().out, 'promptfl')[1]
+  # 16 context vectors of 768 float32.
+  assert rows[10][:3] == ['49.2 kB'] * 3
+  few, many = (float(rows[n][5].split()[0]) for n in (10, 20))
+  assert many == pytest.approx(2 * few, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--model.name=vit'], 'needs --model.name='),
+    (['--lora.rank=x'], 'not a whole number'),
+  ],
+)
+def test_mistakes_end_with_one_line(flags, message, capsys):
+  assert main.main(['fedms', 'plan', *flags]) == 2
+  text = capsys.readouterr().err
+  assert message in text and text.count('\n') == 1

@@ -1,0 +1,139 @@
+"""What methods give to other programs is what they predict with."""
+
+import types
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedms_jax.adapters import lora
+from fedms_jax.models import pretrained
+from fedms_jax.shell import config, methods
+from fedms_jax.shell.methods import prompts
+from tests import world
+from tests.algorithms import clip_world
+
+BATCH = 8
+
+
+def stages(name, model, flags):
+  flat = {
+    'algorithm.name': name,
+    'lora.targets': ','.join(world.TARGETS),
+    'lora.rank': 2,
+    'prompt.length': 3,
+    'partition.num_clients': 6,
+    'algorithm.pfedmoap_width': 4,
+    'algorithm.pfedmoap_heads': 2,
+    **flags,
+  }
+  return methods.stages(config.from_values(flat), model, world.CLASSES)
+
+
+def moved(roles, key):
+  """The roles with noise in all that methods may change."""
+
+  def noisy(path, x):
+    name = jax.tree_util.keystr(path)
+    if 'ticket' in name or 'owners' in name:
+      return jnp.zeros_like(x)  # somebody
+    if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
+      return x
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return x + 0.3 * jax.random.normal(own, jnp.shape(x))
+
+  changed = ('global', 'delta_blocks')
+  kept = {k: x for k, x in roles.frozen.items() if k not in changed}
+  parts = roles._replace(
+    frozen={k: x for k, x in roles.frozen.items() if k in changed}
+  )
+  found = jax.tree_util.tree_map_with_path(noisy, parts)
+  return found._replace(frozen=kept | found.frozen)
+
+
+def last(found, start):
+  """(algorithm, roles) of the last stage, when everything has moved."""
+
+  @jax.jit
+  def trained(roles):
+    for number, stage in enumerate(found):
+      roles = stage.algorithm.begin(jax.random.key(number), roles)
+      roles = moved(roles, jax.random.key(number + 10))
+    return roles
+
+  return found[-1].algorithm, trained(start)
+
+
+def batch():
+  images = jnp.asarray(world.columns()['inputs'][:BATCH])
+  labels = jnp.asarray(world.columns()['labels'][:BATCH])
+  return {'inputs': images, 'labels': labels, 'mask': jnp.ones(BATCH, bool)}
+
+
+def predictor(algorithm):
+  """roles -> logits by model."""
+
+  @jax.jit
+  def logits(roles):
+    rows = batch()
+    bare = roles._replace(personal={})
+    rows |= algorithm.columns(bare, rows, world.DENSE)
+    return algorithm.predict(roles, rows, world.DENSE).logits
+
+  return logits
+
+
+@jax.jit
+def whole(roles, parts):
+  """Logits of the base with the parts in it, without any method."""
+  backbone = world.backbone()
+  base = parts.get('base') or roles.frozen['base']
+  if 'blocks' in parts:
+    merged = lora.merge(base['blocks'], parts['blocks'], backbone.lora_scale)
+    base = base | {'blocks': merged}
+  x = pretrained.encode(backbone, base, batch()['inputs'])
+  return backbone.logits(base, parts['head'], x)
+
+
+FLAGS = [('fedms', {'algorithm.upload_blocks': 0.5}),
+         ('fedms', {'gate.scope': 'local'})]  # fmt: skip
+PLAIN = [(name, {}) for name in methods.METHODS if name not in prompts.METHODS]
+
+
+@pytest.mark.parametrize(('name', 'flags'), [*PLAIN, *FLAGS])
+def test_a_merged_model_predicts_what_the_method_does(name, flags):
+  model = types.SimpleNamespace(backbone=world.backbone())
+  algorithm, roles = last(stages(name, model, flags), world.start())
+  wanted, models = predictor(algorithm)(roles), algorithm.models(roles)
+  assert models.keys() == wanted.keys() & {'global', 'local'}
+  for key, parts in models.items():
+    np.testing.assert_allclose(
+      whole(roles, parts), wanted[key], rtol=2e-4, atol=2e-4
+    )
+    assert np.ptp(np.asarray(wanted[key])) > 0.1
+
+
+@pytest.mark.parametrize('name', prompts.METHODS)
+def test_a_client_s_own_parts_may_be_everybody_s(name):
+  """Methods beside a frozen CLIP: what is called local, put in the place of
+  what is shared, predicts as the shared model what the local one did."""
+  flags = {'model.name': 'a/clip', 'model.head': 'zero_shot'}
+  found = stages(name, clip_world.model(), flags)
+  algorithm, roles = last(found, clip_world.start())
+  predicted = predictor(algorithm)
+  models, wanted = algorithm.models(roles), predicted(roles)
+  assert models.keys() == wanted.keys() & {'global', 'local'}
+  shared = roles.shared | {
+    key: x for key, x in models['global'].items() if key in roles.shared
+  }
+  same = predicted(roles._replace(shared=shared))
+  np.testing.assert_array_equal(same['global'], wanted['global'])
+  if 'local' in models:
+    own = {k: x for k, x in models['local'].items() if k in roles.shared}
+    assert own
+    swapped = roles._replace(shared=roles.shared | own)
+    np.testing.assert_allclose(
+      predicted(swapped)['global'], wanted['local'], rtol=1e-5
+    )

@@ -1,0 +1,230 @@
+"""The `fedms` command as a user types it."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedms_jax.persistence.writers import timeless
+from fedms_jax.shell import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = [
+  'fedms',
+  f'--flagfile={ROOT}/launch/presets/smoke.flags',
+  '--noprogress',
+  '--notensorboard',
+]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  """A compilation cache that the runs of this module share."""
+  import jax
+
+  folder = str(tmp_path_factory.mktemp('cache'))
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  yield folder
+  jax.config.update('jax_compilation_cache_dir', None)
+
+
+@pytest.fixture(scope='module')
+def finished(cache, tmp_path_factory):
+  """The workdir of an uninterrupted smoke run."""
+  folder = tmp_path_factory.mktemp('runs') / 'whole'
+  assert main.main([*SMOKE, f'--workdir={folder}']) == 0
+  return folder
+
+
+def summary(folder):
+  return timeless(json.loads((folder / 'summary.json').read_text()))
+
+
+def lines(folder):
+  text = (folder / 'metrics.jsonl').read_text()
+  return [timeless(json.loads(line)) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--data.source=digitz'], 'digits'),
+    (['--data.source={tmp}/absent.csv'], 'absent.csv'),
+    (['--data.source={csv}', '--data.label_column=klass'], 'class'),
+    (['--partition.alpha=0'], 'partition.alpha'),
+    (['--partition.min_rows=400'], 'min_rows'),
+    (['--schedule.start=3'], '2 blocks'),
+    (['--schedule.budgets=1,5'], '1 to 2'),
+    (['--schedule=manual'], 'schedule.depths'),
+    (['--lora.rank=17'], '1 to 16'),
+    (['--lora.targets=attn/q,mlp/upp'], "Did you mean 'mlp/up'?"),
+    (['--cohort.size=7'], 'partition.num_clients'),
+    (['--model.patch=3'], 'model.patch'),
+    (['--workdir={csv}'], 'workdir'),
+    (['--lora.rnk=2'], 'lora.rank'),
+    (['--algorithm.name=fedmz'], 'fedms'),
+    (['--distributed.processes=2', '--distributed.process_id=2',
+      '--distributed.coordinator=localhost:1'], '0 to 1'),
+    (['--engine.devices=99'], '--engine.devices=99'),
+    (['--client.learning_rate=1e30', '--client.optimizer=sgd',
+      '--client.max_norm=0'], '--on_nan=skip'),
+  ],
+)  # fmt: skip
+def test_a_mistake_is_one_message_and_exit_code_2(
+  cache, flags, words, tmp_path, capsys
+):
+  csv = tmp_path / 'data.csv'
+  csv.write_text('text,class\nhello,1\n')
+  flags = [f.format(tmp=tmp_path, csv=csv) for f in flags]
+  code = main.main([*SMOKE, *flags])
+  message = capsys.readouterr().err
+  assert code == 2
+  assert words in message
+  assert 'Traceback' not in message
+  assert sorted(os.listdir(tmp_path)) == ['data.csv']
+
+
+def test_a_run_leaves_what_the_readme_names(finished):
+  found = summary(finished)
+  readme = (ROOT / 'README.md').read_text()
+  for key in json.loads((finished / 'summary.json').read_text()):
+    assert f'`{key}`' in readme, key
+  for scores in found['models'].values():
+    assert {'own_mean', 'own_worst_decile', 'own_std', 'pooled'} <= set(scores)
+  assert len(lines(finished)) == 6
+  assert (finished / 'flags.txt').exists()
+
+
+def test_the_flags_of_a_run_repeat_it_bitwise(finished, tmp_path):
+  flags = ['fedms', f'--flagfile={finished}/flags.txt']
+  assert main.main([*flags, f'--workdir={tmp_path}/again']) == 0
+  assert summary(tmp_path / 'again') == summary(finished)
+  assert lines(tmp_path / 'again') == lines(finished)
+
+
+def test_a_workdir_is_not_used_twice_by_mistake(finished, capsys):
+  assert main.main([*SMOKE, f'--workdir={finished}']) == 2
+  assert '--resume' in capsys.readouterr().err
+  other = [*SMOKE, f'--workdir={finished}', '--seed=4', '--resume']
+  assert main.main(other) == 2
+  message = capsys.readouterr().err
+  assert '--seed=0' in message and '--seed=4' in message
+
+
+def start(cache, folder, *flags):
+  env = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': cache,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  return subprocess.Popen(
+    [sys.executable, '-m', 'fedms_jax', *SMOKE[1:], '--resume',
+     f'--workdir={folder}', *flags],
+    env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def wait_for_lines(process, folder, count):
+  path = folder / 'metrics.jsonl'
+  while process.poll() is None:
+    if path.exists() and path.read_text().count('\n') >= count:
+      return
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'),
+  [
+    (signal.SIGKILL, -9),
+    pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+  ],
+)
+def test_a_run_that_was_killed_ends_as_if_it_had_not(
+  finished, cache, tmp_path, number, code
+):
+  """--resume on an empty folder starts afresh; then it goes on."""
+  folder = tmp_path / 'run'
+  process = start(cache, folder)
+  wait_for_lines(process, folder, 4)
+  process.send_signal(number)
+  message = process.communicate()[1]
+  assert process.returncode == code, message
+  assert not (folder / 'summary.json').exists()
+  resumed = start(cache, folder)
+  assert resumed.wait() == 0, resumed.stderr.read()
+  assert summary(folder) == summary(finished)
+  assert lines(folder) == lines(finished)
+
+
+def test_a_stopped_run_without_a_workdir_does_not_claim_to_be_saved(
+  cache, capsys, monkeypatch
+):
+  from fedms_jax.simulation import observer
+
+  monkeypatch.setattr(observer.Signals, 'stop_requested', lambda self: True)
+  assert main.main(SMOKE) == 143
+  assert 'nothing is kept' in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(finished, cache, tmp_path, capsys):
+  import shutil
+
+  folder = tmp_path / 'run'
+  shutil.copytree(finished, folder)
+  newest = max((folder / 'checkpoints').iterdir(), key=lambda p: int(p.name))
+  for path in newest.rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  flags = [*SMOKE, f'--workdir={folder}', '--resume']
+  assert main.main(flags) == 2
+  message = capsys.readouterr().err
+  assert str(newest) in message and 'Traceback' not in message
+  shutil.rmtree(newest)
+  (folder / 'summary.json').unlink()
+  assert main.main(flags) == 0
+  assert summary(folder) == summary(finished)
+
+
+def test_help_needs_no_jax():
+  code = (
+    'import sys\nfrom fedms_jax import main\n'
+    'try:\n  main.main(["fedms", "--help"])\nexcept SystemExit:\n  pass\n'
+    'assert "jax" not in sys.modules, "jax"'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert '--data.source' in done.stdout
+
+
+def test_flags_that_the_readme_names_exist():
+  from benchmarks import methods
+  from fedms_jax.shell import config, flags
+
+  names = set(config.flatten(config.Config)) | set(flags.ALIASES)
+  names |= {'help', 'flagfile', 'slow'} | {'no' + n for n in names}
+  names |= {o.lstrip('-') for o in methods.parser()._option_string_actions}
+  pages = ['README.md', *map(str, ROOT.glob('launch/presets/*'))]
+  for page in pages:
+    for name in re.findall(
+      r'(?<![\w-])--([a-z][\w.]*\w)', (ROOT / page).read_text()
+    ):
+      assert name in names | set(COMMAND_FLAGS), (page, name)
+
+
+COMMAND_FLAGS = ('what', 'out', 'classes')
+
+
+def test_the_library_page_runs(cache, capsys):
+  page = (ROOT / 'README.md').read_text()
+  code = page.split('```python\n')[1].split('```')[0]
+  code = code.replace('a, 10, lambda', 'a, 2, lambda')
+  exec(compile(code, 'README.md', 'exec'), {})
+  assert "'mixture'" in capsys.readouterr().out
