@@ -119,7 +119,6 @@ def serve(args) -> None:
 
   def run():
     return driver.Simulation(
-      model,
       data,
       start,
       [stage],
@@ -150,22 +149,26 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   import jax
 
   from fedms_jax.core import reduction, rounds
+  from fedms_jax.core.types import Clients, Work
 
   if place.mesh is None:
     return '', ''
   count = args.clients
   table = {k: v[:count] for k, v in data.table.columns.items()}
-  rows = np.zeros((count, args.steps, args.batch), np.int32)
-  ids, weights = np.arange(count, dtype=np.uint32), np.ones(count, np.float32)
-  blocks = len(plan.active)
-  none = reduction.empty_totals(algorithm, roles.shared, blocks)
-  totals = place.empty(none)
-  frozen, shared, table = place.whole((roles.frozen, roles.shared, table))
-  rows, weights, ids = place.split((rows, weights, ids))
+  clients = place.split(
+    Clients(
+      np.arange(count, dtype=np.uint32),
+      {},
+      np.zeros((count, args.steps, args.batch), np.int32),
+      np.ones(count, np.float32),
+    )
+  )
+  totals = place.empty(reduction.empty(algorithm, roles))
+  roles, table = place.whole((roles, table))
+  work = Work(table, jax.random.key(0))
   trained = rounds.train_spread.program().lower(
-    algorithm, frozen, shared, {}, table, rows, weights, jax.random.key(0),
-    ids, totals, plan, place.mesh,
-  )  # fmt: skip
+    algorithm, plan, roles, work, totals, clients, place.mesh
+  )
   added = rounds.add_devices.program().lower(totals, place.mesh)
   return trained.compile().as_text(), added.compile().as_text()
 

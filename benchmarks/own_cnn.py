@@ -18,12 +18,13 @@ from fedms_jax.core.types import (
   Batch,
   Federation,
   Partition,
+  Passes,
   Plan,
   Prediction,
   Roles,
+  Start,
   Table,
   Tree,
-  Work,
 )
 from fedms_jax.models import tasks
 from fedms_jax.persistence import run_store
@@ -80,8 +81,8 @@ def algorithm() -> Algorithm:
   """FedAvg of the whole model by SGD (arXiv 1602.05629)."""
   task = tasks.classification()
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
-    del key, plan
+  def objective(roles: Roles, batch: Batch, key, start: Start):
+    del key, start
     out = logits(roles.shared['model'], batch['inputs'])
     loss = task.loss(out, batch)
     sums = {
@@ -97,6 +98,7 @@ def algorithm() -> Algorithm:
 
   return Algorithm(
     name='own',
+    backbone=backbone(),
     task=task,
     begin=lambda key, before: Roles({}, {'model': init(key)}, {}),
     columns=lambda roles, batch, plan: {},
@@ -105,11 +107,10 @@ def algorithm() -> Algorithm:
       objective, optax.sgd(cifar.LEARNING_RATE), client.everywhere
     ),
     predict=predict,
-    aggregator=averaged.mean(),
-    server=optax.sgd(1.0),
+    server=averaged.averaged(averaged.mean(), optax.sgd(1.0)),
     masks=client.everywhere,
     served='global',
-    work=Work(full=True),
+    passes=Passes(full=True),
   )
 
 
@@ -155,7 +156,6 @@ def simulation(own: Algorithm, data: Federation, rounds: int):
   """A simulation of so many rounds, from the start."""
   schedule = schedules.schedule(triggers.dense(1), (0,))
   return driver.Simulation(
-    backbone(),
     data,
     Roles({}, {}, {}),
     [Stage('own', own, rounds, lambda handover: schedule)],

@@ -127,7 +127,6 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
     folder = pathlib.Path(name)
     keep = OnDisk()
     simulation = driver.Simulation(
-      model,
       data,
       before,
       [stage],
@@ -178,7 +177,7 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
 
 def measure_pieces(simulation, store, rounds: int) -> dict[str, float]:
   """Median seconds of each piece of the host's work by itself."""
-  sample = simulation.sampler(0)
+  sample, arrivals = simulation.sampler(0)
   found: dict[str, list[float]] = {}
 
   def timed(name, function, *args):
@@ -193,7 +192,7 @@ def measure_pieces(simulation, store, rounds: int) -> dict[str, float]:
     store.flush()
 
   for t in range(rounds):
-    ids = timed('sample_seconds', sample, 1000 + t).ids
+    ids = timed('sample_seconds', sample, arrivals.init, 1000 + t).ids
     states = timed('gather_seconds', store.gather, ids)
     timed('scatter_seconds', scatter, ids, states, store.version + 1)
   return {name: statistics.median(times) for name, times in found.items()}

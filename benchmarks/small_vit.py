@@ -20,9 +20,11 @@ from fedms_jax.core.types import (
   Algorithm,
   Backbone,
   Federation,
+  Moment,
   Partition,
   Plan,
   Roles,
+  Start,
   Table,
 )
 from fedms_jax.models import gate, tasks, transformer, vit
@@ -124,8 +126,9 @@ def top(blocks: int, depth: int) -> Plan:
 @compile.jit(static=(0, 4))
 def _step(algorithm, carry, roles, table, plan):
   rows = jnp.arange(len(table['labels']))
+  start = Start(roles, plan, Moment(steps=1))
   key = jax.random.key(0)
-  return client.one_step(algorithm, carry, roles, table, rows, key, 0, 1, plan)
+  return client.one_step(algorithm, carry, start, table, rows, key)
 
 
 @compile.jit(static=(0, 3))
@@ -135,7 +138,8 @@ def _derived(algorithm, roles, raw, plan):
 
 @compile.jit(static=(0, 2), light=True)
 def _begin(algorithm, roles, plan):
-  return algorithm.update.begin(roles, plan), client.zero_sums(algorithm)
+  start = Start(roles, plan)
+  return algorithm.update.begin(start), client.zero_sums(algorithm)
 
 
 def federation(

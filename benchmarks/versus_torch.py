@@ -60,7 +60,6 @@ def ours(
 
   def run():
     simulation = driver.Simulation(
-      model,
       data,
       start,
       stages,

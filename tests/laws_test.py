@@ -9,7 +9,7 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import activation, client, columns, reduction, rounds, tree
-from fedms_jax.core.types import Plan, Roles
+from fedms_jax.core.types import Plan, Roles, Start, Work
 from fedms_jax.models import gate
 from fedms_jax.schedules import triggers
 from tests import world
@@ -102,7 +102,7 @@ def test_static_depth_equals_a_traced_mask(plan):
 @pytest.mark.parametrize(('stage', 'plan'), PAIRS)
 def test_inactive_blocks_stay_bitwise(stage, plan):
   """Momentum and weight decay on both sides included."""
-  algorithm, roles = STAGES[stage](optimizer=world.DECAY, server=world.DECAY)
+  algorithm, roles = STAGES[stage](optimizer=world.DECAY, outer=world.DECAY)
   shared, personal, _ = world.train(
     algorithm, roles, world.cohort_rows(), PLANS[plan]
   )
@@ -232,16 +232,12 @@ def test_a_block_is_averaged_over_those_who_held_it():
     world.train(algorithm, roles, rows[i : i + 1], plan)[0]
     for i, plan in enumerate([world.TOP, world.GAP])
   ]
-  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
+  totals = reduction.empty(algorithm, roles)
+  work = Work(world.table(), jax.random.key(5))
   for i, plan in enumerate([world.TOP, world.GAP]):
-    totals, _, _ = rounds.train_chunk(
-      algorithm, roles.frozen, roles.shared,
-      world.stacked(roles.personal, 1), world.table(), rows[i : i + 1],
-      weights[i : i + 1], jax.random.key(5), np.zeros(1, np.uint32), totals,
-      plan,
-    )  # fmt: skip
-  server = reduction.begin_server(algorithm, roles.shared)
-  shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
+    one = world.clients(rows[i : i + 1], weights=weights[i : i + 1])
+    totals, _, _ = rounds.train_chunk(algorithm, plan, roles, work, totals, one)
+  shared = world.close_round(algorithm, roles, totals)[0].shared
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *alone)
   both, one, none = [2], [0], [1]
   stack = shared['blocks']
@@ -253,8 +249,8 @@ def test_a_block_is_averaged_over_those_who_held_it():
 
 def test_a_newly_active_block_has_fresh_server_moments():
   """Its first step is that of a fresh optimizer, whatever others have had."""
-  algorithm, roles = world.first_stage(server=optax.adam(0.1))
-  server = reduction.begin_server(algorithm, roles.shared)
+  algorithm, roles = world.first_stage(outer=optax.adam(0.1))
+  none = reduction.empty(algorithm, roles)
 
   def totals(held):
     held = jnp.asarray(held, jnp.float32)
@@ -263,24 +259,21 @@ def test_a_newly_active_block_has_fresh_server_moments():
       roles.shared['blocks'],
     )
     head = jax.tree.map(jnp.ones_like, roles.shared['head'])
-    return reduction.Totals(
-      {'blocks': ones, 'head': head}, {'blocks': held, 'head': jnp.ones(())}
+    return none._replace(
+      update={'blocks': ones, 'head': head},
+      cover={'blocks': held, 'head': jnp.ones(())},
     )
 
-  shared = roles.shared
+  now, memory = roles, None
   for _ in range(3):
-    shared, server, _ = reduction.close(
-      algorithm, shared, server, totals([0, 0, 1])
+    now, memory, _ = world.close_round(
+      algorithm, now, totals([0, 0, 1]), memory
     )
-  late, server, _ = reduction.close(
-    algorithm, shared, server, totals([1, 0, 1])
-  )
-  first = reduction.begin_server(algorithm, roles.shared)
-  fresh, _, _ = reduction.close(
-    algorithm, roles.shared, first, totals([1, 0, 1])
-  )
-  world.same(blocks(late['blocks'], [0]), blocks(fresh['blocks'], [0]))
-  world.same(blocks(late['blocks'], [1]), blocks(roles.shared['blocks'], [1]))
+  both = totals([1, 0, 1])
+  late = world.close_round(algorithm, now, both, memory)[0].shared['blocks']
+  fresh = world.close_round(algorithm, roles, both)[0].shared['blocks']
+  world.same(blocks(late, [0]), blocks(fresh, [0]))
+  world.same(blocks(late, [1]), blocks(roles.shared['blocks'], [1]))
 
 
 @pytest.mark.parametrize('other', ['round', 'step'])
@@ -318,11 +311,11 @@ def test_a_client_update_may_be_any_three_functions():
   algorithm, roles = world.first_stage()
   inner = algorithm.update
 
-  def finish(carry, start, plan):
-    shared, personal = inner.finish(carry, start, plan)
-    before = tree.narrow(start.shared, plan.active)
-    half = jax.tree.map(lambda a, b: (a + b) / 2, before, shared)
-    return half, personal
+  def finish(carry, start):
+    message, personal = inner.finish(carry, start)
+    before = tree.narrow(start.roles.shared, start.plan.active)
+    half = jax.tree.map(lambda a, b: (a + b) / 2, before, message.update)
+    return message._replace(update=half), personal
 
   half = algorithm._replace(update=inner._replace(finish=finish))
   rows = world.cohort_rows()
@@ -338,11 +331,9 @@ def test_the_base_model_is_not_copied_per_client():
   program has a client axis before the two axes of a frozen kernel."""
   algorithm, roles = world.first_stage()
   rows = world.cohort_rows(clients=7)
-  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
   text = rounds.train_chunk.program().lower(
-    algorithm, roles.frozen, roles.shared, {}, world.table(), rows,
-    np.ones(7, np.float32), jax.random.key(0), np.arange(7, dtype=np.uint32),
-    totals, world.DENSE,
+    algorithm, world.DENSE, roles, Work(world.table(), jax.random.key(0)),
+    reduction.empty(algorithm, roles), world.clients(rows),
   ).as_text()  # fmt: skip
   assert 'tensor<7x8x12xf32>' not in text  # K x D x MLP
   assert 'tensor<7x8x2xf32>' in text  # K x D x R: LoRA has one per client
@@ -362,9 +353,11 @@ def test_update_without_a_step_changes_nothing():
   algorithm, roles = world.first_stage()
   rows = np.full((1, 2, 4), -1, np.int32)
   result = client.run(
-    algorithm, roles, world.table(), rows[0], jax.random.key(0), world.TOP
-  )
-  world.same(result.shared, tree.narrow(roles.shared, world.TOP.active))
+    algorithm, Start(roles, world.TOP), world.table(), rows[0],
+    jax.random.key(0),
+  )  # fmt: skip
+  before = tree.narrow(roles.shared, world.TOP.active)
+  world.same(result.message.update, before)
 
 
 def test_plans_are_values():

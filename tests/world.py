@@ -11,8 +11,15 @@ import optax
 
 from fedms_jax import schedules
 from fedms_jax.algorithms import fedms
-from fedms_jax.core import reduction, rounds
-from fedms_jax.core.types import Federation, Partition, Plan, Table
+from fedms_jax.core import reduction, rounds, tree
+from fedms_jax.core.types import (
+  Clients,
+  Federation,
+  Partition,
+  Plan,
+  Table,
+  Work,
+)
 from fedms_jax.models import gate, tasks, transformer, vit
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import orders, triggers
@@ -52,9 +59,9 @@ PLAIN = optax.sgd(1.0)
 TASK, MEAN = tasks.classification(), averaged.mean()
 
 
-def setting(optimizer=SGD, server=PLAIN, aggregator=MEAN):
+def setting(optimizer=SGD, outer=PLAIN, aggregator=MEAN):
   return fedms.Setting(
-    backbone(), TASK, optimizer, server, aggregator, TARGETS, 2
+    backbone(), TASK, optimizer, outer, aggregator, TARGETS, 2
   )
 
 
@@ -119,8 +126,27 @@ def cohort_rows(clients=3, steps=2, batch=4):
   return rows
 
 
-def stacked(tree, count):
-  return jax.tree.map(lambda x: jnp.stack([x] * count), tree)
+def stacked(one, count):
+  return jax.tree.map(lambda x: jnp.stack([x] * count), one)
+
+
+def clients(rows, personal=None, weights=None, ids=None):
+  """A chunk of clients, by default without personal state."""
+  count = len(rows)
+  if weights is None:
+    weights = (rows >= 0).sum((1, 2)).astype(np.float32)
+  ids = np.arange(count, dtype=np.uint32) if ids is None else ids
+  return Clients(ids, {} if personal is None else personal, rows, weights)
+
+
+def close_round(algorithm, roles, totals, memory=None):
+  """(roles, memory, measured) after the server's step."""
+  if memory is None:
+    _, memory, _ = reduction.begin(algorithm, roles, 0)
+  roles, memory, _, measured = reduction.close(
+    algorithm, roles, memory, (), totals, jax.random.key(5), 0
+  )
+  return roles, memory, measured
 
 
 def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
@@ -132,7 +158,9 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
     weights = (rows >= 0).sum((1, 2)).astype(np.float32)
   ids = np.arange(count, dtype=np.uint32) if ids is None else ids
   personal = stacked(roles.personal, count) if personal is None else personal
-  totals = reduction.empty_totals(algorithm, roles.shared, BLOCKS)
+  roles, memory, channel = reduction.begin(algorithm, roles, 0)
+  totals = reduction.empty(algorithm, roles)
+  work = Work(data, jax.random.key(5), channel=channel)
   width = count if how == 'vmap' else 1
   function, last = rounds.train_chunk, ()
   if how in ('loop', 'unrolled'):
@@ -140,16 +168,16 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
   parts = []
   for i in range(0, count, width):
     cut = slice(i, i + width)
-    mine = jax.tree.map(lambda x, cut=cut: x[cut], personal)
+    mine = Clients(ids[cut], tree.rows(personal, cut), rows[cut], weights[cut])
     totals, new, sums = function(
-      algorithm, roles.frozen, roles.shared, mine, data, rows[cut],
-      weights[cut], jax.random.key(5), ids[cut], totals, plan, *last,
-    )  # fmt: skip
+      algorithm, plan, roles, work, totals, mine, *last
+    )
     parts.append((new, sums))
-  server = reduction.begin_server(algorithm, roles.shared)
-  shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
+  roles, *_ = reduction.close(
+    algorithm, roles, memory, channel, totals, work.key, 0
+  )
   new, sums = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-  return shared, new, sums
+  return roles.shared, new, sums
 
 
 def partition(*groups):
@@ -193,7 +221,7 @@ def stages(rounds_each=3, trigger=None, **kwargs):
   order = orders.order('top_down', BLOCKS, 0)
 
   def schedule(handover):
-    return schedules.schedule(trigger, order)
+    return schedules.delayed(schedules.schedule(trigger, order), 1)
 
   first, second = algorithms(**kwargs)
   return [
@@ -210,7 +238,7 @@ def simulate(
   records = observer.Recorder()
   watchers = observer.Observers(records, *([watch] if watch else []))
   simulation = driver.Simulation(
-    backbone(), data or federation(), start(), stages, Options(**options),
+    data or federation(), start(), stages, Options(**options),
     keeper=keep or run_store.Memory(), observer=watchers,
   )  # fmt: skip
   return simulation, simulation.run(state), records.records

@@ -17,34 +17,38 @@ from fedms_jax.core import activation, client, metrics, tree
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.types import (
-  Aggregator,
   Algorithm,
   Backbone,
   Batch,
+  Passes,
   Plan,
   Prediction,
   Roles,
+  Server,
+  Start,
   Task,
   Tree,
-  Work,
 )
 from fedms_jax.models.tasks import weighted_mean
-from fedms_jax.server import averaged
+from fedms_jax.server.averaged import Aggregator, averaged, with_residual
 
 
 class Setting(NamedTuple):
   """What the stages of one run have in common.
 
-  optimizer, server: optax transformations. targets, rank: of LoRA.
+  optimizer, outer: optax transformations, of clients and of the server.
+  aggregator: for methods that leave it to the user. residual: whether averages
+  of LoRA log what they miss. targets, rank: of LoRA.
   """
 
   backbone: Backbone
   task: Task
   optimizer: Any
-  server: Any
+  outer: Any
   aggregator: Aggregator
   targets: tuple[str, ...]
   rank: int
+  residual: bool = True
 
 
 def start(base: Tree, head: Tree) -> Roles:
@@ -65,11 +69,14 @@ def fresh(setting: Setting, key, before: Roles, adapter: Tree | None) -> Tree:
   return {'blocks': blocks, 'head': before.frozen['head']}
 
 
-def measured(setting: Setting) -> Setting:
-  """A setting whose aggregator logs what its averages of LoRA miss."""
-  scale = setting.backbone.lora_scale
-  aggregator = averaged.with_residual(setting.aggregator, scale)
-  return setting._replace(aggregator=aggregator)
+def server(setting: Setting, *, residual: bool = False) -> Server:
+  """The server of a method that leaves the aggregator to the user. residual:
+  LoRA is averaged, and what its averages miss is logged, if the setting says
+  so."""
+  aggregator = setting.aggregator
+  if residual and setting.residual:
+    aggregator = with_residual(aggregator, setting.backbone.lora_scale)
+  return averaged(aggregator, setting.outer)
 
 
 def mask(backbone: Backbone, batch: Batch):
@@ -137,8 +144,9 @@ def one_model(
   masks: Callable[[Plan], tuple] = client.everywhere,
   penalty: Callable[[Roles, Plan], Any] | None = None,
   served: str = 'global',
+  server: Server,
 ) -> Algorithm:
-  """Local training of one adapted model, averaged as the setting says.
+  """Local training of one adapted model.
 
   Args:
     setting: of the run.
@@ -151,6 +159,7 @@ def one_model(
     penalty: (roles as `client.join` gives them, plan) -> what is added to the
       loss; None: nothing.
     served: what the trained model is called.
+    server: what becomes of what is sent.
   """
   backbone, task = setting.backbone, setting.task
 
@@ -170,13 +179,13 @@ def one_model(
     )
     return backbone.logits(base, whole['head'], x)
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+  def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
-    out = logits(roles.frozen['base'], model(roles), batch, plan)
+    out = logits(roles.frozen['base'], model(roles), batch, start.plan)
     loss = task.loss(out, batch)
     total = weighted_mean(*loss)
     if penalty is not None:
-      total += penalty(roles, plan)
+      total += penalty(roles, start.plan)
     return total, sums(task, out, loss, batch)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
@@ -194,16 +203,16 @@ def one_model(
 
   return Algorithm(
     name=name,
+    backbone=backbone,
     task=task,
     begin=begin,
     columns=columns,
     derived=('prefix',),
     update=client.sgd(objective, setting.optimizer, masks),
     predict=predict,
-    aggregator=setting.aggregator,
-    server=setting.server,
+    server=server,
     masks=masks,
     served=served,
-    work=Work(trained=1, frozen=0),
+    passes=Passes(trained=1, frozen=0),
     models=models,
   )

@@ -24,11 +24,12 @@ from fedms_jax.core.types import (
   Algorithm,
   Backbone,
   Batch,
+  Passes,
   Plan,
   Prediction,
   Roles,
+  Start,
   Tree,
-  Work,
 )
 from fedms_jax.models import gate
 from fedms_jax.models.tasks import weighted_mean
@@ -49,10 +50,11 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     return Roles(frozen, shared, {})
 
   return adapted.one_model(
-    adapted.measured(setting),
+    setting,
     'fedms/global',
     begin,
     lambda roles: roles.shared,
+    server=adapted.server(setting, residual=True),
   )
 
 
@@ -84,12 +86,12 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     )
   backbone = setting.backbone
   masks = _upload_masks(backbone.blocks, choice.upload)
-  if choice.upload or (choice.tower == 'lora' and choice.scope == 'shared'):
-    setting = adapted.measured(setting)  # LoRA is averaged
+  averaged = choice.tower == 'lora' and choice.scope == 'shared'
   experts = _experts(setting, choice)
   fixed = choice.gate.kind == 'fixed'  # and reads no features
   return Algorithm(
     name='fedms/personal',
+    backbone=backbone,
     task=setting.task,
     begin=_begin_personal(setting, choice),
     columns=_personal_columns(setting, choice),
@@ -101,11 +103,12 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
       ('loss', 'score', 'gate_weight', 'gate_entropy'),
     ),
     predict=_personal_predict(setting, experts),
-    aggregator=setting.aggregator,
-    server=setting.server,
+    server=adapted.server(setting, residual=averaged or choice.upload > 0),
     masks=masks,
     served='mixture',
-    work=Work(trained=1 + (choice.tower == 'lora'), frozen=1 if fixed else 2),
+    passes=Passes(
+      trained=1 + (choice.tower == 'lora'), frozen=1 if fixed else 2
+    ),
     models=lambda roles: {
       'global': roles.frozen['global'],
       'local': _local(backbone, choice, roles),
@@ -299,10 +302,10 @@ def _experts(setting: Setting, choice: Personal) -> Callable:
 def _personal_objective(setting: Setting, choice: Personal, experts):
   task = setting.task
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+  def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
     own = choice.local_loss == 'own'
-    weights, local, mixed = experts(roles, batch, plan, detach=own)
+    weights, local, mixed = experts(roles, batch, start.plan, detach=own)
     loss = task.loss(mixed, batch)
     total = weighted_mean(*loss)
     if choice.local_loss != 'mixture':

@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from fedms_jax.adapters import prompt
 from fedms_jax.algorithms import frozen_backbone, soft_prompts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core.types import Algorithm, Batch, Prediction, Roles, Tree
+from fedms_jax.core.types import (
+  Algorithm,
+  Batch,
+  Prediction,
+  Roles,
+  Start,
+  Tree,
+)
 from fedms_jax.models.family import Prompted
 
 
@@ -66,7 +73,8 @@ def fedpgp(
     found = zip(('global', 'local'), classes(roles), strict=True)
     return Prediction({n: logits(roles, x, batch) for n, x in found}, {})
 
-  def trained(roles: Roles, batch: Batch):
+  def trained(roles: Roles, batch: Batch, start: Start):
+    del start
     shared, own = classes(roles)
     zero_shot = roles.frozen['base']['final']['classes']
     away = contrast(zero_shot, shared, own, temperature)
@@ -75,8 +83,8 @@ def fedpgp(
   made = frozen_backbone.method(
     setting, form, 'fedpgp', begin, models, 'local', added, trained=trained
   )
-  work = soft_prompts.with_text(form.work, prompted, 4)
-  return made._replace(work=work)
+  passes = soft_prompts.with_text(form.passes, prompted, 4)
+  return made._replace(passes=passes)
 
 
 def contrast(zero_shot, shared, own, temperature: float):

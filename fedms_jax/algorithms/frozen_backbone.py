@@ -16,11 +16,13 @@ from fedms_jax.core.types import (
   Algorithm,
   Batch,
   Mask,
+  Passes,
   Plan,
   Prediction,
   Roles,
+  Server,
+  Start,
   Tree,
-  Work,
 )
 from fedms_jax.models import pretrained
 from fedms_jax.models.tasks import weighted_mean
@@ -31,7 +33,7 @@ class Form(NamedTuple):
 
   fresh: (key, frozen) -> parts, what trains. logits: (frozen, parts, batch) ->
   logits. plain: (frozen, batch) -> logits of the model as it was. derived,
-  column: name and function (base, inputs) of what is computed once. work: see
+  column: name and function (base, inputs) of what is computed once. passes: see
   `Algorithm`.
   """
 
@@ -40,7 +42,7 @@ class Form(NamedTuple):
   plain: Callable[[Tree, Batch], Any]
   derived: str
   column: Callable[[Tree, Any], Any]
-  work: Work
+  passes: Passes
 
 
 def on_features(
@@ -59,8 +61,8 @@ def on_features(
   def column(base: Tree, inputs):
     return pretrained.encode(backbone, base, inputs)
 
-  work = Work(trained=0, frozen=1)
-  return Form(fresh, logits, plain, 'features', column, work)
+  passes = Passes(trained=0, frozen=1)
+  return Form(fresh, logits, plain, 'features', column, passes)
 
 
 def class_logits(setting: Setting, frozen: Tree, classes, x):
@@ -91,8 +93,10 @@ def method(
   served: str,
   own: Callable[[Roles], Tree],
   *,
-  trained: Callable[[Roles, Batch], tuple[Any, Any]] | None = None,
+  trained: Callable[[Roles, Batch, Start], tuple[Any, Any]] | None = None,
+  prepare: Callable[[Start], Tree] | None = None,
   masks: Callable[[Plan], tuple[Mask, Mask]] = client.everywhere,
+  server: Server | None = None,
 ) -> Algorithm:
   """A method on one frozen model.
 
@@ -105,13 +109,15 @@ def method(
     models: what there is to be evaluated beside the model as it was.
     served: which of them users get.
     own: roles -> the parts of a client's own model; none: {}.
-    trained: (roles, batch) -> (logits, what is added to their loss); None:
-      those of the model that is served, and nothing.
+    trained: (roles, batch, start) -> (logits, what is added to their loss);
+      None: those of the model that is served, and nothing.
+    prepare: see `client.sgd`.
     masks: as in `Algorithm`.
+    server: None: that of the setting.
   """
   task = setting.task
 
-  def start(key, before: Roles) -> Roles:
+  def begins(key, before: Roles) -> Roles:
     head = {'head': before.frozen['head']}
     return begin(key, {'base': before.frozen['base'], 'start': head})
 
@@ -120,12 +126,13 @@ def method(
     base = roles.frozen['base']
     return {form.derived: form.column(base, columns.inputs(batch))}
 
-  def plain_loss(roles: Roles, batch: Batch):
+  def plain_loss(roles: Roles, batch: Batch, start: Start):
+    del start
     return models(roles, batch).logits[served], 0.0
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
-    del key, plan
-    out, more = (trained or plain_loss)(roles, batch)
+  def objective(roles: Roles, batch: Batch, key, start: Start):
+    del key
+    out, more = (trained or plain_loss)(roles, batch, start)
     loss = task.loss(out, batch)
     sums = adapted.sums(task, out, loss, batch)
     return weighted_mean(*loss) + more, sums
@@ -142,16 +149,16 @@ def method(
 
   return Algorithm(
     name=name,
+    backbone=setting.backbone,
     task=task,
-    begin=start,
+    begin=begins,
     columns=derive,
     derived=(form.derived,),
-    update=client.sgd(objective, setting.optimizer, masks),
+    update=client.sgd(objective, setting.optimizer, masks, prepare=prepare),
     predict=predict,
-    aggregator=setting.aggregator,
-    server=setting.server,
+    server=server or adapted.server(setting),
     masks=masks,
     served=served,
-    work=form.work,
+    passes=form.passes,
     models=parts,
   )

@@ -6,18 +6,20 @@ public data: one client that has all rows.
 
 from __future__ import annotations
 
-from fedms_jax.algorithms.fedms import Setting
+from fedms_jax.algorithms import adapted
+from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import activation, client, metrics
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.types import (
   Algorithm,
   Batch,
+  Passes,
   Plan,
   Prediction,
   Roles,
   Span,
+  Start,
   Tree,
-  Work,
 )
 from fedms_jax.models.tasks import weighted_mean
 
@@ -41,9 +43,9 @@ def full_model(setting: Setting) -> Algorithm:
     features = backbone.features(shared, backbone.run(spans, x, mask), mask)
     return backbone.logits(shared, shared['head'], features)
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+  def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
-    out = logits(roles.shared, batch, plan)
+    out = logits(roles.shared, batch, start.plan)
     loss = task.loss(out, batch)
     sums = {
       'loss': metrics.summed(*loss),
@@ -61,16 +63,16 @@ def full_model(setting: Setting) -> Algorithm:
 
   return Algorithm(
     name='full',
+    backbone=backbone,
     task=task,
     begin=begin,
     columns=lambda roles, batch, plan: {},
     derived=(),
     update=client.sgd(objective, setting.optimizer, client.everywhere),
     predict=predict,
-    aggregator=setting.aggregator,
-    server=setting.server,
+    server=adapted.server(setting),
     masks=client.everywhere,
     served='global',
-    work=Work(trained=1, frozen=0, full=True),
+    passes=Passes(trained=1, frozen=0, full=True),
     models=models,
   )

@@ -9,9 +9,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from fedms_jax.adapters import lora
-from fedms_jax.algorithms.adapted import Setting, fresh, one_model, together
+from fedms_jax.algorithms.adapted import (
+  Setting,
+  fresh,
+  one_model,
+  server,
+  together,
+)
 from fedms_jax.core import activation
-from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
+from fedms_jax.core.types import Algorithm, Plan, Received, Roles, Server, Tree
 from fedms_jax.server import averaged
 
 
@@ -31,7 +37,7 @@ def ffa_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     stack = together(activation.at_rest(a, blocks), roles.shared['b_blocks'])
     return {'blocks': stack, 'head': roles.shared['head']}
 
-  return one_model(_exact(setting), 'ffa_lora', begin, model)
+  return one_model(setting, 'ffa_lora', begin, model, server=_exact(setting))
 
 
 def rolora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
@@ -60,7 +66,9 @@ def rolora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     del client
     return 'ab'[number % 2 == 0]
 
-  method = one_model(_exact(setting), 'rolora', begin, model, masks=masks)
+  method = one_model(
+    setting, 'rolora', begin, model, masks=masks, server=_exact(setting)
+  )
   return method._replace(variant=variant)
 
 
@@ -79,7 +87,14 @@ def fedsa_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     stack = together(roles.shared['a_blocks'], own['b_blocks'])
     return {'blocks': stack, 'head': own['head']}
 
-  return one_model(setting, 'fedsa_lora', begin, model, served='local')
+  return one_model(
+    setting,
+    'fedsa_lora',
+    begin,
+    model,
+    served='local',
+    server=server(setting),
+  )
 
 
 def _halves(whole: Tree) -> Tree:
@@ -88,14 +103,14 @@ def _halves(whole: Tree) -> Tree:
   return halves | {'head': whole['head']}
 
 
-def _exact(setting: Setting) -> Setting:
+def _exact(setting: Setting) -> Server:
   """Says in the metrics that these means miss nothing."""
   if setting.aggregator.reduction != 'sum':
-    return setting
+    return server(setting)
 
-  def nothing(before, total, weights):
-    del before, total, weights
+  def nothing(before: Tree, received: Received):
+    del before, received
     return {averaged.RESIDUAL: jnp.float32(0)}
 
   measured = setting.aggregator._replace(measure=nothing)
-  return setting._replace(aggregator=measured)
+  return server(setting._replace(aggregator=measured))

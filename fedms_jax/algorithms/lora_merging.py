@@ -1,15 +1,15 @@
 """Methods whose server sees every client's A and B: FLoRA, FedEx, FlexLoRA,
 HetLoRA.
 
-Contributions stay apart on a leading axis K ('stack'), as the factors that
-they are, so that the server can sum their products exactly (see
-`adapters/lora_products.py`). Shares p_k are weights over their sum, per block
-over the clients that held it.
+Messages stay apart on a leading axis K ('stack'), as the factors that they are,
+so that the server can sum their products exactly (`adapters/lora_products.py`).
+Shares p_k are weights over their sum, per block over the clients that held it.
 Where ranks are mixed, see `ranks.py` for what alpha / R means.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -23,13 +23,20 @@ from fedms_jax.core import tree
 from fedms_jax.core.activation import at_rest
 from fedms_jax.core.types import (
   ActiveSet,
-  Aggregator,
   Algorithm,
+  Context,
   Plan,
+  Received,
   Roles,
   Tree,
 )
-from fedms_jax.server import averaged
+from fedms_jax.server.averaged import (
+  RESIDUAL,
+  Aggregator,
+  as_trained,
+  averaged,
+  then,
+)
 
 
 def flora(
@@ -45,25 +52,26 @@ def flora(
   A server optimizer acts on the head alone.
   """
 
-  def merge(before, values, weights):
-    share = lora_products.shares(weights['head'])
-    return before | {'head': lora_products.mean(values['head'], share)}
+  def merge(before, received: Received) -> Tree:
+    share = lora_products.shares(received.cover['head'])
+    head = lora_products.mean(received.update['head'], share)
+    return before | {'head': head}
 
-  def fold(roles: Roles, values, weights, key) -> Roles:
+  def fold(roles: Roles, received: Received, context: Context) -> Roles:
     base, old = roles.frozen['base'], roles.shared['blocks']
-    weight = weights['blocks']
-    added = lora_products.products(
-      values['blocks'], lora_products.shares(weight)
-    )
-    new = lora.init(key, base['blocks'], setting.targets, setting.rank)
+    weight = received.cover['blocks']
+    share = lora_products.shares(weight)
+    added = lora_products.products(received.update['blocks'], share)
+    new = lora.init(context.key, base['blocks'], setting.targets, setting.rank)
     held = jnp.max(weight, axis=0)[:, None, None] > 0
     blocks = jax.tree.map(lambda x, y: jnp.where(held, x, y), new, old)
     roles = roles._replace(shared=roles.shared | {'blocks': blocks})
     return _add(roles, added, setting.backbone.lora_scale)
 
-  method = _beside_dense(setting, 'flora', _apart(setting, merge), adapter)
+  server = then(averaged(_apart(setting, merge), setting.outer), fold)
+  method = _beside_dense(setting, 'flora', server, adapter)
   traffic = _traffic(setting.rank, factors_down=False)
-  return _ranked(method._replace(fold=fold, traffic=traffic), setting, rank_of)
+  return _ranked(method._replace(traffic=traffic), setting, rank_of)
 
 
 def fedex_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
@@ -71,23 +79,24 @@ def fedex_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
   scale * (sum p_k A_k B_k - A B), is added to a dense residual beside the
   frozen kernels."""
 
-  def merge(before, values, weights):
+  def merge(before, received: Received) -> Tree:
+    update, cover = received.update, received.cover
     return {
-      key: lora_products.mean(values[key], lora_products.shares(weights[key]))
+      key: lora_products.mean(update[key], lora_products.shares(cover[key]))
       for key in before
     }
 
-  def fold(roles: Roles, values, weights, key) -> Roles:
-    del key
-    share = lora_products.shares(weights['blocks'])
-    kept = lora.products(lora_products.mean(values['blocks'], share))
-    missed = tree.subtract(
-      lora_products.products(values['blocks'], share), kept
-    )
+  def fold(roles: Roles, received: Received, context: Context) -> Roles:
+    del context
+    share = lora_products.shares(received.cover['blocks'])
+    factors = received.update['blocks']
+    kept = lora.products(lora_products.mean(factors, share))
+    missed = tree.subtract(lora_products.products(factors, share), kept)
     return _add(roles, missed, setting.backbone.lora_scale)
 
-  method = _beside_dense(setting, 'fedex_lora', _apart(setting, merge), adapter)
-  return method._replace(fold=fold, traffic=_traffic(setting.rank))
+  server = then(averaged(_apart(setting, merge), setting.outer), fold)
+  method = _beside_dense(setting, 'fedex_lora', server, adapter)
+  return method._replace(traffic=_traffic(setting.rank))
 
 
 def flexlora(
@@ -99,14 +108,16 @@ def flexlora(
   """FlexLoRA (arXiv 2402.11505): A B is the best approximation of rank R of
   sum p_k A_k B_k, and a client of rank r begins with the best of rank r."""
 
-  def merge(before, values, weights):
+  def merge(before, received: Received) -> Tree:
     del before
-    share = lora_products.shares(weights['blocks'])
-    blocks = lora_products.best(values['blocks'], share, setting.rank)
-    share = lora_products.shares(weights['head'])
-    return {'blocks': blocks, 'head': lora_products.mean(values['head'], share)}
+    update, cover = received.update, received.cover
+    share = lora_products.shares(cover['blocks'])
+    blocks = lora_products.best(update['blocks'], share, setting.rank)
+    share = lora_products.shares(cover['head'])
+    return {'blocks': blocks, 'head': lora_products.mean(update['head'], share)}
 
-  method = _plain(setting, 'flexlora', _apart(setting, merge), adapter)
+  server = averaged(_apart(setting, merge), setting.outer)
+  method = _plain(setting, 'flexlora', server, adapter)
   method = method._replace(traffic=_traffic(setting.rank))
   return _ranked(method, setting, rank_of)
 
@@ -129,15 +140,16 @@ def hetlora(
   from what is static, is that of the ranks before anything is pruned.
   """
 
-  def shares(values, weights):
+  def shares(received: Received):
     # As long as no B has moved, all are alike.
-    norms = lora_products.norms(values['blocks']) + 1e-12
-    return lora_products.shares(jnp.where(weights['blocks'] > 0, norms, 0.0))
+    norms = lora_products.norms(received.update['blocks']) + 1e-12
+    held = received.cover['blocks'] > 0
+    return lora_products.shares(jnp.where(held, norms, 0.0))
 
-  def merge(before, values, weights):
-    blocks = lora_products.mean(values['blocks'], shares(values, weights))
-    held = weights['blocks'] > 0
-    most = jnp.max(jnp.where(held, values['rank_blocks'], 0), axis=0)
+  def merge(before, received: Received) -> Tree:
+    update, cover = received.update, received.cover
+    blocks = lora_products.mean(update['blocks'], shares(received))
+    most = jnp.max(_ranks_held(received), axis=0)
     real = jnp.arange(setting.rank) < most[:, None]  # [L, R]
 
     def kept(path, new, old):
@@ -145,22 +157,16 @@ def hetlora(
       return jnp.where(here, new, old)
 
     blocks = jax.tree_util.tree_map_with_path(kept, blocks, before['blocks'])
-    share = lora_products.shares(weights['head'])
-    return {'blocks': blocks, 'head': lora_products.mean(values['head'], share)}
+    share = lora_products.shares(cover['head'])
+    return {'blocks': blocks, 'head': lora_products.mean(update['head'], share)}
 
-  def contribute(before, after, weight):
-    del before, weight
-    if 'rank_blocks' in after:
-      return after
-    rows = jax.tree.leaves(after['blocks'])[0].shape[0]
-    return after | {'rank_blocks': jnp.full(rows, setting.rank)}
-
-  aggregator = _apart(setting, merge, shares)._replace(contribute=contribute)
+  aggregator = _apart(setting, merge, shares)
+  rank_of = rank_of or (lambda client: setting.rank)
   if pruning is not None:
     method = _pruned(setting, aggregator, pruning, adapter)
-    rank_of = rank_of or (lambda client: setting.rank)
   else:
-    method = _plain(setting, 'hetlora', aggregator, adapter)
+    server = averaged(aggregator, setting.outer)
+    method = _plain(setting, 'hetlora', server, adapter)
   method = method._replace(traffic=_traffic(setting.rank))
   return _ranked(method, setting, rank_of)
 
@@ -169,7 +175,14 @@ def _pruned(
   setting: Setting, aggregator: Aggregator, pruning: Pruning, adapter
 ) -> Algorithm:
   """HetLoRA whose clients prune their ranks, for `_ranked`."""
-  plain = _plain(setting, 'hetlora', aggregator, adapter)
+
+  def measure(before, received: Received):
+    each = jnp.max(_ranks_held(received), axis=1)
+    mean = jnp.sum(each) / jnp.maximum(jnp.sum(each > 0), 1)
+    return aggregator.measure(before, received) | {'mean_rank': mean}
+
+  server = averaged(aggregator._replace(measure=measure), setting.outer)
+  plain = _plain(setting, 'hetlora', server, adapter)
 
   def begin(key, before: Roles) -> Roles:
     return plain.begin(key, before)._replace(personal={'pruned': jnp.int32(0)})
@@ -177,24 +190,25 @@ def _pruned(
   def masks(plan: Plan):
     return plan.active, {'pruned': False}
 
-  def measure(before, values, weights):
-    held = weights['rank_blocks'] > 0
-    each = jnp.max(jnp.where(held, values['rank_blocks'], 0), axis=1)
-    mean = jnp.sum(each) / jnp.maximum(jnp.sum(each > 0), 1)
-    return aggregator.measure(before, values, weights) | {'mean_rank': mean}
-
   method = one_model(
-    setting._replace(aggregator=aggregator._replace(measure=measure)),
+    setting,
     'hetlora',
     begin,
     lambda roles: roles.shared,
     masks=masks,
     penalty=pruning.penalty,
+    server=server,
   )
   return method._replace(update=pruning.around(method.update))
 
 
-def _plain(setting: Setting, name: str, aggregator, adapter) -> Algorithm:
+def _ranks_held(received: Received):
+  """Ranks of the blocks that clients trained [K, L], 0 for others."""
+  held = received.cover['blocks'] > 0
+  return jnp.where(held, received.extras['rank']['blocks'], 0)
+
+
+def _plain(setting: Setting, name: str, server, adapter) -> Algorithm:
   """All of the LoRA and the head are shared."""
 
   def begin(key, before: Roles) -> Roles:
@@ -202,15 +216,13 @@ def _plain(setting: Setting, name: str, aggregator, adapter) -> Algorithm:
     frozen = {'base': before.frozen['base'], 'start': shared}
     return Roles(frozen, shared, {})
 
-  setting = setting._replace(aggregator=aggregator)
-  return one_model(setting, name, begin, lambda roles: roles.shared)
+  model = operator.attrgetter('shared')
+  return one_model(setting, name, begin, model, server=server)
 
 
-def _beside_dense(
-  setting: Setting, name: str, aggregator, adapter
-) -> Algorithm:
+def _beside_dense(setting: Setting, name: str, server, adapter) -> Algorithm:
   """`_plain`, with a dense residual [L, d_in, d_out] for each target."""
-  plain = _plain(setting, name, aggregator, adapter)
+  plain = _plain(setting, name, server, adapter)
   count = setting.backbone.blocks
 
   def begin(key, before: Roles) -> Roles:
@@ -224,8 +236,7 @@ def _beside_dense(
     blocks = together(roles.shared['blocks'], delta)
     return {'blocks': blocks, 'head': roles.shared['head']}
 
-  setting = setting._replace(aggregator=aggregator)
-  return one_model(setting, name, begin, model)
+  return one_model(setting, name, begin, model, server=server)
 
 
 def _add(roles: Roles, updates: dict[str, jax.Array], scale: float) -> Roles:
@@ -248,24 +259,20 @@ def _ranked(
 def _apart(
   setting: Setting, merge: Callable, shares: Callable | None = None
 ) -> Aggregator:
-  """Contributions are what clients have trained, apart. The residual that is
-  measured is that of averaged factors, whatever `merge` does instead.
+  """Clients send what they have trained. The residual that is measured is that
+  of averaged factors, whatever `merge` does instead.
 
-  shares: (contributions, weights) -> p [K, L]; None: by the weights.
+  shares: received -> p [K, L]; None: by the weights.
   """
 
-  def contribute(before, after, weight):
-    del weight
-    return {key: after[key] for key in before}
-
-  def measure(before, values, weights):
+  def measure(before, received: Received):
     del before
-    by_weight = lora_products.shares(weights['blocks'])
-    share = shares(values, weights) if shares else by_weight
-    missed = lora_products.residual(values['blocks'], share)
-    return {averaged.RESIDUAL: setting.backbone.lora_scale * missed}
+    by_weight = lora_products.shares(received.cover['blocks'])
+    share = shares(received) if shares else by_weight
+    missed = lora_products.residual(received.update['blocks'], share)
+    return {RESIDUAL: setting.backbone.lora_scale * missed}
 
-  return Aggregator(contribute, 'stack', merge, measure)
+  return Aggregator(as_trained, 'stack', merge, measure)
 
 
 def _traffic(rank: int, factors_down: bool = True) -> Callable:

@@ -19,10 +19,12 @@ from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
+  Message,
+  Passes,
   Plan,
   Roles,
+  Start,
   Tree,
-  Work,
 )
 from fedms_jax.models.tasks import weighted_mean
 
@@ -43,9 +45,9 @@ def pfedme(
   """
   task = setting.task
 
-  def loss(roles: Roles, batch: Batch, key, plan: Plan):
+  def loss(roles: Roles, batch: Batch, key, start: Start):
     del key
-    own = roles.personal
+    own, plan = roles.personal, start.plan
     out = two_experts.logits(setting, roles.frozen, own, batch, plan)
     values = task.loss(out, batch)
     return weighted_mean(*values), adapted.sums(task, out, values, batch)
@@ -53,7 +55,7 @@ def pfedme(
   update = envelope(loss, setting.optimizer, pull, steps, learning_rate)
   # A batch takes so many passes, one after another.
   return two_experts.pair(setting, 'pfedme', update, adapter=adapter)._replace(
-    work=Work(trained=steps, frozen=0)
+    passes=Passes(trained=steps, frozen=0)
   )
 
 
@@ -66,32 +68,33 @@ def envelope(
   tree like roles.shared. optimizer: finds theta.
   """
 
-  def pulled(roles: Roles, batch: Batch, key, plan: Plan):
-    value, sums = loss(roles, batch, key, plan)
-    anchor = roles.frozen['anchor']
+  def pulled(roles: Roles, batch: Batch, key, start: Start):
+    value, sums = loss(roles, batch, key, start)
+    anchor = start.roles.shared
     away = two_experts.squared_distance(roles.personal, anchor)
     return value + pull / 2 * away, sums
 
   def theta_alone(plan: Plan):
     return {'blocks': False, 'head': False}, plan.active
 
-  inner = two_experts.anchored(client.sgd(pulled, optimizer, theta_alone))
+  inner = client.sgd(pulled, optimizer, theta_alone)
 
-  def sent(roles: Roles) -> Roles:
-    return roles._replace(personal=roles.shared)
+  def sent(start: Start) -> Start:
+    roles = start.roles
+    return start.at(roles._replace(personal=roles.shared))
 
-  def begin(roles: Roles, plan: Plan):
+  def begin(start: Start):
     return {
-      'theta': inner.begin(sent(roles), plan),
-      'w': tree.narrow(roles.shared, plan.active),
+      'theta': inner.begin(sent(start)),
+      'w': tree.narrow(start.roles.shared, start.plan.active),
     }
 
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    w = tree.widen(roles.shared, carry['w'], plan.active)
-    now = sent(roles)._replace(shared=w)
+  def step(carry, start: Start, batch: Batch, key):
+    w = tree.widen(start.roles.shared, carry['w'], start.plan.active)
+    now = start.at(sent(start).roles._replace(shared=w))
 
     def toward(theta, _):
-      return inner.step(theta, now, batch, key, plan)
+      return inner.step(theta, now, batch, key)
 
     theta, sums = jax.lax.scan(toward, carry['theta'], None, length=steps)
     rate = learning_rate * pull
@@ -100,8 +103,8 @@ def envelope(
     )
     return {'theta': theta, 'w': part}, jax.tree.map(lambda x: x[-1], sums)
 
-  def finish(carry, roles: Roles, plan: Plan):
-    _, theta = inner.finish(carry['theta'], sent(roles), plan)
-    return carry['w'], theta
+  def finish(carry, start: Start):
+    _, theta = inner.finish(carry['theta'], sent(start))
+    return Message(carry['w']), theta
 
   return ClientUpdate(begin, step, finish, inner.sums)

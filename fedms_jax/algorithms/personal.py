@@ -10,13 +10,14 @@ import jax
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import tree
+from fedms_jax.core import client, tree
 from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
   Plan,
   Roles,
+  Start,
   Tree,
 )
 
@@ -50,7 +51,12 @@ def fedrep(
 
   def part(masks) -> ClientUpdate:
     return adapted.one_model(
-      setting, 'fedrep', plain.begin, _whole, masks=masks
+      setting,
+      'fedrep',
+      plain.begin,
+      _whole,
+      masks=masks,
+      server=plain.server,
     ).update
 
   update = _in_turn(part(head_masks), part(lora_masks), head_share)
@@ -72,9 +78,14 @@ def _split(
     own = {key: whole[key] for key in whole if key not in shared}
     return Roles(frozen, ours, own)
 
-  if 'blocks' in shared:
-    setting = adapted.measured(setting)
-  return adapted.one_model(setting, name, begin, _whole, served='local')
+  return adapted.one_model(
+    setting,
+    name,
+    begin,
+    _whole,
+    served='local',
+    server=adapted.server(setting, residual='blocks' in shared),
+  )
 
 
 def _whole(roles: Roles) -> Tree:
@@ -87,31 +98,27 @@ def _in_turn(
   """`head` trains personal keys in the first `share` of the steps, `body`
   shared ones in the others, each on what the other has made so far."""
 
-  def begin(roles: Roles, plan: Plan):
-    return {'head': head.begin(roles, plan), 'body': body.begin(roles, plan)}
+  def begin(start: Start):
+    return {'head': head.begin(start), 'body': body.begin(start)}
 
-  def present(carry, roles: Roles, plan: Plan) -> Roles:
-    shared, _ = body.finish(carry['body'], roles, plan)
-    _, personal = head.finish(carry['head'], roles, plan)
-    shared = tree.widen(roles.shared, shared, plan.active)
-    return roles._replace(shared=shared, personal=personal)
-
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    now = present(carry, roles, plan)
+  def step(carry, start: Start, batch: Batch, key):
+    message, personal = finish(carry, start)
+    shared = tree.widen(start.roles.shared, message.update, start.plan.active)
+    now = start.at(start.roles._replace(shared=shared, personal=personal))
 
     def turn(name: str, update: ClientUpdate):
       def taken():
-        new, sums = update.step(carry[name], now, batch, key, plan)
+        new, sums = update.step(carry[name], now, batch, key)
         return carry | {name: new}, sums
 
       return taken
 
-    first = batch['progress'] < share
+    first = client.progress(start.moment) < share
     return jax.lax.cond(first, turn('head', head), turn('body', body))
 
-  def finish(carry, roles: Roles, plan: Plan):
-    shared, _ = body.finish(carry['body'], roles, plan)
-    _, personal = head.finish(carry['head'], roles, plan)
-    return shared, personal
+  def finish(carry, start: Start):
+    message, _ = body.finish(carry['body'], start)
+    _, personal = head.finish(carry['head'], start)
+    return message, personal
 
   return ClientUpdate(begin, step, finish, head.sums)

@@ -26,17 +26,21 @@ from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import tree
 from fedms_jax.core.types import (
   ActiveSet,
-  Aggregator,
   Algorithm,
   Batch,
   ClientUpdate,
+  Context,
   Plan,
   Prediction,
+  Received,
   Roles,
+  Server,
+  Start,
   Tree,
 )
 from fedms_jax.models import linear
 from fedms_jax.models.family import Prompted
+from fedms_jax.server.averaged import Aggregator, as_trained, averaged
 
 
 class Choice(NamedTuple):
@@ -68,7 +72,7 @@ class Experts(NamedTuple):
     """Class features [n, C, P] of the others, and which there are."""
     own, text = roles.personal, roles.frozen['base']['text']
     prompts, held = pool.nearest(
-      roles.shared, own['prompt'], own['ticket'], self.count
+      roles.frozen['server'], own['prompt'], own['ticket'], self.count
     )
     found = jax.lax.map(lambda x: self.prompted.features(text, x), prompts)
     return {'classes': found, 'held': held & ~pool.is_nobody(own['ticket'])}
@@ -98,9 +102,9 @@ def pfedmoap(
 ) -> Algorithm:
   """pFedMoAP on prompts of `length` vectors before the names of the classes.
 
-  Shared are the mean 'prompt' and the pool, which is the server's own.
-  Personal are the 'prompt' that the client made last, its 'gate', and the
-  'ticket' by which the pool knows it.
+  Shared is the mean 'prompt'; the pool is the server's memory, and clients see
+  it as frozen['server']. Personal are the 'prompt' that the client made last,
+  its 'gate', and the 'ticket' by which the pool knows it.
   """
   form = soft_prompts.of_classes(setting, prompted, length)
   experts = Experts(setting, prompted, choice)
@@ -109,13 +113,11 @@ def pfedmoap(
     found = form.fresh(key, frozen)['prompt']
     gate = _gate(jax.random.fold_in(key, 1), choice.width)
     own = {'prompt': found, 'gate': gate, 'ticket': pool.nobody()}
-    shared = {'prompt': found} | pool.empty(choice.pool, found)
-    return Roles(frozen, shared, own)
+    return Roles(frozen, {'prompt': found}, own)
 
-  def trained(roles: Roles, batch: Batch):
-    others = roles.frozen['experts']
+  def trained(roles: Roles, batch: Batch, start: Start):
     own = roles.shared['prompt']
-    return experts.mixed(roles, own, others, batch)[1], 0.0
+    return experts.mixed(roles, own, start.prepared, batch)[1], 0.0
 
   def latest(roles: Roles):
     """The client's prompt; everybody's, if it never made one."""
@@ -132,14 +134,7 @@ def pfedmoap(
     return Prediction(logits, {'own_weight': weight})
 
   def masks(plan: Plan):
-    shared = {'pool_prompts': False, 'pool_owners': False}
-    return shared, {'prompt': False, 'ticket': False}
-
-  def fold(roles: Roles, values, weights, key) -> Roles:
-    del key
-    sent = weights['prompt'] > 0
-    new = pool.renewed(roles.shared, values['prompt'], values['ticket'], sent)
-    return roles._replace(shared=roles.shared | new)
+    return plan.active, {'prompt': False, 'ticket': False}
 
   def traffic(shapes: Roles, plan: Plan, ever: ActiveSet, cohort: int):
     """Once the pool is full: the mean prompt and the experts come down."""
@@ -155,14 +150,14 @@ def pfedmoap(
     'mixture',
     lambda roles: {'prompt': latest(roles), 'gate': roles.personal['gate']},
     trained=trained,
+    prepare=lambda start: experts.of(start.roles),
     masks=masks,
+    server=_server(setting, choice.pool),
   )
   return made._replace(
-    update=_with_experts(made.update, experts.of),
-    aggregator=_apart(),
-    fold=fold,
+    update=_with_ticket(made.update),
     traffic=traffic,
-    work=soft_prompts.with_text(form.work, prompted, 2, once=experts.count),
+    passes=soft_prompts.with_text(form.passes, prompted, 2, once=experts.count),
     models=lambda roles: {
       'global': {'prompt': roles.shared['prompt']},
       'local': made.models(roles)['local'],
@@ -207,45 +202,56 @@ def attended(gate: Tree, choice: Choice, x, classes, held):
   return products, jnp.mean(weights[..., 0], axis=(1, 2))
 
 
-def _with_experts(update: ClientUpdate, experts) -> ClientUpdate:
-  """Gives the objective frozen['experts'], which are made once in a round;
-  keeps what the prompt has become, and names it by the client's ticket."""
+def _with_ticket(update: ClientUpdate) -> ClientUpdate:
+  """Keeps what the prompt has become, and names it by the client's ticket."""
 
-  def begin(roles: Roles, plan: Plan):
-    return {
-      'model': update.begin(roles, plan),
-      'experts': experts(roles),
-      'ticket': roles.personal['ticket'],
-    }
+  def begin(start: Start):
+    ticket = start.roles.personal['ticket']
+    return {'model': update.begin(start), 'ticket': ticket}
 
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    frozen = roles.frozen | {'experts': carry['experts']}
-    model, sums = update.step(
-      carry['model'], roles._replace(frozen=frozen), batch, key, plan
-    )
+  def step(carry, start: Start, batch: Batch, key):
+    model, sums = update.step(carry['model'], start, batch, key)
     new = pool.draw(jax.random.fold_in(key, 1))
     old = carry['ticket']
     ticket = jnp.where(pool.is_nobody(old), new, old)
-    return carry | {'model': model, 'ticket': ticket}, sums
+    return {'model': model, 'ticket': ticket}, sums
 
-  def finish(carry, roles: Roles, plan: Plan):
-    shared, personal = update.finish(carry['model'], roles, plan)
-    mine = {'prompt': shared['prompt'], 'ticket': carry['ticket']}
-    return mine, personal | mine
+  def finish(carry, start: Start):
+    message, personal = update.finish(carry['model'], start)
+    ticket = carry['ticket']
+    mine = {'prompt': message.update['prompt'], 'ticket': ticket}
+    extras = {'owner': {'ticket': ticket}}
+    return message._replace(extras=extras), personal | mine
 
   return ClientUpdate(begin, step, finish, update.sums)
 
 
-def _apart() -> Aggregator:
-  """The weighted mean of prompts that stay apart, with their owners."""
+def _server(setting: Setting, size: int) -> Server:
+  """The weighted mean of prompts that stay apart, and the pool of them."""
 
-  def contribute(before, after, weight):
-    del before, weight
-    ticket = after.get('ticket', pool.nobody())
-    return {'prompt': after['prompt'], 'ticket': ticket}
+  def merge(before, received: Received) -> Tree:
+    del before
+    share = lora_products.shares(received.cover['prompt'])
+    return {'prompt': lora_products.mean(received.update['prompt'], share)}
 
-  def merge(before, values, weights):
-    share = lora_products.shares(weights['prompt'])
-    return before | {'prompt': lora_products.mean(values['prompt'], share)}
+  inner = averaged(Aggregator(as_trained, 'stack', merge), setting.outer)
 
-  return Aggregator(contribute, 'stack', merge)
+  def init(key, roles: Roles) -> Tree:
+    found = pool.empty(size, roles.shared['prompt'])
+    return {'model': inner.init(key, roles), 'pool': found}
+
+  def step(roles: Roles, memory: Tree, received: Received, context: Context):
+    roles, model, measured = inner.step(
+      roles, memory['model'], received, context
+    )
+    found = pool.renewed(
+      memory['pool'],
+      received.update['prompt'],
+      received.extras['owner']['ticket'],
+      received.cover['prompt'] > 0,
+    )
+    return roles, {'model': model, 'pool': found}, measured
+
+  return inner._replace(
+    init=init, step=step, broadcast=lambda memory: memory['pool']
+  )

@@ -1,9 +1,8 @@
 """A pool of what clients sent last: the server's memory of their prompts.
 
-It lies in the shared tree as 'pool_prompts' [P, T, D] and 'pool_owners' [P,
-2], newest first. A client names itself by a ticket, two random numbers that it
-draws once: what trains it knows no number of a client. Tickets are float32
-because server optimizers see all of the shared tree.
+It is {'prompts' [P, T, D], 'owners' [P, 2]}, newest first. A client names
+itself by a ticket, two random numbers that it draws once: what trains it knows
+no number of a client.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from fedms_jax.core.types import Tree
 def empty(size: int, prompt) -> Tree:
   """A pool for `size` prompts like `prompt`."""
   return {
-    'pool_prompts': jnp.zeros((size, *prompt.shape)),
-    'pool_owners': jnp.broadcast_to(nobody(), (size, 2)),
+    'prompts': jnp.zeros((size, *prompt.shape)),
+    'owners': jnp.broadcast_to(nobody(), (size, 2)),
   }
 
 
@@ -36,30 +35,30 @@ def draw(key):
   return jax.random.uniform(key, (2,))
 
 
-def nearest(shared: Tree, own, ticket, count: int):
+def nearest(pool: Tree, own, ticket, count: int):
   """The prompts of others nearest to `own` [T, D], nearest first, and which of
   them exist: ([n, T, D], bool [n]), n at most `count`."""
-  prompts, owners = shared['pool_prompts'], shared['pool_owners']
+  prompts, owners = pool['prompts'], pool['owners']
   others = ~is_nobody(owners) & ~_same(owners, ticket)
   distance = jnp.sum(jnp.square(prompts - own), axis=(1, 2))
   order = jnp.argsort(jnp.where(others, distance, jnp.inf))[:count]
   return prompts[order], others[order]
 
 
-def renewed(shared: Tree, prompts, tickets, sent) -> Tree:
+def renewed(pool: Tree, prompts, tickets, sent) -> Tree:
   """The pool with new prompts [K, T, D] of the owners `tickets` [K, 2] in
   place of their old ones, or of the oldest.
 
   sent: bool [K], which of them count.
   """
-  old = shared['pool_owners']
+  old = pool['owners']
   replaced = jnp.any(_same(old[:, None], tickets) & sent, axis=1)
   kept = jnp.concatenate([sent, ~replaced & ~is_nobody(old)])
   order = jnp.argsort(~kept, stable=True)[: len(old)]
   owners = jnp.concatenate([tickets, old])[order]
   return {
-    'pool_prompts': jnp.concatenate([prompts, shared['pool_prompts']])[order],
-    'pool_owners': jnp.where(kept[order][:, None], owners, nobody()),
+    'prompts': jnp.concatenate([prompts, pool['prompts']])[order],
+    'owners': jnp.where(kept[order][:, None], owners, nobody()),
   }
 
 

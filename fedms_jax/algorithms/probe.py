@@ -9,9 +9,18 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.algorithms.fedms import Setting
+from fedms_jax.algorithms import adapted
+from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, columns, metrics
-from fedms_jax.core.types import Algorithm, Batch, Plan, Prediction, Roles, Work
+from fedms_jax.core.types import (
+  Algorithm,
+  Batch,
+  Passes,
+  Plan,
+  Prediction,
+  Roles,
+  Start,
+)
 from fedms_jax.models import pretrained
 from fedms_jax.models.tasks import weighted_mean
 
@@ -36,8 +45,8 @@ def linear_probe(setting: Setting) -> Algorithm:
     base, head = roles.frozen['base'], roles.shared['head']
     return backbone.logits(base, head, batch['features'])
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
-    del key, plan
+  def objective(roles: Roles, batch: Batch, key, start: Start):
+    del key, start
     out = logits(roles, batch)
     loss = task.loss(out, batch)
     sums = {
@@ -52,16 +61,16 @@ def linear_probe(setting: Setting) -> Algorithm:
 
   return Algorithm(
     name='probe',
+    backbone=backbone,
     task=task,
     begin=begin,
     columns=derive,
     derived=('features',),
     update=client.sgd(objective, setting.optimizer, client.everywhere),
     predict=predict,
-    aggregator=setting.aggregator,
-    server=setting.server,
+    server=adapted.server(setting),
     masks=client.everywhere,
     served='global',
-    work=Work(trained=0, frozen=1),
+    passes=Passes(trained=0, frozen=1),
     models=lambda roles: {'global': roles.shared},
   )

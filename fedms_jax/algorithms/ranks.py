@@ -17,7 +17,14 @@ import jax.numpy as jnp
 
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
-from fedms_jax.core.types import Batch, ClientUpdate, Plan, Roles, Tree
+from fedms_jax.core.types import (
+  Batch,
+  ClientUpdate,
+  Plan,
+  Roles,
+  Start,
+  Tree,
+)
 
 RankOf = Callable[[int], int]  # client -> its rank
 
@@ -25,30 +32,32 @@ RankOf = Callable[[int], int]  # client -> its rank
 def truncated(update: ClientUpdate, rank: int) -> ClientUpdate:
   """Local training of the shared 'blocks' at rank `Plan.variant`.
 
-  What is sent is filled up with zeros to `rank`, which is R, beside
-  'rank_blocks' [d]: how many columns are real; an `update` that knows better
-  has said so. Variant None is rank R, and sends no ranks.
+  What is sent is filled up with zeros to `rank`, which is R, with the extras
+  'rank' {'blocks': [d]}: how many columns are real; an `update` that knows
+  better has said so. Variant None is rank R.
   """
 
-  def at_rank(roles: Roles, plan: Plan) -> Roles:
-    if plan.variant is None:
-      return roles
-    blocks = cut(roles.shared['blocks'], plan.variant)
-    return roles._replace(shared=roles.shared | {'blocks': blocks})
+  def at_rank(start: Start) -> Start:
+    if start.plan.variant is None:
+      return start
+    shared = start.roles.shared
+    blocks = cut(shared['blocks'], start.plan.variant)
+    return start.at(start.roles._replace(shared=shared | {'blocks': blocks}))
 
-  def begin(roles: Roles, plan: Plan):
-    return update.begin(at_rank(roles, plan), plan)
+  def begin(start: Start):
+    return update.begin(at_rank(start))
 
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    return update.step(carry, at_rank(roles, plan), batch, key, plan)
+  def step(carry, start: Start, batch: Batch, key):
+    return update.step(carry, at_rank(start), batch, key)
 
-  def finish(carry, roles: Roles, plan: Plan):
-    shared, personal = update.finish(carry, at_rank(roles, plan), plan)
-    if plan.variant is None:
-      return shared, personal
-    blocks = padded(shared['blocks'], rank)
-    ranks = jnp.full(sum(plan.active), plan.variant)
-    return {'rank_blocks': ranks} | shared | {'blocks': blocks}, personal
+  def finish(carry, start: Start):
+    message, personal = update.finish(carry, at_rank(start))
+    blocks = padded(message.update['blocks'], rank)
+    real = jnp.full(sum(start.plan.active), start.plan.variant or rank)
+    return message._replace(
+      update=message.update | {'blocks': blocks},
+      extras={'rank': {'blocks': real}} | message.extras,
+    ), personal
 
   return ClientUpdate(begin, step, finish, update.sums)
 
@@ -89,34 +98,37 @@ class Pruning(NamedTuple):
     """`update` at the rank that is left, and the decision after it. Goes
     within `truncated`; variant None is left alone."""
 
-    def held(roles: Roles, plan: Plan) -> Roles:
+    def held(start: Start) -> Start:
+      roles, plan = start.roles, start.plan
       if plan.variant is None:
-        return roles
+        return start
       rank = plan.variant - roles.personal['pruned']
       blocks = emptied(roles.shared['blocks'], rank)
-      return roles._replace(shared=roles.shared | {'blocks': blocks})
+      return start.at(roles._replace(shared=roles.shared | {'blocks': blocks}))
 
-    def begin(roles: Roles, plan: Plan):
-      return update.begin(held(roles, plan), plan)
+    def begin(start: Start):
+      return update.begin(held(start))
 
-    def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-      return update.step(carry, held(roles, plan), batch, key, plan)
+    def step(carry, start: Start, batch: Batch, key):
+      return update.step(carry, held(start), batch, key)
 
-    def finish(carry, roles: Roles, plan: Plan):
-      roles = held(roles, plan)
-      shared, personal = update.finish(carry, roles, plan)
+    def finish(carry, start: Start):
+      start = held(start)
+      roles, plan = start.roles, start.plan
+      message, personal = update.finish(carry, start)
       if plan.variant is None:
-        return shared, personal
+        return message, personal
       rank = plan.variant - roles.personal['pruned']
       left = self.left(rank, plan.variant)
-      sent = tree.narrow(roles.shared, plan.active)['blocks']
-      smaller = tail(shared['blocks'], left) < tail(sent, left)
+      before = tree.narrow(roles.shared, plan.active)['blocks']
+      mine = message.update['blocks']
+      smaller = tail(mine, left) < tail(before, left)
       rank = jnp.where(smaller, left, rank)
-      mine = {
-        'blocks': emptied(shared['blocks'], rank),
-        'rank_blocks': jnp.full(sum(plan.active), rank),
-      }
-      return shared | mine, personal | {'pruned': plan.variant - rank}
+      sent = message._replace(
+        update=message.update | {'blocks': emptied(mine, rank)},
+        extras={'rank': {'blocks': jnp.full(sum(plan.active), rank)}},
+      )
+      return sent, personal | {'pruned': plan.variant - rank}
 
     return ClientUpdate(begin, step, finish, update.sums)
 

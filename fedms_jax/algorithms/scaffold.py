@@ -20,22 +20,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedms_jax.algorithms import fedms
+from fedms_jax.algorithms import adapted, fedms
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import tree
 from fedms_jax.core.types import (
-  Aggregator,
+  ActiveSet,
   Algorithm,
   ClientUpdate,
-  Mask,
+  Context,
+  Message,
   Plan,
+  Received,
   Roles,
+  Sender,
+  Server,
+  Start,
   Tree,
 )
-from fedms_jax.server import averaged
-
-_CONTROL = 'control_'
-_COUNT = 'count_'
+from fedms_jax.server.averaged import divide, tail
 
 
 def scaffold(
@@ -43,8 +45,8 @@ def scaffold(
 ) -> Algorithm:
   """SCAFFOLD on LoRA and head. population: N, clients that may be sampled.
 
-  c is in shared, under the model's keys with `control_` before them, and c_k
-  in personal. A server optimizer acts on the model alone.
+  c is in the server's memory, and clients see it as frozen['server']; c_k is
+  personal. A server optimizer acts on the model alone.
   """
   optimizer = corrected(setting.optimizer)
   plain = fedms.global_stage(
@@ -53,27 +55,24 @@ def scaffold(
 
   def begin(key, before: Roles) -> Roles:
     roles = plain.begin(key, before)
-    zeros = _controls(jax.tree.map(jnp.zeros_like, roles.shared))
-    return roles._replace(shared=roles.shared | zeros, personal=zeros)
+    zeros = jax.tree.map(jnp.zeros_like, roles.shared)
+    return roles._replace(personal=zeros)
 
-  def fold(roles: Roles, values, weights, key) -> Roles:
-    del key
-    moved = averaged.divide(_only(values), _only(weights))
-    for name, change in moved.items():
-      share = values[name.replace(_CONTROL, _COUNT)] / population
-      moved[name] = jax.tree.map(
-        lambda x, s=share: x * s.reshape(s.shape + (1,) * (x.ndim - s.ndim)),
-        change,
-      )
-    controls = tree.add(_only(roles.shared), moved)
-    return roles._replace(shared=roles.shared | controls)
+  def traffic(shapes: Roles, plan: Plan, ever: ActiveSet, cohort: int):
+    """Model and controls go both ways."""
+    del cohort
+    up, down = (
+      tree.nbytes_of(shapes.shared, plain.masks(Plan(active, 0))[0])
+      for active in (plan.active, ever)
+    )
+    return 2.0 * up, 2.0 * down
 
   return plain._replace(
     name='scaffold',
     begin=begin,
     update=_controlled(plain.update),
-    aggregator=_aggregator(plain.aggregator),
-    fold=fold,
+    server=_server(adapted.server(setting, residual=True), population),
+    traffic=traffic,
   )
 
 
@@ -106,79 +105,73 @@ def corrected(optimizer) -> optax.GradientTransformation:
 def _controlled(update: ClientUpdate) -> ClientUpdate:
   """An update of the model by `corrected`, with controls around it."""
 
-  def model(roles: Roles) -> Roles:
-    return roles._replace(shared=_model(roles.shared), personal={})
+  def model(start: Start) -> Start:
+    return start.at(start.roles._replace(personal={}))
 
-  def begin(roles: Roles, plan: Plan):
-    carry = update.begin(model(roles), plan)
-    c, own = (_narrowed(x, plan.active) for x in (roles.shared, roles.personal))
-    correction = {'shared': tree.subtract(c, own), 'personal': {}}
+  def controls(start: Start) -> tuple[Tree, Tree]:
+    """c and c_k of what trains."""
+    both = (start.roles.frozen['server'], start.roles.personal)
+    c, own = (tree.narrow(x, start.plan.active) for x in both)
+    return c, own
+
+  def begin(start: Start):
+    carry = update.begin(model(start))
+    correction = {'shared': tree.subtract(*controls(start)), 'personal': {}}
     state = carry['optimizer']._replace(correction=correction)
     return carry | {'optimizer': state}
 
-  def step(carry, roles: Roles, batch, key, plan: Plan):
-    return update.step(carry, model(roles), batch, key, plan)
+  def step(carry, start: Start, batch, key):
+    return update.step(carry, model(start), batch, key)
 
-  def finish(carry, roles: Roles, plan: Plan):
-    shared, _ = update.finish(carry, model(roles), plan)
+  def finish(carry, start: Start):
+    message, _ = update.finish(carry, model(start))
     state: Corrected = carry['optimizer']
     mean = tree.scale(state.total['shared'], 1 / jnp.maximum(state.steps, 1.0))
-    own = _narrowed(roles.personal, plan.active)
+    c, own = controls(start)
     new = tree.where(state.steps > 0, mean, own)
-    personal = tree.widen(roles.personal, _controls(new), plan.active)
-    c = _narrowed(roles.shared, plan.active)
-    sent = tree.add(c, tree.subtract(new, own))  # c, moved as c_k has
-    return shared | _controls(sent), personal
+    personal = tree.widen(start.roles.personal, new, start.plan.active)
+    # As the difference of c moved as c_k has, which is how c is to move.
+    change = tree.subtract(tree.add(c, tree.subtract(new, own)), c)
+    return message._replace(extras={'controls': change}), personal
 
   return ClientUpdate(begin, step, finish, update.sums)
 
 
-def _aggregator(inner: Aggregator) -> Aggregator:
-  """`inner` on the model; the controls' changes are summed for `fold`, with
-  the number of clients."""
+def _server(inner: Server, population: int) -> Server:
+  """`inner` on the model; the mean change of the controls moves c, in each
+  block by the share of the population that held it."""
 
-  def contribute(before, after, weight):
-    model = inner.contribute(_model(before), _model(after), weight)
-    changes = tree.subtract(_only(after), _only(before))
+  def init(key, roles: Roles) -> Tree:
+    zeros = jax.tree.map(jnp.zeros_like, roles.shared)
+    return {'model': inner.init(key, roles), 'controls': zeros}
+
+  def send(before, message: Message, weight, sender: Sender) -> Message:
+    model = message._replace(extras={})
+    changes = tree.scale(message.extras['controls'], weight)
     one = (weight > 0).astype(jnp.float32)
-    counts = {
-      f'{_COUNT}{key}': jnp.full(_rows(value), one)
-      if tree.is_stacked(key)
-      else one
-      for key, value in _model(before).items()
+    counts = jax.tree.map(lambda c: jnp.full_like(c, one), message.cover)
+    found = inner.send(before, model, weight, sender)
+    more = {'controls': changes, 'counts': counts}
+    return found._replace(extras=found.extras | more)
+
+  def step(roles: Roles, memory: Tree, received: Received, context: Context):
+    roles, model, measured = inner.step(
+      roles, memory['model'], received, context
+    )
+    extras = received.extras
+    means = divide(extras['controls'], received.cover)
+
+    def moved(c: Tree, change: Tree, count) -> Tree:
+      share = count / population
+      return jax.tree.map(lambda c, x: c + x * tail(share, x), c, change)
+
+    controls = {
+      key: moved(c, means[key], extras['counts'][key])
+      for key, c in memory['controls'].items()
     }
-    return model | tree.scale(changes, weight) | counts
+    return roles, {'model': model, 'controls': controls}, measured
 
-  def merge(before, total, weights):
-    return before | inner.merge(_model(before), _model(total), weights)
+  def broadcast(memory: Tree) -> Tree:
+    return memory['controls']
 
-  def measure(before, total, weights):
-    return inner.measure(_model(before), _model(total), _model(weights))
-
-  return Aggregator(contribute, 'sum', merge, measure)
-
-
-def _rows(stacked: Tree) -> int:
-  return jax.tree.leaves(stacked)[0].shape[0]
-
-
-def _model(role: Tree) -> Tree:
-  """What is neither a control nor a count."""
-  own = (_CONTROL, _COUNT)
-  return {k: v for k, v in role.items() if not k.startswith(own)}
-
-
-def _only(role: Tree) -> Tree:
-  """The controls."""
-  return {k: v for k, v in role.items() if k.startswith(_CONTROL)}
-
-
-def _controls(model: Tree) -> Tree:
-  """A tree like the model's under the names of its controls."""
-  return {f'{_CONTROL}{k}': v for k, v in model.items()}
-
-
-def _narrowed(role: Tree, active: Mask) -> Tree:
-  """The controls of what trains, under the model's keys."""
-  part = tree.narrow(_only(role), active)
-  return {k.removeprefix(_CONTROL): v for k, v in part.items()}
+  return Server(init, send, inner.reduction, step, broadcast)

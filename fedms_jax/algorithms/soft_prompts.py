@@ -16,11 +16,11 @@ from fedms_jax.algorithms.frozen_backbone import Form
 from fedms_jax.core.types import (
   Algorithm,
   Batch,
+  Passes,
   Prediction,
   Roles,
   Span,
   Tree,
-  Work,
 )
 from fedms_jax.models.family import Prompted
 
@@ -53,19 +53,21 @@ def of_classes(setting: Setting, prompted: Prompted, length: int) -> Form:
     )
 
   form = frozen_backbone.on_features(setting, fresh, logits)
-  return form._replace(work=with_text(form.work, prompted, 2))
+  return form._replace(passes=with_text(form.passes, prompted, 2))
 
 
-def with_text(work: Work, prompted: Prompted, step: int, once: int = 0) -> Work:
-  """The work with so many passes of the text tower in a step, and in a round,
+def with_text(
+  passes: Passes, prompted: Prompted, step: int, once: int = 0
+) -> Passes:
+  """The passes with so many passes of the text tower in a step, and in a round,
   over the names of all classes; one back to the prompt counts as one more."""
 
-  def passes(shapes: Roles) -> tuple[float, float]:
+  def flops(shapes: Roles) -> tuple[float, float]:
     length = shapes.shared['prompt'].shape[0]
     one = prompted.flops(shapes.frozen['base']['text'], length)
     return step * one, once * one
 
-  return work._replace(beside=passes)
+  return passes._replace(beside=flops)
 
 
 def of_inputs(setting: Setting, length: int) -> Form:
@@ -97,8 +99,8 @@ def of_inputs(setting: Setting, length: int) -> Form:
   def plain(frozen: Tree, batch: Batch):
     return logits(frozen, frozen['start'], batch)
 
-  work = Work(trained=1, frozen=0)
-  return Form(fresh, logits, plain, 'prefix', backbone.embed, work)
+  passes = Passes(trained=1, frozen=0)
+  return Form(fresh, logits, plain, 'prefix', backbone.embed, passes)
 
 
 def promptfl(setting: Setting, form: Form) -> Algorithm:
@@ -136,16 +138,16 @@ def promptfolio(setting: Setting, form: Form, local: float) -> Algorithm:
     'mixture',
     lambda roles: roles.personal,
   )
-  return made._replace(work=_twice(form.work))
+  return made._replace(passes=_twice(form.passes))
 
 
-def _twice(work: Work) -> Work:
-  """The work of two models in each step."""
+def _twice(passes: Passes) -> Passes:
+  """The passes of two models in each step."""
 
   def both(shapes: Roles) -> tuple[float, float]:
-    step, once = work.beside(shapes)
+    step, once = passes.beside(shapes)
     return 2 * step, 2 * once
 
-  return work._replace(
-    trained=2 * work.trained, beside=both if work.beside else None
+  return passes._replace(
+    trained=2 * passes.trained, beside=both if passes.beside else None
   )

@@ -18,11 +18,11 @@ from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
+  Passes,
   Plan,
   Prediction,
   Roles,
   Tree,
-  Work,
 )
 
 
@@ -62,11 +62,12 @@ def pair(
     return Roles(frozen, whole, whole | more)
 
   own = adapted.one_model(
-    adapted.measured(setting),
+    setting,
     name,
     begin,
     lambda roles: roles.personal,
     served='local',
+    server=adapted.server(setting, residual=True),
   )
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
@@ -78,19 +79,10 @@ def pair(
   def models(roles: Roles) -> dict[str, Tree]:
     return own.models(roles) | {'global': roles.shared}
 
-  work = Work(trained=2, frozen=0)
-  return own._replace(update=update, predict=predict, work=work, models=models)
-
-
-def anchored(update: ClientUpdate) -> ClientUpdate:
-  """Gives the objective what the server sent: frozen['anchor'] is the shared
-  tree of the start of the round."""
-
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    frozen = roles.frozen | {'anchor': roles.shared}
-    return update.step(carry, roles._replace(frozen=frozen), batch, key, plan)
-
-  return update._replace(step=step)
+  passes = Passes(trained=2, frozen=0)
+  return own._replace(
+    update=update, predict=predict, passes=passes, models=models
+  )
 
 
 def constant(expert: Tree) -> Tree:

@@ -19,11 +19,12 @@ from fedms_jax.core.types import (
   Algorithm,
   Batch,
   ClientUpdate,
+  Passes,
   Plan,
   Prediction,
   Roles,
+  Start,
   Tree,
-  Work,
 )
 from fedms_jax.models.tasks import weighted_mean
 
@@ -37,9 +38,10 @@ def ditto(
   """Ditto (arXiv 2012.04221): v follows the gradient of its loss plus pull *
   (v - w), where w is what the server sent."""
 
-  def own_loss(roles: Roles, batch: Batch, plan: Plan):
-    out = two_experts.logits(setting, roles.frozen, roles.personal, batch, plan)
-    away = two_experts.squared_distance(roles.personal, roles.frozen['anchor'])
+  def own_loss(roles: Roles, batch: Batch, start: Start):
+    own, plan = roles.personal, start.plan
+    out = two_experts.logits(setting, roles.frozen, own, batch, plan)
+    away = two_experts.squared_distance(own, start.roles.shared)
     return out, pull / 2 * away
 
   update = _both(setting, own_loss, client.everywhere)
@@ -58,8 +60,8 @@ def apfl(
   v follows the gradient of the mix's loss, through the mix; w is taken as it
   is at the client in that step. Each client learns its alpha by plain SGD of
   `learning_rate`, a step per batch, within [0, 1]. v is kept apart from the
-  mix: what is stored is v, never the mix. See `expert.blend` for what a mix
-  of LoRA is.
+  mix: what is stored is v, never the mix. See `two_experts.blend` for what a
+  mix of LoRA is.
   """
   optimizer = optax.multi_transform(
     {'models': setting.optimizer, 'alpha': _within_bounds(learning_rate)},
@@ -72,9 +74,9 @@ def apfl(
     weight, shared = roles.personal['alpha'], roles.shared
     return _mixture(setting, roles, weight, shared, batch, plan)
 
-  def own_loss(roles: Roles, batch: Batch, plan: Plan):
+  def own_loss(roles: Roles, batch: Batch, start: Start):
     shared = two_experts.constant(roles.shared)
-    return mixed(roles._replace(shared=shared), batch, plan), 0.0
+    return mixed(roles._replace(shared=shared), batch, start.plan), 0.0
 
   update = _both(
     setting._replace(optimizer=optimizer), own_loss, client.everywhere
@@ -109,9 +111,9 @@ def feddpa(
   profile and gets the shared model.
   """
 
-  def own_loss(roles: Roles, batch: Batch, plan: Plan):
-    sent = client.rest(roles.frozen['anchor'], setting.backbone.blocks)
-    return _mixture(setting, roles, 0.5, sent, batch, plan), 0.0
+  def own_loss(roles: Roles, batch: Batch, start: Start):
+    sent = client.rest(start.roles.shared, setting.backbone.blocks)
+    return _mixture(setting, roles, 0.5, sent, batch, start.plan), 0.0
 
   def masks(plan: Plan):
     return plan.active, {'blocks': plan.active, 'profile': False}
@@ -145,31 +147,30 @@ def feddpa(
     predict=predict,
     masks=masks,
     served='mixture',
-    work=Work(trained=2, frozen=1),
+    passes=Passes(trained=2, frozen=1),
   )
 
 
 def _both(setting: Setting, own_loss: Callable, masks) -> ClientUpdate:
   """SGD on w's loss and, apart from it, on the own model's.
 
-  own_loss: (roles, batch, plan) -> (logits, what is added to their loss); it
+  own_loss: (roles, batch, start) -> (logits, what is added to their loss); it
   must not let a gradient pass to roles.shared. The two have learning rates
   and clipped norms of their own in the optimizer of `optimizers.client`.
   """
   task = setting.task
 
-  def objective(roles: Roles, batch: Batch, key, plan: Plan):
+  def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
     shared = two_experts.logits(
-      setting, roles.frozen, roles.shared, batch, plan
+      setting, roles.frozen, roles.shared, batch, start.plan
     )
-    own, more = own_loss(roles, batch, plan)
+    own, more = own_loss(roles, batch, start)
     loss = task.loss(own, batch)
     total = weighted_mean(*task.loss(shared, batch)) + weighted_mean(*loss)
     return total + more, adapted.sums(task, own, loss, batch)
 
-  update = client.sgd(objective, setting.optimizer, masks)
-  return two_experts.anchored(update)
+  return client.sgd(objective, setting.optimizer, masks)
 
 
 def _within_bounds(learning_rate: float) -> optax.GradientTransformation:
@@ -236,13 +237,13 @@ def _directions(setting: Setting, batch: Batch):
 def _profiled(setting: Setting, update: ClientUpdate) -> ClientUpdate:
   """Makes the client's profile of the rows it trains on."""
 
-  def begin(roles: Roles, plan: Plan):
-    total = jnp.zeros_like(roles.personal['profile'])
+  def begin(start: Start):
+    total = jnp.zeros_like(start.roles.personal['profile'])
     seen = {'total': total, 'count': jnp.float32(0)}
-    return {'models': update.begin(roles, plan), 'seen': seen}
+    return {'models': update.begin(start), 'seen': seen}
 
-  def step(carry, roles: Roles, batch: Batch, key, plan: Plan):
-    models, sums = update.step(carry['models'], roles, batch, key, plan)
+  def step(carry, start: Start, batch: Batch, key):
+    models, sums = update.step(carry['models'], start, batch, key)
     held = batch['mask'].astype(jnp.float32)
     seen = {
       'total': carry['seen']['total'] + held @ _directions(setting, batch),
@@ -250,10 +251,10 @@ def _profiled(setting: Setting, update: ClientUpdate) -> ClientUpdate:
     }
     return {'models': models, 'seen': seen}, sums
 
-  def finish(carry, roles: Roles, plan: Plan):
-    shared, personal = update.finish(carry['models'], roles, plan)
+  def finish(carry, start: Start):
+    message, personal = update.finish(carry['models'], start)
     seen = carry['seen']
     mean = seen['total'] / jnp.maximum(seen['count'], 1.0)
-    return shared, personal | {'profile': mean}
+    return message, personal | {'profile': mean}
 
   return ClientUpdate(begin, step, finish, update.sums)

@@ -22,8 +22,11 @@ from fedms_jax.core.types import (
   ClientResult,
   ClientUpdate,
   Mask,
+  Message,
+  Moment,
   Plan,
   Roles,
+  Start,
   Tree,
 )
 
@@ -31,6 +34,11 @@ from fedms_jax.core.types import (
 def everywhere(plan: Plan) -> tuple[Mask, Mask]:
   """The masks of an algorithm that trains all of its active blocks."""
   return plan.active, plan.active
+
+
+def progress(moment: Moment):
+  """The share of the client's steps that came before, float32 in [0, 1)."""
+  return jnp.float32(moment.step) / jnp.maximum(moment.steps, 1)
 
 
 def join(full: Tree, part: Tree, mask: Mask, blocks: int) -> Tree:
@@ -60,29 +68,37 @@ def sgd(
   optimizer: optax.GradientTransformation,
   masks: Callable,
   sums: tuple[str, ...] = ('loss', 'score'),
+  prepare: Callable[[Start], Tree] | None = None,
 ) -> ClientUpdate:
   """Local SGD on an objective.
 
   Args:
-    objective: (roles, batch, key, plan) -> (loss [], sums), where the shared
-      and personal trees come from `join`.
+    objective: (roles, batch, key, start) -> (loss [], sums), where the shared
+      and personal trees come from `join`, and start.roles are those of the
+      start of the round.
     optimizer: acts on {'shared': part, 'personal': part}; fresh each round,
       so newly active blocks start without moments.
     masks: see `Algorithm.masks`.
     sums: names of the metrics that the objective gives.
+    prepare: what is computed once in a round, for start.prepared; None:
+      nothing.
   """
 
-  def begin(roles: Roles, plan: Plan):
-    shared, personal = masks(plan)
+  def begin(start: Start):
+    shared, personal = masks(start.plan)
     train = {
-      'shared': tree.narrow(roles.shared, shared),
-      'personal': tree.narrow(roles.personal, personal),
+      'shared': tree.narrow(start.roles.shared, shared),
+      'personal': tree.narrow(start.roles.personal, personal),
     }
-    return {'train': train, 'optimizer': optimizer.init(train)}
+    carry = {'train': train, 'optimizer': optimizer.init(train)}
+    return carry | ({'prepared': prepare(start)} if prepare else {})
 
-  def step(carry, roles: Roles, batch, key, plan: Plan):
+  def step(carry, start: Start, batch, key):
+    roles, plan = start.roles, start.plan
     shared, personal = masks(plan)
     blocks = len(plan.active)
+    if prepare:
+      start = start._replace(prepared=carry['prepared'])
 
     def loss(train):
       joined = Roles(
@@ -90,31 +106,25 @@ def sgd(
         join(roles.shared, train['shared'], shared, blocks),
         join(roles.personal, train['personal'], personal, blocks),
       )
-      return objective(joined, batch, key, plan)
+      return objective(joined, batch, key, start)
 
     gradient, sums = jax.grad(loss, has_aux=True)(carry['train'])
     updates, state = optimizer.update(
       gradient, carry['optimizer'], carry['train']
     )
     train = optax.apply_updates(carry['train'], updates)
-    return {'train': train, 'optimizer': state}, sums
+    return carry | {'train': train, 'optimizer': state}, sums
 
-  def finish(carry, roles: Roles, plan: Plan):
-    train = carry['train']
-    personal = tree.widen(roles.personal, train['personal'], masks(plan)[1])
-    return train['shared'], personal
+  def finish(carry, start: Start):
+    train, personal = carry['train'], masks(start.plan)[1]
+    own = tree.widen(start.roles.personal, train['personal'], personal)
+    return Message(train['shared']), own
 
   return ClientUpdate(begin, step, finish, sums)
 
 
 def run(
-  algorithm: Algorithm,
-  roles: Roles,
-  table: Tree,
-  rows,
-  key,
-  plan: Plan,
-  steps=None,
+  algorithm: Algorithm, start: Start, table: Tree, rows, key, steps=None
 ) -> ClientResult:
   """Local training over row numbers [S, B]; a padded step keeps its carry.
 
@@ -122,35 +132,36 @@ def run(
   only; None: all. So S may be generous, and compilations few.
   """
   update, rows = algorithm.update, jnp.asarray(rows)
-  first = (update.begin(roles, plan), zero_sums(algorithm))
   total = jnp.sum(jnp.any(rows >= 0, axis=1))
+  start = start._replace(moment=start.moment._replace(steps=total))
+  first = (update.begin(start), zero_sums(algorithm))
 
   def body(number, carry):
-    new = one_step(
-      algorithm, carry, roles, table, rows[number], key, number, total, plan
-    )
+    now = at_step(start, number)
+    new = one_step(algorithm, carry, now, table, rows[number], key)
     return tree.where(jnp.any(rows[number] >= 0), new, carry)
 
   count = rows.shape[0] if steps is None else steps
   state, sums = jax.lax.fori_loop(0, count, body, first)
-  shared, personal = update.finish(state, roles, plan)
-  return ClientResult(shared, personal, sums)
+  message, personal = update.finish(state, start)
+  return ClientResult(message, personal, sums)
 
 
-def one_step(
-  algorithm, carry, roles, table, rows, key, number, total, plan: Plan
-):
-  """One local step on row numbers [B]: (state, sums) -> (state, sums).
+def at_step(start: Start, number) -> Start:
+  """The start at the moment of a later step."""
+  moment = start.moment
+  clock = moment.clock + number - moment.step
+  return start._replace(moment=moment._replace(step=number, clock=clock))
 
-  number, total: of this step, from 0, and how many the client takes.
-  """
+
+def one_step(algorithm: Algorithm, carry, start: Start, table, rows, key):
+  """One local step on row numbers [B]: (state, sums) -> (state, sums)."""
   state, sums = carry
   batch = columns.take(table, rows)
-  shared = Roles(roles.frozen, roles.shared, None)
-  batch = columns.complete(algorithm, shared, batch, plan)
-  batch['progress'] = jnp.float32(number) / jnp.maximum(total, 1)
-  key = jax.random.fold_in(key, number)
-  state, new = algorithm.update.step(state, roles, batch, key, plan)
+  shared = Roles(start.roles.frozen, start.roles.shared, None)
+  batch = columns.complete(algorithm, shared, batch, start.plan)
+  key = jax.random.fold_in(key, start.moment.step)
+  state, new = algorithm.update.step(state, start, batch, key)
   return state, {name: sums[name] + new[name] for name in sums}
 
 

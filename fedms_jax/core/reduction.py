@@ -1,156 +1,214 @@
-"""What the server does with a round: totals of contributions, then its step.
+"""What the server does with a round: it adds up messages, then takes its step.
 
-`collect` adds what clients send to the totals, `close` turns the totals into
-the next shared tree.
+`sent` makes a message of what came of a client, `collect` adds messages up,
+`close` turns them into the roles of the next round. All that passes from
+clients to the server passes through `Algorithm.channel` here.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedms_jax.core import compile, tree
-from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
+from fedms_jax.core import compile, seeds, tree
+from fedms_jax.core.types import (
+  Algorithm,
+  ClientResult,
+  Context,
+  Message,
+  Plan,
+  Received,
+  Roles,
+  Sender,
+  Start,
+  Tree,
+)
+
+_WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
+SERVER = 'server'  # the key of roles.frozen that the server's memory has
 
 
-class Totals(NamedTuple):
-  """What a round has gathered so far.
+def covered(message: Message) -> Message:
+  """The message with its cover: 1, [d] for stacked keys, where it has none."""
+  if message.cover is not None:
+    return message
 
-  values: contributions, whole shared trees (with a leading K for 'stack').
-  weights: summed weights by top-level key, [L] for stacked keys.
+  def ones(key, value):
+    if not tree.is_stacked(key):
+      return jnp.float32(1)
+    return jnp.ones(len(jax.tree.leaves(value)[0]), jnp.float32)
+
+  cover = {key: ones(key, value) for key, value in message.update.items()}
+  return message._replace(cover=cover)
+
+
+def sent(
+  algorithm: Algorithm, start: Start, result: ClientResult, weight, key, channel
+):
+  """What reaches the wire of a client: (message, whether it counts, personal,
+  sums).
+
+  A client whose result is not finite sends zeros, weighs nothing, and keeps
+  its personal state. channel: its state. key: the client's.
   """
-
-  values: Tree
-  weights: dict[str, Any]
-
-
-class ServerState(NamedTuple):
-  """The server optimizer's state by top-level key; stacked keys have one
-  state per block, so a newly active block starts fresh."""
-
-  states: dict[str, Any]
-
-
-def begin_server(algorithm: Algorithm, shared: Tree) -> ServerState:
-  """Fresh server optimizer state."""
-  init = algorithm.server.init
-  return ServerState(
-    {
-      key: jax.vmap(init)(value) if tree.is_stacked(key) else init(value)
-      for key, value in shared.items()
-    }
+  roles, sender = start.roles, Sender()
+  finite = tree.all_finite((result.message, result.personal, result.sums))
+  before = tree.narrow(roles.shared, algorithm.masks(start.plan)[0])
+  message = algorithm.server.send(
+    before, covered(result.message), weight, sender
   )
+  message = tree.where(finite, message, jax.tree.map(jnp.zeros_like, message))
+  key = jax.random.fold_in(key, _WIRE)
+  message = algorithm.channel.encode(channel, message, key, sender)
+  personal = tree.where(finite, result.personal, roles.personal)
+  counts = finite & (weight > 0)
+  skipped = jnp.stack([1.0 - finite, jnp.float32(1)])
+  skipped = jnp.where(weight > 0, skipped, 0.0)
+  zeros = jax.tree.map(jnp.zeros_like, result.sums)
+  sums = tree.where(counts, result.sums, zeros)
+  return message, counts, personal, sums | {'skipped': skipped}
 
 
-def empty_totals(algorithm: Algorithm, shared: Tree, blocks: int) -> Totals:
-  """Totals of no client, for aggregators that sum."""
+def empty(algorithm: Algorithm, roles: Roles) -> Received:
+  """What no client sends, of all blocks; of 'stack' without the axis K."""
+  update, extras, cover = message_shapes(algorithm, roles)[1]
+  blocks = algorithm.backbone.blocks
+
+  def role(part: Tree) -> Tree:
+    return {key: zeros(value, key) for key, value in part.items()}
+
+  def zeros(value: Tree, key: str) -> Tree:
+    if not tree.is_stacked(key):
+      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), value)
+    # A method may keep some blocks to itself.
+    return jax.tree.map(
+      lambda x: jnp.zeros((blocks, *x.shape[1:]), x.dtype), value
+    )
+
+  extras = {name: role(part) for name, part in extras.items()}
+  count, stale = jnp.float32(0), jnp.float32(0)
+  return Received(role(update), extras, role(cover), count, stale)
+
+
+def message_shapes(algorithm: Algorithm, roles: Roles):
+  """Shapes of a message that covers all blocks: as `Server.send` gives it, and
+  as it is on the wire."""
   leaves, structure = jax.tree.flatten(
-    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shared)
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), roles)
   )
-  shapes = _contributed(algorithm, structure, tuple(leaves))
-  values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  weights = {
-    key: jnp.zeros(blocks if tree.is_stacked(key) else ()) for key in values
-  }
-  return Totals(values, weights)
+  return _message_shapes(algorithm, structure, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=64)
-def _contributed(algorithm: Algorithm, structure, leaves) -> Tree:
-  """Shapes of a contribution; finding them traces the aggregator."""
-  shared = jax.tree.unflatten(structure, leaves)
-  return jax.eval_shape(
-    lambda s: algorithm.aggregator.contribute(s, s, jnp.float32(1)), shared
+def _message_shapes(algorithm: Algorithm, structure, leaves):
+  """Finding them traces a client's beginning and end."""
+  plan = Plan((True,) * algorithm.backbone.blocks, 0)
+  update, server, channel = (
+    algorithm.update,
+    algorithm.server,
+    algorithm.channel,
+  )
+
+  def of(roles: Roles, key):
+    start = Start(roles, plan)
+    message, _ = update.finish(update.begin(start), start)
+    before = tree.narrow(roles.shared, algorithm.masks(plan)[0])
+    message = server.send(before, covered(message), jnp.float32(1), Sender())
+    state = channel.init(key, message)
+    return message, channel.encode(state, message, key, Sender())
+
+  roles = jax.tree.unflatten(structure, leaves)
+  return jax.eval_shape(of, roles, jax.random.key(0))
+
+
+def collect(
+  algorithm: Algorithm, totals: Received | None, messages: Message, counts, plan
+) -> Received:
+  """Adds messages [K, ...], of which `counts` [K] count, to the totals; without
+  totals, gives them apart with a leading K."""
+  mask, blocks = algorithm.masks(plan)[0], len(plan.active)
+
+  def role(had, new):
+    return _placed(had, new, mask, blocks)
+
+  counts = counts.astype(jnp.float32)
+  if totals is None:
+    extras = {name: role(None, x) for name, x in messages.extras.items()}
+    update, cover = role(None, messages.update), role(None, messages.cover)
+    return Received(update, extras, cover, counts, jnp.zeros_like(counts))
+  return Received(
+    role(totals.update, messages.update),
+    {name: role(totals.extras[name], x) for name, x in messages.extras.items()},
+    role(totals.cover, messages.cover),
+    totals.count + jnp.sum(counts),
+    totals.stale,
   )
 
 
-def collect(algorithm: Algorithm, totals, values, counted, plan: Plan):
-  """Adds contributions [K, ...] with weights [K] to the totals; without
-  totals, gives them apart as `Totals` with a leading K."""
-  mask, blocks = algorithm.masks(plan)[0], len(plan.active)
-  out, weights = {}, {}
-  for key, value in values.items():
-    held = tree.trained(mask, key)
-    weights[key] = counted
-    if tree.is_stacked(key):
-      rows = (True,) * blocks if held is True else held
-      weights[key] = counted[:, None] * jnp.asarray(rows, jnp.float32)
+def _placed(had: Tree | None, new: Tree, mask, blocks: int) -> Tree:
+  """Rows [K, d, ...] at their places among all blocks, added to what is there
+  or apart; keys that this plan does not train stay as they were."""
+  out = {}
+  for key, value in new.items():
+    held, stacked = tree.trained(mask, key), tree.is_stacked(key)
     at = tree.indices(held) if isinstance(held, tuple) else ...
-    if totals is None:
-      out[key] = _spread(value, at, blocks) if tree.is_stacked(key) else value
+
+    def added(total, x, at=at):
+      return total.at[at].add(jnp.sum(x, axis=0))
+
+    def apart(x, at=at, stacked=stacked):
+      if at is ... or not stacked:
+        return x
+      whole = jnp.zeros((x.shape[0], blocks, *x.shape[2:]), x.dtype)
+      return whole.at[:, at].set(x)
+
+    if had is None:
+      out[key] = jax.tree.map(apart, value)
     else:
-      out[key] = jax.tree.map(
-        lambda t, x, at=at: t.at[at].add(jnp.sum(x, axis=0)),
-        totals.values[key],
-        value,
-      )
-  if totals is None:
-    return Totals(out, weights)
-  summed = {k: totals.weights[k] + jnp.sum(w, 0) for k, w in weights.items()}
-  # Keys that this plan does not train stay as they were.
-  return Totals(totals.values | out, totals.weights | summed)
+      out[key] = jax.tree.map(added, had[key], value)
+  return out if had is None else had | out
 
 
-def _spread(stacked, at, blocks: int):
-  """Rows [K, d, ...] at their places among all blocks [K, L, ...]."""
-
-  def spread(x):
-    if at is ...:
-      return x
-    whole = jnp.zeros((x.shape[0], blocks, *x.shape[2:]), x.dtype)
-    return whole.at[:, at].set(x)
-
-  return jax.tree.map(spread, stacked)
-
-
-@compile.jit(static=(0,), donate=(2,), light=True)
-def close(
-  algorithm: Algorithm, shared: Tree, server: ServerState, totals: Totals
-):
-  """The server's step: (shared, server state, measured) after the round.
-
-  The difference to what the aggregator returns is the gradient of the server
-  optimizer (FedOpt, arXiv 2003.00295). What nobody held active is untouched,
-  optimizer state included. A key that no client contributes to is the
-  server's own, and always moves.
-  """
-  aggregator = algorithm.aggregator
-  merged = aggregator.merge(shared, totals.values, totals.weights)
-  gradient = tree.subtract(shared, merged)
-  update = algorithm.server.update
-  new, states = {}, {}
-  for key, before in shared.items():
-    stacked = tree.is_stacked(key)
-    move = jax.vmap(update) if stacked else update
-    weight = totals.weights.get(key, jnp.ones(1))
-    if aggregator.reduction == 'stack' or key not in totals.weights:
-      weight = jnp.sum(weight, axis=0)
-    steps, state = move(gradient[key], server.states[key], before)
-    after = optax.apply_updates(before, steps)
-    new[key] = _where_held(weight > 0, after, before)
-    states[key] = _where_held(weight > 0, state, server.states[key])
-  measured = {}
-  if aggregator.measure is not None:
-    measured = aggregator.measure(shared, totals.values, totals.weights)
-  return new, ServerState(states), measured
+def begin(algorithm: Algorithm, roles: Roles, seed: int):
+  """(roles with what clients see of it, memory, channel's state) before the
+  first round of a stage."""
+  keys = (seeds.stream(seed, seeds.SERVER, n) for n in range(2))
+  memory = algorithm.server.init(next(keys), roles)
+  roles = broadcast(algorithm, roles, memory)
+  state = algorithm.channel.init(
+    next(keys), message_shapes(algorithm, roles)[0]
+  )
+  return roles, memory, state
 
 
 @compile.jit(static=(0,), light=True)
-def fold(algorithm: Algorithm, roles: Roles, totals: Totals, key) -> Roles:
-  """The roles after `Algorithm.fold`."""
-  return algorithm.fold(roles, totals.values, totals.weights, key)
+def close(
+  algorithm: Algorithm,
+  roles: Roles,
+  memory: Tree,
+  channel: Tree,
+  totals: Received,
+  key,
+  number,
+):
+  """The server's step after a round.
+
+  Returns:
+    (roles, memory, channel's state, measured).
+  """
+  channel, received = algorithm.channel.decode(channel, totals, key)
+  context = Context(key, number)
+  roles, memory, measured = algorithm.server.step(
+    roles, memory, received, context
+  )
+  return broadcast(algorithm, roles, memory), memory, channel, measured
 
 
-def _where_held(held, after, before):
-  """`after` where the blocks [L] (or the scalar) were held, else `before`."""
-
-  def pick(x, y):
-    return jnp.where(
-      held.reshape(held.shape + (1,) * (x.ndim - held.ndim)), x, y
-    )
-
-  return jax.tree.map(pick, after, before)
+def broadcast(algorithm: Algorithm, roles: Roles, memory: Tree) -> Roles:
+  """The roles with what clients see of the server's memory."""
+  if algorithm.server.broadcast is None:
+    return roles
+  seen = {SERVER: algorithm.server.broadcast(memory)}
+  return roles._replace(frozen=roles.frozen | seen)

@@ -1,10 +1,10 @@
 """THE round: the only map over clients.
 
 A cohort is executed as chunks of clients; `train_chunk` adds a chunk to the
-totals, which `reduction.close` turns into the next shared tree. A chunk of one
-client is executed without `vmap`, which is what XLA:CPU likes best. On a mesh
-of devices, `train_spread` gives each device its share of a chunk and totals
-of its own; `add_devices` adds them up, once per round.
+totals, which `reduction.close` turns into the roles of the next round. A chunk
+of one client is executed without `vmap`, which is what XLA:CPU likes best. On a
+mesh of devices, `train_spread` gives each device its share of a chunk and
+totals of its own; `add_devices` adds them up, once per round.
 """
 
 from __future__ import annotations
@@ -17,143 +17,73 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedms_jax.core import client, compile, seeds, tree
-from fedms_jax.core.reduction import Totals, collect
-from fedms_jax.core.types import Algorithm, ClientResult, Plan, Roles
+from fedms_jax.core import client, compile, seeds
+from fedms_jax.core.reduction import collect, sent
+from fedms_jax.core.types import (
+  Algorithm,
+  ClientResult,
+  Clients,
+  Plan,
+  Received,
+  Roles,
+  Start,
+  Work,
+)
 
 CLIENTS = 'clients'  # the mesh axis that clients are spread over
 
 
-def train_one(
-  algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  weight,
-  key,
-  plan: Plan,
-  steps=None,
-):
-  """One client's training and contribution: (contribution, weight, personal,
-  sums). A client whose result is not finite contributes nothing and keeps
-  its personal state."""
-  roles = Roles(frozen, shared, personal)
-  result = client.run(algorithm, roles, table, rows, key, plan, steps)
-  return contribution(algorithm, roles, result, weight, plan)
-
-
-def contribution(
-  algorithm: Algorithm, roles: Roles, result: ClientResult, weight, plan: Plan
-):
-  """What the server adds up of a client's result; see `train_one`."""
-  finite = tree.all_finite((result.shared, result.personal, result.sums))
-  before = tree.narrow(roles.shared, algorithm.masks(plan)[0])
-  value = algorithm.aggregator.contribute(before, result.shared, weight)
-  value = tree.where(finite, value, jax.tree.map(jnp.zeros_like, value))
-  personal = tree.where(finite, result.personal, roles.personal)
-  skipped = jnp.stack([1.0 - finite, jnp.float32(1)])
-  skipped = jnp.where(weight > 0, skipped, 0.0)
-  sums = tree.where(
-    finite & (weight > 0),
-    result.sums,
-    jax.tree.map(jnp.zeros_like, result.sums),
-  )
-  return (
-    value,
-    jnp.where(finite, weight, 0.0),
-    personal,
-    sums | {'skipped': skipped},
-  )
-
-
-@compile.jit(static=(0, 10), donate=(9,))
+@compile.jit(static=(0, 1), donate=(4,))
 def train_chunk(
   algorithm: Algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  weights,
-  key,
-  ids,
-  totals,
   plan: Plan,
+  roles: Roles,
+  work: Work,
+  totals: Received | None,
+  clients: Clients,
 ):
-  """Trains a chunk of clients and adds it to the totals.
+  """Trains a chunk of clients and adds what they send to the totals.
 
   Args:
-    algorithm: static. frozen, shared: unbatched. personal: [K, ...].
-    table: columns [M, ...]. rows: int32 [K, S, B]. weights: float32 [K], 0
-      for a client that only pads the chunk. key: the round's key. ids: int32
-      [K]. totals: donated; None to get contributions apart ('stack').
-    plan: static.
+    algorithm, plan: static.
+    roles: frozen and shared; its personal part is not read.
+    work, clients: see `Work` and `Clients`.
+    totals: donated; None to get messages apart ('stack').
 
   Returns:
     (totals, personal [K, ...], sums of each client [K, 2]).
   """
-  return _chunk(
-    algorithm,
-    frozen,
-    shared,
-    personal,
-    table,
-    rows,
-    weights,
-    key,
-    ids,
-    totals,
-    plan,
-  )
+  return _chunk(algorithm, plan, roles, work, totals, clients)
 
 
-@compile.jit(static=(0, 10, 11), donate=(9,))
+@compile.jit(static=(0, 1, 6), donate=(4,))
 def train_spread(
   algorithm: Algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  weights,
-  key,
-  ids,
-  totals,
   plan: Plan,
+  roles: Roles,
+  work: Work,
+  totals,
+  clients: Clients,
   mesh: Mesh,
 ):
   """`train_chunk` with the clients spread over the D devices of a mesh.
 
   Args:
-    mesh: static; its axis `CLIENTS` divides K. totals: [D, ...], those of
-      each device; None for 'stack'. The others as in `train_chunk`.
+    mesh: static; its axis `CLIENTS` divides K.
+    totals: [D, ...], those of each device; None for 'stack'.
   """
 
-  def one_device(frozen, shared, table, key, personal, rows, weights, ids, had):
+  def one_device(roles, work, had, clients):
     if had is not None:
       had = jax.tree.map(lambda x: x[0], had)
-    totals, personal, sums = _chunk(
-      algorithm,
-      frozen,
-      shared,
-      personal,
-      table,
-      rows,
-      weights,
-      key,
-      ids,
-      had,
-      plan,
-    )
+    totals, personal, sums = _chunk(algorithm, plan, roles, work, had, clients)
     if had is not None:
       totals = jax.tree.map(lambda x: x[None], totals)
     return totals, personal, sums
 
   whole, split = P(), P(CLIENTS)
-  return mapped_over(mesh, (whole,) * 4 + (split,) * 5, split)(one_device)(
-    frozen, shared, table, key, personal, rows, weights, ids, totals
+  return mapped_over(mesh, (whole, whole, split, split), split)(one_device)(
+    roles._replace(personal=None), work, totals, clients
   )
 
 
@@ -170,7 +100,7 @@ def mapped_over(mesh: Mesh, inputs, outputs):
 
 
 @compile.jit(static=(1,), light=True)
-def add_devices(totals: Totals, mesh: Mesh) -> Totals:
+def add_devices(totals: Received, mesh: Mesh) -> Received:
   """The sum of totals [D, ...] over the devices of a mesh, on all of them."""
 
   def one_device(totals):
@@ -180,32 +110,20 @@ def add_devices(totals: Totals, mesh: Mesh) -> Totals:
   return mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)
 
 
-def _chunk(
-  algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  weights,
-  key,
-  ids,
-  totals,
-  plan,
-):
+def _chunk(algorithm, plan, roles: Roles, work: Work, totals, clients: Clients):
   """The body of `train_chunk`."""
-  keys = seeds.per_client(key, ids)
   # Known to the device alone, or each number of steps would be compiled.
-  steps = jnp.sum(jnp.any(rows >= 0, axis=(0, 2)))
-  one = functools.partial(train_one, algorithm, frozen, shared)
+  steps = jnp.sum(jnp.any(clients.rows >= 0, axis=(0, 2)))
+  keys = seeds.per_client(work.key, clients.ids)
 
-  def mapped(personal, rows, weight, key):
-    return one(personal, table, rows, weight, key, plan, steps)
+  def one(its: Clients, key):
+    start = Start(roles._replace(personal=its.personal), plan, work.moment)
+    result = client.run(algorithm, start, work.table, its.rows, key, steps)
+    return sent(algorithm, start, result, its.weights, key, work.channel)
 
-  values, counted, personal, sums = over_clients(mapped)(
-    personal, rows, weights, keys
-  )
-  return collect(algorithm, totals, values, counted, plan), personal, sums
+  messages, counts, personal, sums = over_clients(one)(clients, keys)
+  totals = collect(algorithm, totals, messages, counts, plan)
+  return totals, personal, sums
 
 
 def over_clients(function):
@@ -223,16 +141,11 @@ def over_clients(function):
 
 def train_stepwise(
   algorithm: Algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  weights,
-  key,
-  ids,
-  totals,
   plan: Plan,
+  roles: Roles,
+  work: Work,
+  totals,
+  clients: Clients,
   together: int = 1,
 ):
   """`train_chunk` for one client, without a loop in the compiled programs.
@@ -243,43 +156,51 @@ def train_stepwise(
   together: steps in a row that are one program; what is left over is run one
   by one.
   """
-  roles = Roles(frozen, shared, jax.tree.map(lambda x: x[0], personal))
-  key, carry = _begin_stepwise(algorithm, roles, table, key, ids[0], plan)
-  total = int((np.asarray(rows)[0] >= 0).any(axis=1).sum())
+  roles = roles._replace(
+    personal=jax.tree.map(lambda x: x[0], clients.personal)
+  )
+  total = int((np.asarray(clients.rows)[0] >= 0).any(axis=1).sum())
+  work = work._replace(moment=work.moment._replace(steps=total))
+  key, carry = _begin_stepwise(
+    algorithm, plan, roles, work.key, clients.ids[0], work.moment
+  )
   number = 0
   while number < total:
     size = together if number + together <= total else 1
-    some = rows[0][number : number + size]
-    carry = _steps(
-      algorithm, carry, roles, table, some, key, number, total, plan
-    )
+    rows = clients.rows[0][number : number + size]
+    carry = _steps(algorithm, plan, carry, roles, work, key, rows, number)
     number += size
-  return _finish_stepwise(algorithm, carry, roles, weights, totals, plan)
+  return _finish_stepwise(
+    algorithm, plan, carry, totals, roles, work, key, clients.weights
+  )
 
 
-@compile.jit(static=(0, 5), light=True)
-def _begin_stepwise(algorithm, roles, table, key, identity, plan):
-  state = algorithm.update.begin(roles, plan)
+@compile.jit(static=(0, 1), light=True)
+def _begin_stepwise(algorithm, plan, roles, key, identity, moment):
+  state = algorithm.update.begin(Start(roles, plan, moment))
   sums = client.zero_sums(algorithm)
   return jax.random.fold_in(key, identity), (state, sums)
 
 
-@compile.jit(static=(0, 8), donate=(1,))
-def _steps(algorithm, carry, roles, table, rows, key, number, total, plan):
+@compile.jit(static=(0, 1), donate=(2,))
+def _steps(algorithm, plan, carry, roles, work: Work, key, rows, number):
   """Steps on row numbers [n, B], one after another."""
+  start = Start(roles, plan, work.moment)
   for i, row in enumerate(rows):
-    carry = client.one_step(
-      algorithm, carry, roles, table, row, key, number + i, total, plan
-    )
+    now = client.at_step(start, number + i)
+    carry = client.one_step(algorithm, carry, now, work.table, row, key)
   return carry
 
 
-@compile.jit(static=(0, 5), donate=(4,))
-def _finish_stepwise(algorithm, carry, roles, weights, totals, plan):
+@compile.jit(static=(0, 1), donate=(3,))
+def _finish_stepwise(algorithm, plan, carry, totals, roles, work, key, weights):
   state, sums = carry
-  shared, personal = algorithm.update.finish(state, roles, plan)
-  result = ClientResult(shared, personal, sums)
-  value, counted, personal, sums = jax.tree.map(
-    lambda x: x[None], contribution(algorithm, roles, result, weights[0], plan)
+  start = Start(roles, plan, work.moment)
+  message, personal = algorithm.update.finish(state, start)
+  result = ClientResult(message, personal, sums)
+  message, counts, personal, sums = jax.tree.map(
+    lambda x: x[None],
+    sent(algorithm, start, result, weights[0], key, work.channel),
   )
-  return collect(algorithm, totals, value, counted, plan), personal, sums
+  totals = collect(algorithm, totals, message, counts, plan)
+  return totals, personal, sums

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -13,60 +15,56 @@ from fedms_jax.core.types import Algorithm, Plan, Roles
 GROUP_BYTES = 64e6  # of the logits of all models
 
 
-@compile.jit(static=(0, 6, 7))
-def evaluate_chunk(
-  algorithm: Algorithm,
-  frozen,
-  shared,
-  personal,
-  table,
-  rows,
-  plan: Plan,
-  names: tuple[str, ...] | None,
-):
+class Look(NamedTuple):
+  """What is scored: static. names: the predictions that are scored, and
+  computed; None: all."""
+
+  algorithm: Algorithm
+  plan: Plan
+  names: tuple[str, ...] | None = None
+
+
+@compile.jit(static=(0,))
+def evaluate_chunk(look: Look, roles: Roles, table, personal, rows):
   """Scores and stats of clients on row numbers [K, V]: each float32 [K, 2].
 
-  Row numbers [V] are of all clients, and frozen models see them once.
-  names: the predictions that are scored, and computed; None: all.
+  Args:
+    look: static.
+    roles: frozen and shared.
+    table: columns [M, ...].
+    personal: [K, ...].
+    rows: int32 [K, V]; [V] are of all clients, and frozen models see them
+      once.
   """
-  return _evaluated_chunk(
-    algorithm, frozen, shared, personal, table, rows, plan, names
-  )
+  return _evaluated_chunk(look, roles, table, personal, rows)
 
 
-@compile.jit(static=(0, 6, 7, 8))
-def evaluate_spread(
-  algorithm, frozen, shared, personal, table, rows, plan: Plan, names, mesh
-):
+@compile.jit(static=(0, 5))
+def evaluate_spread(look: Look, roles: Roles, table, personal, rows, mesh):
   """`evaluate_chunk` with the clients spread over the devices of a mesh."""
 
-  def one_device(frozen, shared, table, personal, rows):
-    return _evaluated_chunk(
-      algorithm, frozen, shared, personal, table, rows, plan, names
-    )
+  def one_device(roles, table, personal, rows):
+    return _evaluated_chunk(look, roles, table, personal, rows)
 
   whole, split = P(), P(CLIENTS)
   read = split if rows.ndim == 2 else whole
-  return mapped_over(mesh, (whole,) * 3 + (split, read), split)(one_device)(
-    frozen, shared, table, personal, rows
+  return mapped_over(mesh, (whole, whole, split, read), split)(one_device)(
+    roles._replace(personal=None), table, personal, rows
   )
 
 
-def _evaluated_chunk(
-  algorithm, frozen, shared, personal, table, rows, plan, names
-):
+def _evaluated_chunk(look: Look, roles: Roles, table, personal, rows):
   """The body of `evaluate_chunk`."""
 
   def one(personal, rows):
-    roles = Roles(frozen, shared, personal)
-    return evaluate(algorithm, roles, table, rows, plan, names)
+    return evaluate(look, roles._replace(personal=personal), table, rows)
 
   if rows.ndim == 1:
     return over_clients(lambda personal: one(personal, rows))(personal)
   return over_clients(one)(personal, rows)
 
 
-def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
+def evaluate(look: Look, roles: Roles, table, rows):
   """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats.
 
   A language model's logits are a vocabulary wide for each token, so its rows
@@ -74,12 +72,12 @@ def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
   """
 
   def group(rows):
-    return _evaluated(algorithm, roles, table, rows, plan, names)
+    return _evaluated(look, roles, table, rows)
 
-  if not algorithm.task.perplexity:
+  if not look.algorithm.task.perplexity:
     return group(rows)
   shapes = jax.eval_shape(
-    lambda row: _predicted(algorithm, roles, table, row, plan)[1], rows[:1]
+    lambda row: _predicted(look, roles, table, row)[1], rows[:1]
   )
   size = max(1, int(GROUP_BYTES // tree.nbytes(shapes.logits)))
   if size >= len(rows):
@@ -89,24 +87,24 @@ def evaluate(algorithm, roles: Roles, table, rows, plan: Plan, names):
   return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
-def _predicted(algorithm, roles: Roles, table, rows, plan: Plan):
+def _predicted(look: Look, roles: Roles, table, rows):
   """(batch, prediction) of rows [V]."""
   batch = columns.take(table, rows)
   batch = columns.complete(
-    algorithm, Roles(roles.frozen, roles.shared, None), batch, plan
+    look.algorithm, roles._replace(personal=None), batch, look.plan
   )
-  return batch, algorithm.predict(roles, batch, plan)
+  return batch, look.algorithm.predict(roles, batch, look.plan)
 
 
-def _evaluated(algorithm, roles: Roles, table, rows, plan: Plan, names):
+def _evaluated(look: Look, roles: Roles, table, rows):
   """`evaluate`, on all rows at once."""
-  batch, prediction = _predicted(algorithm, roles, table, rows, plan)
-  sums = {}
-  for name in names or prediction.logits:
+  batch, prediction = _predicted(look, roles, table, rows)
+  task, sums = look.algorithm.task, {}
+  for name in look.names or prediction.logits:
     logits = prediction.logits[name]
-    values, weights = algorithm.task.score(logits, batch)
+    values, weights = task.score(logits, batch)
     sums[f'score/{name}'] = metrics.summed(values, weights)
-    sums[f'loss/{name}'] = metrics.summed(*algorithm.task.loss(logits, batch))
+    sums[f'loss/{name}'] = metrics.summed(*task.loss(logits, batch))
   for name, values in prediction.stats.items():
     sums[name] = metrics.summed(values, batch['mask'])
   return sums

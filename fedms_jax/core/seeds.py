@@ -13,7 +13,7 @@ INIT = 0
 PRETRAIN = 1
 CLIENT = 2
 SCHEDULE = 3
-EVALUATION = 4
+SERVER = 4
 
 
 def stream(seed: int, *path: int) -> jax.Array:

@@ -149,6 +149,16 @@ def nbytes(tree: Tree) -> int:
   )
 
 
+def nbytes_of(roles: Tree, mask: Mask) -> int:
+  """Bytes of what trains of a role tree; works on shapes, too."""
+
+  def share(key):
+    held = trained(mask, key)
+    return sum(held) / len(held) if isinstance(held, tuple) else held
+
+  return sum(round(nbytes(value) * share(k)) for k, value in roles.items())
+
+
 def rows(stacked: Tree, numbers) -> Tree:
   """Rows [n, ...] of a tree stacked on its leading axis."""
   return jax.tree.map(lambda x: x[numbers], stacked)

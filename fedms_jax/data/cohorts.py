@@ -35,6 +35,16 @@ def sample_cohort(
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
 
+def lost(
+  seed: int, stage: int, round: int, ids: np.ndarray, share: float
+) -> np.ndarray:
+  """Which of these clients are lost in a round, bool [K]: each with the chance
+  `share`, whoever else is there."""
+  states = draws.state(seed, draws.Stream.LOST, stage, round, ids)
+  numbers = draws.keys(states, np.zeros(len(states), np.uint64))
+  return ((numbers >> np.uint64(11)) * 2.0**-53 < share)[: len(ids)]
+
+
 def bucket(n: int) -> int:
   """The least allowed extent that is at least `n`.
 
@@ -108,6 +118,8 @@ def batches(
   """
   ids = np.asarray(ids, np.int64)
   sizes = _sizes(partition, ids)
+  if not len(ids):
+    return np.full((0, 1, batch_size), PADDING, np.int32), sizes
   if sizes.min() < 1:
     raise ValueError(
       f'client {ids[sizes.argmin()]} has no training rows. Raise '

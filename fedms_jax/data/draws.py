@@ -19,6 +19,7 @@ class Stream(enum.IntEnum):
   BATCHES = 7
   MASKS = 8  # which tokens are masked
   NOVEL = 9  # which rows of novel classes are tested
+  LOST = 10  # which clients of a cohort send nothing
 
 
 def generator(seed: int, stream: Stream, *words: int) -> np.random.Generator:

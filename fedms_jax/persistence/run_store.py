@@ -197,12 +197,16 @@ class Disk(Memory):
 
 
 def _arrays(state: StageState) -> dict[str, Any]:
-  frozen = {k: v for k, v in state.roles.frozen.items() if k != 'base'}
+  # The base never changes, and what the server shows is made of its memory.
+  there = state.roles.frozen.items()
+  frozen = {k: v for k, v in there if k not in ('base', reduction.SERVER)}
   return {
     'frozen': frozen,
     'shared': state.roles.shared,
     'personal': state.roles.personal,
-    'server': state.server.states,
+    'memory': state.memory,
+    'channel': state.channel,
+    'met': np.packbits(state.met),
   }
 
 
@@ -211,8 +215,9 @@ def _plain(simulation, state: StageState) -> dict[str, Any]:
   names = (
     'stage',
     'round',
+    'clock',
     'progress',
-    'late',
+    'arrivals',
     'ever',
     'inherited',
     'last',
@@ -221,6 +226,7 @@ def _plain(simulation, state: StageState) -> dict[str, Any]:
   return {name: getattr(state, name) for name in names} | {
     'reports': [[k, *v] for k, v in state.reports.items()],
     'ledger': state.ledger._asdict(),
+    'clients': len(state.met),
     'derived': simulation.tables.counted(),
     'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
   }
@@ -234,16 +240,19 @@ def template(
   for stage in stages[: plain['stage'] + 1]:
     roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
   algorithm = stages[plain['stage']].algorithm
-  server = jax.eval_shape(
-    lambda s: reduction.begin_server(algorithm, s), roles.shared
+  roles, memory, channel = jax.eval_shape(
+    lambda r: reduction.begin(algorithm, r, 0), roles
   )
   state = StageState(
     stage=plain['stage'],
     round=0,
+    clock=0,
     roles=roles,
-    server=server,
+    memory=memory,
+    channel=channel,
     progress=None,
-    late=(),
+    arrivals=None,
+    met=np.zeros(plain['clients'], bool),
     reports={},
     ever=(),
     inherited=None,
@@ -268,13 +277,19 @@ def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
   def active(bits):
     return None if bits is None else tuple(bits)
 
+  roles = Roles(frozen, arrays['shared'], arrays['personal'])
+  algorithm = simulation.stages[plain['stage']].algorithm
+  count = plain['clients']
   return StageState(
     stage=plain['stage'],
     round=plain['round'],
-    roles=Roles(frozen, arrays['shared'], arrays['personal']),
-    server=reduction.ServerState(arrays['server']),
+    clock=plain['clock'],
+    roles=reduction.broadcast(algorithm, roles, arrays['memory']),
+    memory=arrays['memory'],
+    channel=arrays['channel'],
     progress=plain['progress'],
-    late=tuple((int(t), float(s)) for t, s in plain['late']),
+    arrivals=plain['arrivals'],
+    met=np.unpackbits(np.asarray(arrays['met']), count=count).astype(bool),
     reports={int(k): (s, w) for k, s, w in plain['reports']},
     ever=active(plain['ever']),
     inherited=active(plain['inherited']),

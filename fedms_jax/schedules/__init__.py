@@ -19,21 +19,17 @@ from fedms_jax.schedules.triggers import Trigger
 class Schedule(NamedTuple):
   """When and where LoRA is active.
 
-  init: JSON-able state. observe: (state, score) -> state, once per round,
-  one round late. active: (state, round, ids of the whole cohort) -> what is
-  active of each of its clients, in their order.
+  init: JSON-able state. observe: (state, round, score) -> state, for each
+  round with a score, in order. active: (state, round, ids of the whole cohort)
+  -> what is active of each of its clients, in their order. delay: how many
+  rounds before the one that is planned may still be without their scores; 0:
+  a round is planned when the last one's score is known.
   """
 
   init: Any
-  observe: Callable[[Any, float], Any]
+  observe: Callable[[Any, int, float], Any]
   active: Callable[[Any, int, Sequence[int]], list[ActiveSet]]
-
-
-def budget(budgets: Sequence[int], client: int, seed: int) -> int:
-  """The depth budget of a client: a pure, even draw from `budgets`."""
-  return budgets[
-    int(np.random.default_rng([seed, 0xB5D, client]).integers(len(budgets)))
-  ]
+  delay: int = 0
 
 
 def schedule(
@@ -47,6 +43,10 @@ def schedule(
   their fixed order."""
   pick = where if callable(where) else in_order(where)
 
+  def observe(state, t, score):
+    del t
+    return trigger.observe(state, score)
+
   def active(state, t, clients):
     depth, clients = trigger.progress(state, t), [int(i) for i in clients]
     depths = [depth] * len(clients)
@@ -54,4 +54,38 @@ def schedule(
       depths = [min(depth, budget(budgets, i, seed)) for i in clients]
     return pick(depths, t, clients)
 
-  return Schedule(trigger.init, trigger.observe, active)
+  return Schedule(trigger.init, observe, active)
+
+
+def delayed(inner: Schedule, rounds: int) -> Schedule:
+  """The schedule that sees each score so many rounds late.
+
+  Then round t is planned by the scores up to t - 1 - `rounds`, whether or not
+  later ones are known already, so that `rounds` of them may be in flight.
+  """
+
+  def observe(state, t, score):
+    late = [*state['late'], [t, float(score)]]
+    # None of these can be news to a round that is still to be planned.
+    seen = sum(number <= t - rounds for number, _ in late)
+    return {'inner': _told(state['inner'], late[:seen]), 'late': late[seen:]}
+
+  def active(state, t, clients):
+    late = [pair for pair in state['late'] if pair[0] < t - rounds]
+    return inner.active(_told(state['inner'], late), t, clients)
+
+  def _told(state, late):
+    for number, score in late:
+      state = inner.observe(state, number, score)
+    return state
+
+  return Schedule(
+    {'inner': inner.init, 'late': []}, observe, active, inner.delay + rounds
+  )
+
+
+def budget(budgets: Sequence[int], client: int, seed: int) -> int:
+  """The depth budget of a client: a pure, even draw from `budgets`."""
+  return budgets[
+    int(np.random.default_rng([seed, 0xB5D, client]).integers(len(budgets)))
+  ]

@@ -1,30 +1,182 @@
-"""Aggregators: how the server merges what the clients send."""
+"""Servers that average: coverage-aware means, a server optimizer, and what
+comes after them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
-from fedms_jax.core.types import Aggregator, Tree
+from fedms_jax.core.types import (
+  Context,
+  Message,
+  Received,
+  Roles,
+  Sender,
+  Server,
+  Tree,
+)
 
 RESIDUAL = 'aggregation_residual'
 SKETCH = 64  # rows of the sketch of a residual
-_SKETCHED = 'sketch_'
 
 
-def divide(total, weights):
-  """Sums over weights; a stacked key has one weight per block (coverage)."""
-  out = {}
-  for key, value in total.items():
-    weight = jnp.maximum(weights[key], 1e-12)
+class Aggregator(NamedTuple):
+  """How messages become one shared tree.
 
-    def ratio(x, weight=weight):
-      return x / weight.reshape(weight.shape + (1,) * (x.ndim - weight.ndim))
+  send, reduction: see `Server`. merge: (shared tree before, received) -> after.
+  measure: (before, received) -> metrics of the round by name; None: nothing.
+  """
 
-    out[key] = jax.tree.map(ratio, value)
-  return out
+  send: Callable[[Tree, Message, Any, Sender], Message]
+  reduction: Literal['sum', 'stack']
+  merge: Callable[[Tree, Received], Tree]
+  measure: Callable[[Tree, Received], dict[str, Any]] | None = None
+
+
+def averaged(
+  aggregator: Aggregator, optimizer: optax.GradientTransformation
+) -> Server:
+  """The server whose step is what an aggregator gives, by an optimizer.
+
+  The difference to what the aggregator gives is the gradient of the server
+  optimizer (FedOpt, arXiv 2003.00295), whose state, one for each block of
+  stacked keys so that a newly active block starts fresh, is the memory. What
+  nobody held is untouched, optimizer state included.
+  """
+
+  def init(key, roles: Roles) -> Tree:
+    del key
+    start = optimizer.init
+    return {
+      key: jax.vmap(start)(value) if tree.is_stacked(key) else start(value)
+      for key, value in roles.shared.items()
+    }
+
+  def step(roles: Roles, memory: Tree, received: Received, context: Context):
+    del context
+    before = {key: roles.shared[key] for key in received.cover}
+    gradient = tree.subtract(before, aggregator.merge(before, received))
+    new, states = {}, {}
+    for key, value in before.items():
+      stacked = tree.is_stacked(key)
+      move = jax.vmap(optimizer.update) if stacked else optimizer.update
+      steps, state = move(gradient[key], memory[key], value)
+      after = optax.apply_updates(value, steps)
+      held = _held(received.cover[key], aggregator.reduction)
+      new[key] = _where(held, after, value)
+      held = _by_block(held, stacked)
+      states[key] = _where(held, state, memory[key])
+    measured = {}
+    if aggregator.measure is not None:
+      measured = aggregator.measure(before, received)
+    shared = roles.shared | new
+    return roles._replace(shared=shared), memory | states, measured
+
+  return Server(init, aggregator.send, aggregator.reduction, step)
+
+
+def then(
+  server: Server,
+  step: Callable[[Roles, Received, Context], Roles],
+  *,
+  send: Callable[[Message, Any], dict[str, Tree]] | None = None,
+) -> Server:
+  """A server that takes a further step on the roles after its own.
+
+  send: (message, weight) -> extras that are sent beside those of `server`.
+  """
+
+  def sent(before, message: Message, weight, sender: Sender) -> Message:
+    found = server.send(before, message, weight, sender)
+    if send is None:
+      return found
+    return found._replace(extras=found.extras | send(message, weight))
+
+  def both(roles: Roles, memory, received: Received, context: Context):
+    roles, memory, measured = server.step(roles, memory, received, context)
+    return step(roles, received, context), memory, measured
+
+  return server._replace(send=sent, step=both)
+
+
+def meaning(server: Server) -> Server:
+  """The plain mean in place of a server's own step, for measurements; clients
+  see of its memory what they would see at first."""
+  plain = averaged(mean(), optax.sgd(1.0))
+
+  def init(key, roles: Roles) -> Tree:
+    return {'own': server.init(key, roles), 'mean': plain.init(key, roles)}
+
+  def send(before, message: Message, weight, sender: Sender) -> Message:
+    return plain.send(before, message._replace(extras={}), weight, sender)
+
+  def step(roles: Roles, memory: Tree, received: Received, context: Context):
+    found = plain.step(roles, memory['mean'], received, context)
+    roles, states, measured = found
+    return roles, memory | {'mean': states}, measured
+
+  seen = server.broadcast
+  broadcast = None if seen is None else lambda memory: seen(memory['own'])
+  return Server(init, send, 'sum', step, broadcast)
+
+
+def _held(cover: Tree, reduction: str) -> Tree:
+  """Whether anybody held what a cover stands for."""
+  if reduction == 'stack':
+    cover = jax.tree.map(lambda x: jnp.sum(x, axis=0), cover)
+  return jax.tree.map(lambda x: x > 0, cover)
+
+
+def _by_block(held: Tree, stacked: bool):
+  """`_held` of a whole key: bool [L], or a scalar."""
+  flat = [
+    jnp.any(x.reshape(x.shape[0], -1), axis=1) if stacked else jnp.any(x)
+    for x in jax.tree.leaves(held)
+  ]
+  return flat[0] if len(flat) == 1 else jnp.any(jnp.stack(flat), axis=0)
+
+
+def _where(held: Tree, after: Tree, before: Tree) -> Tree:
+  """`after` where it was held, else `before`."""
+
+  def pick(here, x: Tree, y: Tree) -> Tree:
+    return jax.tree.map(lambda x, y: jnp.where(tail(here, x), x, y), x, y)
+
+  return jax.tree.map(pick, held, after, before)
+
+
+def tail(x, like):
+  """x with trailing axes of size one, to be broadcast against `like`."""
+  return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
+
+
+def divide(total: Tree, cover: Tree) -> Tree:
+  """Sums over weights, which are a tree prefix of them, broadcast from the
+  left: a stacked key has a weight per block."""
+
+  def ratio(weight, value: Tree) -> Tree:
+    weight = jnp.maximum(weight, 1e-12)
+    return jax.tree.map(lambda x: x / tail(weight, x), value)
+
+  return jax.tree.map(ratio, cover, total)
+
+
+def weighed(message: Message, weight) -> Message:
+  """The message with its extras and its cover times the client's weight."""
+  extras, cover = tree.scale((message.extras, message.cover), weight)
+  return message._replace(extras=extras, cover=cover)
+
+
+def as_trained(before, message: Message, weight, sender: Sender) -> Message:
+  """What a client has trained, as it is; its weight is in the cover alone."""
+  del before, sender
+  return message._replace(cover=tree.scale(message.cover, weight))
 
 
 def mean() -> Aggregator:
@@ -32,13 +184,19 @@ def mean() -> Aggregator:
   clients that held it active. Sums are of differences, which keeps their
   rounding small."""
 
-  def contribute(before, after, weight):
-    return tree.scale(tree.subtract(after, before), weight)
+  def send(before, message: Message, weight, sender) -> Message:
+    del sender
+    moved = tree.subtract(message.update, before)
+    cover = tree.scale(message.cover, weight)
+    scaled = jax.tree.map(
+      lambda c, x: jax.tree.map(lambda x: x * tail(c, x), x), cover, moved
+    )
+    return weighed(message, weight)._replace(update=scaled)
 
-  def merge(before, total, weights):
-    return tree.add(before, divide(total, weights))
+  def merge(before, received: Received) -> Tree:
+    return tree.add(before, divide(received.update, received.cover))
 
-  return Aggregator(contribute, 'sum', merge)
+  return Aggregator(send, 'sum', merge)
 
 
 def with_residual(inner: Aggregator, scale: float) -> Aggregator:
@@ -54,41 +212,36 @@ def with_residual(inner: Aggregator, scale: float) -> Aggregator:
   matrix is the identity and the norm exact. Beyond, the square of the norm is
   without bias and has, per block and target, a relative standard deviation
   of at most sqrt(2 / 64) (Johnson-Lindenstrauss); the sum over blocks has
-  less. An `inner` that keeps contributions apart is returned as it is: it
-  takes no mean.
+  less. An `inner` that keeps messages apart is returned as it is: it takes no
+  mean.
   """
   if inner.reduction != 'sum':
     return inner
 
-  def contribute(before, after, weight):
-    own = {
-      f'{_SKETCHED}{key}': tree.scale(_moved(before[key], after[key]), weight)
+  def send(before, message: Message, weight, sender: Sender) -> Message:
+    sketch = {
+      key: tree.scale(_moved(before[key], message.update[key]), weight)
       for key in before
       if tree.is_stacked(key)
     }
-    return inner.contribute(before, after, weight) | own
+    found = inner.send(before, message, weight, sender)
+    return found._replace(extras=found.extras | {'sketch': sketch})
 
-  def given(x):
-    return {k: v for k, v in x.items() if not k.startswith(_SKETCHED)}
-
-  def merge(before, total, weights):
-    return inner.merge(before, given(total), given(weights))
-
-  def measure(before, total, weights):
-    after = merge(before, total, weights)
+  def measure(before, received: Received) -> dict[str, Any]:
+    after = inner.merge(before, received)
     squares = jnp.float32(0)
-    for key, means in divide(total, weights).items():
-      if key.startswith(_SKETCHED):
-        name = key.removeprefix(_SKETCHED)
-        missed = tree.subtract(means, _moved(before[name], after[name]))
-        held = (weights[key] > 0).astype(jnp.float32)
-        squares += sum(
-          jnp.sum(held * jnp.sum(jnp.square(x), axis=(1, 2)))
-          for x in jax.tree.leaves(missed)
-        )
+    for key, total in received.extras['sketch'].items():
+      weight = received.cover[key]
+      means = divide(total, weight)
+      missed = tree.subtract(means, _moved(before[key], after[key]))
+      held = (weight > 0).astype(jnp.float32)
+      squares += sum(
+        jnp.sum(held * jnp.sum(jnp.square(x), axis=(1, 2)))
+        for x in jax.tree.leaves(missed)
+      )
     return {RESIDUAL: scale * jnp.sqrt(squares)}
 
-  return Aggregator(contribute, 'sum', merge, measure)
+  return Aggregator(send, 'sum', inner.merge, measure)
 
 
 def _moved(before: Tree, after: Tree) -> dict[str, jax.Array]:

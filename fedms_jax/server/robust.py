@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core import tree
-from fedms_jax.core.types import Aggregator, Tree
+from fedms_jax.core.types import Message, Received, Tree
+from fedms_jax.server.averaged import Aggregator, tail, weighed
 
 _FAR = 1e30  # farther than any two clients, and finite
 
@@ -40,11 +41,12 @@ def krum(bad: int) -> Aggregator:
   comes from the best client of those that held it.
   """
 
-  def merge(before, values, weights):
+  def merge(before, received: Received) -> Tree:
+    values, weights = received.update, received.cover
     scores = _krum_scores(values, weights, bad)
 
     def chosen(key, held):
-      index = jnp.argmin(jnp.where(held > 0, _tail(scores, held), jnp.inf), 0)
+      index = jnp.argmin(jnp.where(held > 0, tail(scores, held), jnp.inf), 0)
 
       def pick(x):
         at = index.reshape((1, *index.shape) + (1,) * (x.ndim - held.ndim))
@@ -59,21 +61,22 @@ def krum(bad: int) -> Aggregator:
   return Aggregator(_change, 'stack', merge)
 
 
-def _change(before, after, weight):
-  del weight
-  return tree.subtract(after, before)
+def _change(before, message: Message, weight, sender) -> Message:
+  del sender
+  moved = tree.subtract(message.update, before)
+  return weighed(message, weight)._replace(update=moved)
 
 
 def _by_coordinate(cut: Callable) -> Aggregator:
   """The mean of each coordinate without its `cut(count)` largest and as many
   smallest values."""
 
-  def merge(before, values, weights):
+  def merge(before, received: Received) -> Tree:
     return {
       key: jax.tree.map(
-        lambda x, y, held=weights[key] > 0: x + _trimmed(y, held, cut),
+        lambda x, y, held=received.cover[key] > 0: x + _trimmed(y, held, cut),
         value,
-        values[key],
+        received.update[key],
       )
       for key, value in before.items()
     }
@@ -84,19 +87,14 @@ def _by_coordinate(cut: Callable) -> Aggregator:
 def _trimmed(x, held, cut: Callable):
   """x [K, ...] of those that held it, bool [K] or [K, L]."""
   count = jnp.sum(held, axis=0)
-  low = _tail(jnp.maximum(cut(count), 0), x[0])
-  high = _tail(count, x[0]) - low
+  low = tail(jnp.maximum(cut(count), 0), x[0])
+  high = tail(count, x[0]) - low
   # Those that held nothing come last.
-  ordered = jnp.sort(jnp.where(_tail(held, x), x, jnp.inf), axis=0)
-  place = _tail(jnp.arange(len(x)), x)
+  ordered = jnp.sort(jnp.where(tail(held, x), x, jnp.inf), axis=0)
+  place = tail(jnp.arange(len(x)), x)
   kept = (place >= low) & (place < high)
   total = jnp.sum(jnp.where(kept, ordered, 0.0), axis=0)
   return total / jnp.maximum(high - low, 1)
-
-
-def _tail(x, like):
-  """x with trailing axes of size one, to be broadcast against `like`."""
-  return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
 
 
 def _krum_scores(values: Tree, weights: Tree, bad: int):

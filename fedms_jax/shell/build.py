@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fedms_jax import schedules
 from fedms_jax.algorithms import fedms
-from fedms_jax.core.types import Aggregator, Backbone, Federation
+from fedms_jax.core.types import Backbone, Federation
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
 from fedms_jax.persistence.model_files import Checkpoint
@@ -91,14 +91,14 @@ def setting(config: Config, model: Backbone) -> fedms.Setting:
     backbone=model,
     task=foundation.task(config),
     optimizer=optimizer,
-    server=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
+    outer=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
     aggregator=aggregator(config),
     targets=targets(config),
     rank=config.lora.rank,
   )
 
 
-def aggregator(config: Config) -> Aggregator:
+def aggregator(config: Config) -> averaged.Aggregator:
   """How updates are merged, for methods that leave it to the flags."""
   s, size = config.server, config.cohort.size
   if s.aggregator == 'trimmed_mean' and int(s.trim * size + 1e-6) < 1:
@@ -173,7 +173,8 @@ def schedule(
     dense = start == 'dense'
     when = triggers.dense(cap) if dense else trigger(first, handover.rows)
     where = _where(s, blocks, config.seed, handover)
-    return schedules.schedule(when, where, budgets=budgets, seed=config.seed)
+    made = schedules.schedule(when, where, budgets=budgets, seed=config.seed)
+    return schedules.delayed(made, 1)  # so that a round may be in flight
 
   return make
 

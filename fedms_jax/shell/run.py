@@ -156,7 +156,6 @@ def simulated(
   )
   loaded = {} if 'base' in made else before().frozen
   return driver.Simulation(
-    world.model.backbone,
     evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
     Roles(loaded | made, {}, {}),
     world.stages,

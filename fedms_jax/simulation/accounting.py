@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ from fedms_jax.systems.ledger import Entry, Meter
 
 class InFlight(NamedTuple):
   """A dispatched round whose metrics are still on the device. plans, ever,
-  derived, scope: for the ledger, see `Books._entry`."""
+  derived, scope: for the ledger, see `Accounting._entry`. observe: of the
+  schedule."""
 
   cohort: cohorts.Cohort
   plans: Sequence[Plan]
@@ -30,13 +31,14 @@ class InFlight(NamedTuple):
   validation: Any
   measured: dict[str, Any]
   record: dict[str, Any]
+  observe: Callable[[Any, int, float], Any]
 
 
-class Books:
-  """Keeps the books of a run, stage by stage.
+class Accounting:
+  """Keeps the accounts of a run, stage by stage.
 
-  observer: is told of rounds. stopping: whether some process of the run was
-  asked to stop, as of the last round that was settled.
+  observer: is called after each round. stopping: whether some process of the
+  run was asked to stop, as of the last round that was settled.
   """
 
   def __init__(self, options: Options, peers: Alone, observer):
@@ -46,17 +48,16 @@ class Books:
     self._observer = observer
     self._finite: dict[str, Any] = {}
 
-  def begin(self, algorithm: Algorithm, meter: Meter, met: set[int]) -> None:
-    """Another stage. met: clients that were in its cohorts so far."""
+  def begin(self, algorithm: Algorithm, meter: Meter) -> None:
+    """Another stage."""
     self._algorithm = algorithm
     self._meter = meter
-    self._met = met
 
   def settle(self, state: StageState, flight: InFlight) -> StageState:
     """Fetches a round's metrics, reports them, and notes its score."""
     algorithm = self._algorithm
     trained, held, derived = self._fetched(algorithm, flight)
-    entry = self._entry(flight, derived)
+    entry, met = self._entry(flight, derived, state.met)
     skipped = trained.pop('skipped')[:, 0] > 0
     served = algorithm.served
     record = flight.record | entry._asdict()
@@ -79,39 +80,51 @@ class Books:
       'train_accuracy': scores,
       'train_loss': losses,
     }[self._options.score]
-    reports = self._reports(state.reports, flight.cohort.ids, reported)
-    # Over rows: a client with two rows would else be as loud as all others.
-    record['capability'] = float(
-      metrics.mean(sum(map(np.array, reports.values())))
+    came = ~flight.cohort.lost
+    reports = self._reports(
+      state.reports, flight.cohort.ids[came], reported[came]
     )
+    # Over rows: a client with two rows would else be as loud as all others.
+    total = sum(map(np.array, reports.values()), np.zeros(2))
+    record['capability'] = float(metrics.mean(total))
     self._observer.round(record)
-    late = (*state.late, (flight.cohort.round, record['capability']))
     ledger = state.ledger.plus(entry)
-    return state._replace(late=late, reports=reports, ledger=ledger)
+    state = state._replace(met=met, reports=reports, ledger=ledger)
+    if not came.any():
+      return state  # nobody has said anything
+    progress = flight.observe(
+      state.progress, flight.cohort.round, record['capability']
+    )
+    return state._replace(progress=progress)
 
-  def _entry(self, flight: InFlight, derived: int) -> Entry:
-    """The ledger's entry of a round. derived: rows, by all processes."""
+  def _entry(self, flight: InFlight, derived: int, met: np.ndarray):
+    """(the ledger's entry of a round, who was met). derived: rows, by all
+    processes. Who is lost has received and trained, and sent nothing."""
     cohort, plans = flight.cohort, flight.plans
-    entry, plan_of = Entry(), np.array([hash(p) for p in plans])
-    for plan in dict.fromkeys(plans):
-      places = np.flatnonzero(plan_of == hash(plan))
-      ids = {int(i) for i in cohort.ids[places]}
-      entry = entry.plus(
-        self._meter.group(
-          plan,
-          flight.ever,
-          clients=len(places),
-          newcomers=len(ids - self._met),
-          cohort=len(cohort.ids),
-          examples=float((cohort.rows[places] >= 0).sum()),
-          steps=float(cohort.steps[places].sum()),
-          derived=derived,
-          scope=flight.scope,
-        )
+    entry, met = Entry(), met.copy()
+    kinds = list(zip(plans, cohort.lost.tolist(), strict=True))
+    for kind in dict.fromkeys(kinds):
+      places = np.array([i for i, k in enumerate(kinds) if k == kind])
+      ids, (plan, lost) = cohort.ids[places], kind
+      one = self._meter.group(
+        plan,
+        flight.ever,
+        clients=len(places),
+        newcomers=int((~met[ids]).sum()),
+        cohort=len(cohort.ids),
+        examples=float((cohort.rows[places] >= 0).sum()),
+        steps=float(cohort.steps[places].sum()),
+        derived=0 if lost else derived,
+        scope=flight.scope,
       )
-      self._met |= ids
-      derived = 0  # counted once
-    return entry
+      if lost:  # and the simulator has not trained it
+        none = {'bytes_up': 0.0, 'peak_client_bytes_up': 0.0}
+        one = one._replace(simulator_flops=0.0, **none)
+      else:
+        derived = 0  # counted once
+      entry = entry.plus(one)
+      met[ids] = True
+    return entry, met
 
   def _fetched(self, algorithm: Algorithm, flight: InFlight):
     """A round's metrics (trained, held) [K, 2] by name, and its derived rows,

@@ -2,82 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from fedms_jax.core.types import Federation
+from fedms_jax.core.types import Algorithm, Federation, Plan, Roles
 from fedms_jax.data import cohorts
+from fedms_jax.simulation.state import Options
+from fedms_jax.systems import arrivals as arrival
+from fedms_jax.systems.arrivals import Arrivals
 
 
 class Cohort(NamedTuple):
   """The clients of one round.
 
-  ids: int64 [K]. rows: int32 [K, S, B], -1 is padding. steps: int [K].
-  weights: float32 [K], training rows. validation: int32 [K, V], -1 is padding.
+  ids: int64 [K]. lost: bool [K], which of them send nothing. rows: int32 [K,
+  S, B], -1 is padding. steps: int [K]. weights: float32 [K], training rows.
+  validation: int32 [K, V], -1 is padding. arrivals: their state after it.
   """
 
   round: int
   ids: np.ndarray
+  lost: np.ndarray
   rows: np.ndarray
   steps: np.ndarray
   weights: np.ndarray
   validation: np.ndarray
+  arrivals: Any = None
+
+
+class Round(NamedTuple):
+  """What a round begins with. plans: one per client of the cohort. key: the
+  round's. clock: see `Moment`."""
+
+  algorithm: Algorithm
+  roles: Roles
+  memory: Any
+  channel: Any
+  cohort: Cohort
+  plans: Sequence[Plan]
+  key: jax.Array
+  clock: int = 0
+
+
+# (state of the arrivals, round) -> the cohort.
+Sampler = Callable[[Any, int], Cohort]
+
+
+def usual(options: Options, stage: int, clients: int) -> Arrivals:
+  """A uniform sample each round, of which a share is lost."""
+  o = options
+
+  def sample(number: int) -> np.ndarray:
+    size = min(o.cohort, clients)
+    return cohorts.sample_cohort(o.seed, stage, number, clients, size)
+
+  def lost(number: int, ids: np.ndarray) -> np.ndarray:
+    return cohorts.lost(o.seed, stage, number, ids, o.dropout)
+
+  return arrival.synchronous(sample, lost if o.dropout else None)
 
 
 def sampler(
-  federation: Federation,
-  *,
-  seed: int,
-  stage: int,
-  size: int,
-  batch_size: int,
-  epochs: int,
-  steps: int,
-  validation_rows: int,
-) -> Callable[[int], Cohort]:
-  """A pure function from the number of a round to its cohort."""
-  train, validation = federation.train, federation.validation
-  size = min(size, train.num_clients)
+  federation: Federation, arrivals: Arrivals, options: Options, stage: int
+) -> Sampler:
+  """A pure function from the state of the arrivals, and a round, to what it is
+  made of. Who has no rows in a round has no part in it."""
+  o = options
   # One width for all rounds, so that evaluation compiles once per depth.
-  width = cohorts.bucket(
-    min(validation_rows, int(validation.sizes().max(initial=1)))
-  )
+  most = int(federation.validation.sizes().max(initial=1))
+  width = cohorts.bucket(min(o.validation_rows, most))
 
-  def sample(number: int) -> Cohort:
-    ids = cohorts.sample_cohort(seed, stage, number, train.num_clients, size)
+  def sample(state: Any, number: int) -> Cohort:
+    train = federation.train.at(number)
+    validation = federation.validation.at(number)
+    state, reports = arrivals.next(state, number, None)
+    sizes = train.offsets[reports.ids + 1] - train.offsets[reports.ids]
+    there = sizes > 0 if train is not federation.train else slice(None)
+    ids = reports.ids[there]
     rows, counts = cohorts.batches(
       train,
       ids,
-      batch_size=batch_size,
-      epochs=epochs,
-      steps=steps,
-      seed=seed,
+      batch_size=o.batch_size,
+      epochs=o.epochs,
+      steps=o.steps,
+      seed=o.seed,
       stage=stage,
       round=number,
     )
-    held = np.full((size, width), cohorts.PADDING, np.int32)
-    found = cohorts.evaluation_rows(validation, ids, validation_rows)
+    held = np.full((len(ids), width), cohorts.PADDING, np.int32)
+    found = cohorts.evaluation_rows(validation, ids, o.validation_rows)
     held[:, : found.shape[1]] = found
-    weights = (train.offsets[ids + 1] - train.offsets[ids]).astype(np.float32)
-    return Cohort(number, ids, rows, counts, weights, held)
+    weights = sizes[there].astype(np.float32)
+    lost = reports.lost[there]
+    return Cohort(number, ids, lost, rows, counts, weights, held, state)
 
   return sample
 
 
 def ahead(
-  sample: Callable[[int], Cohort], rounds: range, prefetch: bool
+  sample: Sampler, state: Any, rounds: range, prefetch: bool
 ) -> Iterator[Cohort]:
   """The cohorts of these rounds in order, one prepared ahead by a thread."""
   if not prefetch:
-    yield from map(sample, rounds)
+    for number in rounds:
+      cohort = sample(state, number)
+      state = cohort.arrivals
+      yield cohort
     return
   with ThreadPoolExecutor(1, thread_name_prefix='cohort') as pool:
     future = None
     for number in rounds:
-      cohort = (future or pool.submit(sample, number)).result()
-      last = number == rounds[-1]
-      future = None if last else pool.submit(sample, number + 1)
+      cohort = (future or pool.submit(sample, state, number)).result()
+      state, last = cohort.arrivals, number == rounds[-1]
+      future = None if last else pool.submit(sample, state, number + 1)
       yield cohort

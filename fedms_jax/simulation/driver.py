@@ -1,7 +1,7 @@
 """THE driver: the only loop over rounds.
 
 It keeps one round in flight: the metrics of round t - 1 are fetched while
-round t runs, so a schedule sees a score one round late, resumed or not.
+round t runs, where the schedule can wait for its score.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, reduction, seeds
-from fedms_jax.core.types import Backbone, Federation, Plan, Roles
+from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.simulation import cohorts, execution, planner, timeline
-from fedms_jax.simulation.accounting import Books, InFlight
+from fedms_jax.simulation.accounting import Accounting, InFlight
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
   Handover,
@@ -26,6 +26,7 @@ from fedms_jax.simulation.state import (
   StageState,
 )
 from fedms_jax.simulation.tables import Tables
+from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry, Meter
 
 
@@ -39,7 +40,6 @@ class Simulation:
 
   def __init__(
     self,
-    backbone: Backbone,
     federation: Federation,
     roles: Roles,
     stages: Sequence[Stage],
@@ -49,7 +49,6 @@ class Simulation:
     observer,
     place: Placement | None = None,
   ):
-    self.backbone = backbone
     self.federation = federation
     self.stages = stages
     self.options = options
@@ -79,7 +78,7 @@ class Simulation:
       tell=observer.note,
     )
     self.initial = roles
-    self.books = Books(options, self.place.peers, observer)
+    self.accounting = Accounting(options, self.place.peers, observer)
 
   def run(self, state: StageState | None = None) -> StageState:
     """Runs all stages, or goes on from `state`; gives the state after the
@@ -93,27 +92,21 @@ class Simulation:
       if state.stage + 1 == len(self.stages):
         return state
       state = self._begin(
-        state.stage + 1, state.roles, state.last, state.importance
+        state.stage + 1, state.roles, state.last, state.importance, state.clock
       )
 
   def plan(self, state: StageState) -> Plan:
     """The plan by which the models of a state are evaluated."""
-    boundary = activation.boundary(state.ever)
-    return Plan((True,) * self.backbone.blocks, boundary)
+    return Plan((True,) * len(state.ever), activation.boundary(state.ever))
 
-  def sampler(self, stage: int):
-    """The cohorts of a stage: a pure function of the round."""
-    o = self.options
-    return cohorts.sampler(
-      self.federation,
-      seed=o.seed,
-      stage=stage,
-      size=o.cohort,
-      batch_size=o.batch_size,
-      epochs=o.epochs,
-      steps=o.steps,
-      validation_rows=o.validation_rows,
-    )
+  def sampler(self, index: int) -> tuple[cohorts.Sampler, Arrivals]:
+    """The cohorts of a stage, and who reports in them."""
+    stage, data = self.stages[index], self.federation
+    if stage.view is not None:
+      data = stage.view(data)
+    usual = cohorts.usual(self.options, index, data.train.num_clients)
+    arrivals = stage.arrivals or usual
+    return cohorts.sampler(data, arrivals, self.options, index), arrivals
 
   def version(self, state: StageState) -> int:
     """Rounds done over all stages."""
@@ -126,7 +119,9 @@ class Simulation:
     each = np.minimum(sizes, self.options.validation_rows).mean()
     return round(min(clients, len(sizes)) * float(each))
 
-  def _begin(self, index: int, before: Roles, inherited, importance):
+  def _begin(
+    self, index: int, before: Roles, inherited, importance, clock: int = 0
+  ) -> StageState:
     """The state before the first round of a stage."""
     stage = self.stages[index]
     key = seeds.stream(self.options.seed, seeds.INIT, index)
@@ -140,17 +135,21 @@ class Simulation:
       return measured[0]
 
     schedule = stage.schedule(Handover(inherited, measure, self._score_rows()))
+    roles, memory, channel = reduction.begin(
+      stage.algorithm, roles, self.options.seed
+    )
     return StageState(
       stage=index,
       round=0,
+      clock=clock,
       roles=roles,
-      server=self.place.whole(
-        reduction.begin_server(stage.algorithm, roles.shared)
-      ),
+      memory=memory,
+      channel=channel,
       progress=schedule.init,
-      late=(),
+      arrivals=self.sampler(index)[1].init,
+      met=np.zeros(self.federation.train.num_clients, bool),
       reports={},
-      ever=(False,) * self.backbone.blocks,
+      ever=(False,) * stage.algorithm.backbone.blocks,
       inherited=inherited,
       last=inherited,
       importance=measured[0],
@@ -177,8 +176,9 @@ class Simulation:
 
   def _placed(self, state: StageState) -> StageState:
     """A state, that a checkpoint may have held, on the devices."""
-    server = self.place.whole(state.server)
-    return state._replace(roles=self._on_devices(state.roles), server=server)
+    memory, channel = self.place.whole((state.memory, state.channel))
+    roles = self._on_devices(state.roles)
+    return state._replace(roles=roles, memory=memory, channel=channel)
 
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
@@ -187,26 +187,23 @@ class Simulation:
     schedule = stage.schedule(
       Handover(state.inherited, lambda: importance, self._score_rows())
     )
-    store = self.keeper.store(stage.name, state.roles.personal)
-    sample = self.sampler(state.stage)
+    store = self.store(state)
+    sample, _ = self.sampler(state.stage)
     self.tables.forget()
     meter = Meter(
-      self.backbone,
-      stage.algorithm,
-      state.roles,
-      batch=o.batch_size,
-      slots=o.slots,
+      stage.algorithm, state.roles, batch=o.batch_size, slots=o.slots
     )
-    met = {int(i) for t in range(state.round) for i in sample(t).ids}
-    self.books.begin(stage.algorithm, meter, met)
+    self.accounting.begin(stage.algorithm, meter)
     self.observer.stage(stage.name, state.round, stage.rounds)
     flight = None
     left = range(state.round, stage.rounds)
-    ahead = cohorts.ahead(sample, left, o.prefetch)
+    ahead = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
     for cohort in timeline.rounds(stage.name, ahead):
+      if flight is not None and not schedule.delay:
+        state, flight = self.accounting.settle(state, flight), None
       state, dispatched = self._dispatch(state, schedule, store, cohort)
       if flight is not None:
-        state = self.books.settle(state, flight)
+        state = self.accounting.settle(state, flight)
       flight = dispatched
       with timeline.span('store'):
         self.keeper.after_round(self, state, store)
@@ -214,7 +211,7 @@ class Simulation:
       last = cohort.round + 1 == stage.rounds
       due = self.keeper.persistent and state.round % o.checkpoint_every == 0
       if stop or last or due:
-        state, flight = self.books.settle(state, flight), None
+        state, flight = self.accounting.settle(state, flight), None
         with timeline.span('store'):
           self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
@@ -224,17 +221,18 @@ class Simulation:
   def _stop(self) -> bool:
     """Whether the run shall save and stop; all processes decide the same."""
     if self.place.peers.processes > 1:
-      return self.books.stopping
+      return self.accounting.stopping
     return self.observer.stop_requested()
 
+  def store(self, state: StageState):
+    """The clients' personal states in the stage of a state."""
+    stage = self.stages[state.stage]
+    return self.keeper.store(stage.name, state.roles.personal)
+
   def _planned(self, state: StageState, schedule, cohort):
-    """The state with what the schedule has seen, and the clients' plans."""
+    """(blocks ever active, largest active set, the clients' plans)."""
     algorithm = self.stages[state.stage].algorithm
-    # The last round may or may not have been fetched; it is not looked at.
-    progress, late = state.progress, state.late
-    while late and late[0][0] < cohort.round - 1:
-      progress, late = schedule.observe(progress, late[0][1]), late[1:]
-    active = schedule.active(progress, cohort.round, cohort.ids)
+    active = schedule.active(state.progress, cohort.round, cohort.ids)
     ever = tuple(map(any, zip(state.ever, *active, strict=True)))
     boundary = activation.boundary(ever)
     variant = algorithm.variant or (lambda number, client: None)
@@ -242,90 +240,96 @@ class Simulation:
       Plan(a, boundary, variant(cohort.round, int(i)))
       for a, i in zip(active, cohort.ids, strict=True)
     ]
-    state = state._replace(
-      progress=progress, late=late, ever=ever, last=max(active, key=sum)
-    )
-    return state, plans
+    return ever, max(active, key=sum, default=state.last), plans
 
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
     algorithm = self.stages[state.stage].algorithm
-    state, plans = self._planned(state, schedule, cohort)
-    own = self.place.mine(cohort.ids, self.federation.train.num_clients)
-    with timeline.span('load'):
-      personal = store.gather(cohort.ids[own])
+    ever, last, plans = self._planned(state, schedule, cohort)
+    state = state._replace(ever=ever, last=last)
     key = seeds.stream(
       self.options.seed, seeds.CLIENT, state.stage, cohort.round
     )
-    needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
-    before = self.tables.derived_rows
-    whole = self.plan(state)
-    table, translate = self.tables.view(
-      algorithm, state.roles, np.concatenate(needed), whole
-    )
-    how = self.planner.choose(
+    task = cohorts.Round(
       algorithm,
       state.roles,
-      table,
+      state.memory,
+      state.channel,
       cohort,
-      [plans[i] for i in own],
-      self.tables.sent,
+      plans,
+      key,
+      state.clock,
     )
-    here = execution.Here(self.place, table, translate(cohort.rows), own)
+    before = self.tables.derived_rows
+    here, held, how = self._here(task, self.plan(state), store)
     with timeline.span('train') as done:
-      roles, server, chunks, measured = done(
-        execution.train(
-          algorithm,
-          state.roles,
-          state.server,
-          personal,
-          cohort,
-          here,
-          plans,
-          key,
-          how,
-        )
-      )
+      after = done(execution.train(task, here, how))
     with timeline.span('evaluate') as done:
       validation = done(
         execution.validate(
-          algorithm,
-          roles,
-          chunks,
-          here,
-          translate(cohort.validation),
-          whole,
+          algorithm, after.roles, after.chunks, here, held, self.plan(state),
           how.scored,
         )
-      )
-    derived = self.tables.derived_rows - before
+      )  # fmt: skip
     record = {
       'stage': self.stages[state.stage].name,
       'round': cohort.round,
-      'depth': float(np.mean([sum(p.active) for p in plans])),
+      'depth': float(
+        np.mean([sum(p.active) for p in plans] or [sum(last or ())])
+      ),
       'active': sum(1 << b for b, on in enumerate(state.ever) if on),
-      'clients': len(cohort.ids),
+      'clients': int((~cohort.lost).sum()),
+      'lost': int(cohort.lost.sum()),
       'padding_efficiency': planner.padding_efficiency(
-        cohort.steps, chunks, how
+        cohort.steps, after.chunks, how
       ),
       'started': start,
     }
+    self._keep(state, store, cohort, after.chunks)
+    state = state._replace(
+      round=cohort.round + 1,
+      clock=state.clock + int(cohort.steps.max(initial=0)),
+      roles=after.roles,
+      memory=after.memory,
+      channel=after.channel,
+      arrivals=cohort.arrivals,
+    )
+    return state, InFlight(
+      cohort,
+      plans,
+      state.ever,
+      self.tables.derived_rows - before,
+      self.tables.scope,
+      after.chunks,
+      validation,
+      after.measured,
+      record,
+      schedule.observe,
+    )
+
+  def _here(self, task: cohorts.Round, whole: Plan, store):
+    """(the round as this process sees it, validation rows in its table, how
+    it is executed)."""
+    cohort, place = task.cohort, self.place
+    own = place.mine(cohort.ids, self.federation.train.num_clients)
+    own = own[~cohort.lost[own]]
+    with timeline.span('load'):
+      personal = store.gather(cohort.ids[own])
+    needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
+    table, translate = self.tables.view(
+      task.algorithm, task.roles, np.concatenate(needed), whole
+    )
+    plans = [task.plans[i] for i in own]
+    how = self.planner.choose(task, table, plans, self.tables.sent)
+    here = execution.Here(place, table, translate(cohort.rows), own, personal)
+    return here, translate(cohort.validation), how
+
+  def _keep(self, state: StageState, store, cohort, chunks) -> None:
+    """Stores what clients have become."""
     version = self.version(state) + 1
     with timeline.span('store'):
       for chunk in chunks:
         count = len(chunk.places)
         kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
         store.scatter(cohort.ids[chunk.places], kept, version)
-    state = state._replace(round=cohort.round + 1, roles=roles, server=server)
-    return state, InFlight(
-      cohort,
-      plans,
-      state.ever,
-      derived,
-      self.tables.scope,
-      chunks,
-      validation,
-      measured,
-      record,
-    )

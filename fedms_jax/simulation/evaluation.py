@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import metrics
+from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import cohorts
 from fedms_jax.simulation import execution
@@ -227,7 +228,7 @@ class _Readers:
     self._simulation, self._state, self._ids = simulation, state, ids
     self._algorithm = stage.algorithm
     self._plan = simulation.plan(state)
-    self._store = simulation.keeper.store(stage.name, state.roles.personal)
+    self._store = simulation.store(state)
 
   def score(self, chosen, width: int, rows) -> dict[str, np.ndarray]:
     """Sums [k, 2] of the `chosen` readers [k] on rows [width, V], or on rows
@@ -237,13 +238,11 @@ class _Readers:
       self._algorithm, roles, rows, self._plan, usual=False
     )
     sums = execution.score(
-      self._algorithm,
+      Look(self._algorithm, self._plan),
       roles,
       self._personal(chosen, width),
       table,
       translate(rows),
-      self._plan,
-      None,
       simulation.place,
     )
     return {k: v[: len(chosen)] for k, v in jax.device_get(sums).items()}

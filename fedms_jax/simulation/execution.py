@@ -14,10 +14,18 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import reduction, rounds, scoring, tree
-from fedms_jax.core.types import Algorithm, Plan, Roles
+from fedms_jax.core.types import (
+  Algorithm,
+  Clients,
+  Moment,
+  Plan,
+  Received,
+  Roles,
+  Work,
+)
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
-from fedms_jax.simulation.cohorts import Cohort
+from fedms_jax.simulation.cohorts import Cohort, Round
 from fedms_jax.simulation.planner import Execution
 
 
@@ -36,6 +44,8 @@ def layout(
 ) -> list[tuple[np.ndarray, int]]:
   """Chunks of clients of one plan, of like length: their places, and lanes for
   them, at least `least`."""
+  if not plans:
+    return []
   kinds = {plan: i for i, plan in enumerate(dict.fromkeys(plans))}
   kind = np.array([kinds[plan] for plan in plans])
   order = np.lexsort((-steps, kind))
@@ -56,45 +66,43 @@ def layout(
 
 class Here(NamedTuple):
   """A cohort as this process sees it: the table that it reads, the cohort's
-  rows as rows of that table, and the places of the clients that are its own."""
+  rows as rows of that table, the places of the clients that are its own and
+  report, and their personal states [k, ...]."""
 
   place: Placement
   table: dict[str, jax.Array]
   rows: np.ndarray
   places: np.ndarray
+  personal: Any
 
 
-def train(
-  algorithm: Algorithm,
-  roles: Roles,
-  server: reduction.ServerState,
-  personal: Any,
-  cohort: Cohort,
-  here: Here,
-  plans: Sequence[Plan],
-  key: jax.Array,
-  how: Execution,
-):
-  """One round: (roles, server state, chunks, measured).
+class Outcome(NamedTuple):
+  """What a round ends with."""
 
-  personal: [k, ...], of this process's clients. plans: one per client of the
-  cohort.
-  """
-  place, own = here.place, here.places
-  none = reduction.empty_totals(algorithm, roles.shared, len(plans[0].active))
-  summing = algorithm.aggregator.reduction == 'sum'
+  roles: Roles
+  memory: Any
+  channel: Any
+  chunks: list[Chunk]
+  measured: dict[str, jax.Array]
+
+
+def train(task: Round, here: Here, how: Execution) -> Outcome:
+  """One round: clients train, and the server takes its step."""
+  algorithm, place = task.algorithm, here.place
+  none = reduction.empty(algorithm, task.roles)
+  summing = algorithm.server.reduction == 'sum'
   totals = place.empty(none) if summing else None
   chunks, apart = [], []
-  mine = [plans[i] for i in own]
-  for chosen, lanes in layout(mine, cohort.steps[own], how, place.width):
-    places = own[chosen]
-    args = _padded(cohort, here.rows, personal, chosen, places, lanes, place)
-    totals, new, sums = _chunk(
-      algorithm, roles, args, here, key, totals, plans[places[0]], how
-    )
-    chunks.append(Chunk(places, plans[places[0]], new, sums))
+  mine = [task.plans[i] for i in here.places]
+  steps = task.cohort.steps[here.places]
+  for chosen, lanes in layout(mine, steps, how, place.width):
+    places = here.places[chosen]
+    clients = _padded(task.cohort, here, chosen, lanes)
+    plan = task.plans[places[0]]
+    totals, new, sums = _chunk(task, plan, clients, here, totals, how)
+    chunks.append(Chunk(places, plan, new, sums))
     if not summing:
-      apart.append(totals)
+      apart.append((places, totals))
       totals = None
   with timeline.span('train') as done:
     done((totals, apart))
@@ -102,50 +110,45 @@ def train(
     if summing:
       totals = place.reduce(totals)
     else:
-      totals = _apart(none, apart, chunks, len(plans), place)
-    shared, server, measured = reduction.close(
-      algorithm, roles.shared, server, totals
+      totals = _apart(none, apart, len(task.plans), place)
+    roles, memory, channel, measured = reduction.close(
+      algorithm,
+      task.roles,
+      task.memory,
+      task.channel,
+      totals,
+      task.key,
+      np.int32(task.cohort.round),
     )
-    roles = roles._replace(shared=shared)
-    if algorithm.fold is not None:
-      roles = reduction.fold(algorithm, roles, totals, key)
-    return done((roles, server, chunks, measured))
+    return done(Outcome(roles, memory, channel, chunks, measured))
 
 
-def _chunk(algorithm, roles: Roles, args, here: Here, key, totals, plan, how):
+def _chunk(task: Round, plan, clients: Clients, here: Here, totals, how):
   """Trains one chunk on the devices of this process."""
-  ids, personal, rows, weights = args
   mesh = here.place.mesh
   function, last = rounds.train_chunk, ()
   if how.mode == 'loop':
     function, last = rounds.train_stepwise, (how.steps,)
   elif mesh is not None:
     function, last = rounds.train_spread, (mesh,)
+  zero = np.int32(0)
+  moment = Moment(np.int32(task.cohort.round), zero, zero, np.int32(task.clock))
+  work = Work(here.table, task.key, moment, task.channel)
   return function(
-    algorithm,
-    roles.frozen,
-    roles.shared,
-    personal,
-    here.table,
-    rows,
-    weights,
-    key,
-    ids,
-    totals,
-    plan,
-    *last,
+    task.algorithm, plan, task.roles, work, totals, clients, *last
   )
 
 
-def _padded(cohort: Cohort, rows, personal, chosen, places, lanes: int, place):
-  """(ids, personal, rows, weights) of a chunk, filled up to its lanes.
+def _padded(cohort: Cohort, here: Here, chosen, lanes: int) -> Clients:
+  """The clients of a chunk, filled up to its lanes.
 
-  chosen: of `personal`; places: of the cohort. The steps have room for twice
-  as many at most: they are not run, but shapes are few."""
+  chosen: of `here.places`. The steps have room for twice as many at most: they
+  are not run, but shapes are few."""
+  place, places = here.place, here.places[chosen]
   fill = -(-lanes // place.width) * place.width - len(places)
   padded = np.concatenate([places, np.repeat(places[:1], fill)])
   room = 1 << int(cohort.steps[places].max() - 1).bit_length()
-  chunk_rows = rows[padded, :room]
+  chunk_rows = here.rows[padded, :room]
   missing = ((0, 0), (0, room - chunk_rows.shape[1]), (0, 0))
   chunk_rows = np.pad(chunk_rows, missing, constant_values=-1)
   weights = cohort.weights[padded]
@@ -153,32 +156,36 @@ def _padded(cohort: Cohort, rows, personal, chosen, places, lanes: int, place):
     chunk_rows[-fill:], weights[-fill:] = -1, 0.0
   ids = cohort.ids[padded].astype(np.uint32)
   chosen = np.concatenate([chosen, np.repeat(chosen[:1], fill)])
-  return place.split((ids, tree.rows(personal, chosen), chunk_rows, weights))
+  personal = tree.rows(here.personal, chosen)
+  return place.split(Clients(ids, personal, chunk_rows, weights))
 
 
-def _apart(
-  none, parts, chunks, count: int, place: Placement
-) -> reduction.Totals:
-  """Contributions [K, ...] in the order of the cohort, of all processes; what
-  a client did not contribute is zero and weighs nothing."""
-  places = np.concatenate([np.zeros(0, int), *(c.places for c in chunks)])
+def _apart(none: Received, parts, count: int, place: Placement) -> Received:
+  """Messages [K, ...] in the order of the cohort, of all processes; what a
+  client did not send is zero and weighs nothing.
 
-  def stacked(leaf, *found):
-    whole = jnp.zeros((count, *leaf.shape), leaf.dtype)
+  parts: (places, messages of a chunk) each.
+  """
+
+  def stacked(empty, found):
+    if isinstance(empty, dict):
+      return {
+        key: stacked(value, [(at, x[key]) for at, x in found if key in x])
+        for key, value in empty.items()
+      }
+    # An empty cohort is one client that sends nothing.
+    whole = jnp.zeros((max(count, 1), *empty.shape), empty.dtype)
     if not found:
       return whole
-    held = [x[: len(c.places)] for x, c in zip(found, chunks, strict=True)]
-    return whole.at[places].set(jnp.concatenate(held))
+    places = np.concatenate([at for at, _ in found])
+    held = jnp.concatenate([x[: len(at)] for at, x in found])
+    return whole.at[places].set(held)
 
-  def by_key(empty, *found):
-    return {
-      key: jax.tree.map(stacked, value, *(f[key] for f in found if key in f))
-      for key, value in empty.items()
-    }
-
-  out = reduction.Totals(
-    by_key(none.values, *(part.values for part in parts)),
-    by_key(none.weights, *(part.weights for part in parts)),
+  out = Received(
+    *(
+      stacked(empty, [(at, getattr(part, name)) for at, part in parts])
+      for name, empty in none._asdict().items()
+    )
   )
   if place.peers.processes == 1:
     return out
@@ -199,14 +206,12 @@ def validate(
   roles: after the round. at_once: clients scored together where nothing is
   personal; 0: all.
   """
-  names = (algorithm.served,)
+  look = scoring.Look(algorithm, plan, (algorithm.served,))
 
   def scored(personal, places, lanes=0):
     held = np.full((max(lanes, len(places)), rows.shape[1]), -1, np.int32)
     held[: len(places)] = rows[places]
-    return places, score(
-      algorithm, roles, personal, here.table, held, plan, names, here.place
-    )
+    return places, score(look, roles, personal, here.table, held, here.place)
 
   if not len(here.places):
     return []
@@ -220,13 +225,11 @@ def validate(
 
 
 def score(
-  algorithm: Algorithm,
+  look: scoring.Look,
   roles: Roles,
   personal: Any,
   table: dict[str, jax.Array],
   rows: np.ndarray,
-  plan: Plan,
-  names: tuple[str, ...] | None,
   place: Placement,
 ) -> dict[str, jax.Array]:
   """`scoring.evaluate_chunk` on the devices of this process.
@@ -247,11 +250,9 @@ def score(
   if leaves and len(leaves[0]) < width:
     at = np.minimum(np.arange(width), len(leaves[0]) - 1)
     personal = tree.rows(personal, at)
-  args = (algorithm, roles.frozen, roles.shared)
+  roles = roles._replace(personal=None)
   if place.mesh is None:
-    return scoring.evaluate_chunk(*args, personal, table, rows, plan, names)
+    return scoring.evaluate_chunk(look, roles, table, personal, rows)
   personal = place.split(personal)
   rows = place.split(rows) if rows.ndim == 2 else place.whole(rows)
-  return scoring.evaluate_spread(
-    *args, personal, table, rows, plan, names, place.mesh
-  )
+  return scoring.evaluate_spread(look, roles, table, personal, rows, place.mesh)

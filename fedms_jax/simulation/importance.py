@@ -9,6 +9,7 @@ import numpy as np
 from fedms_jax.core import reduction, seeds, tree
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.simulation import execution
+from fedms_jax.simulation.cohorts import Round
 
 
 def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
@@ -19,33 +20,38 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   """
   chosen = simulation.stages[stage]
   algorithm = chosen.probe or chosen.algorithm
-  cohort = simulation.sampler(stage)(0)
+  blocks = algorithm.backbone.blocks
+  sample, arrivals = simulation.sampler(stage)
+  cohort = sample(arrivals.init, 0)
   rows = cohort.rows[:, :1]
-  plan = Plan((True,) * simulation.backbone.blocks, 0)
+  plan = Plan((True,) * blocks, 0)
   place, count = simulation.place, len(cohort.ids)
   own = place.mine(cohort.ids, simulation.federation.train.num_clients)
   table, translate = simulation.tables.view(algorithm, roles, rows[own], plan)
   personal = jax.tree.map(
     lambda x: jnp.broadcast_to(x, (len(own), *x.shape)), roles.personal
   )
-  after, _, chunks, _ = execution.train(
-    algorithm,
-    roles,
-    reduction.begin_server(algorithm, roles.shared),
-    personal,
-    cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
-    execution.Here(place, table, translate(rows), own),
-    [plan] * count,
-    seeds.stream(0, seeds.SCHEDULE, stage),
+  before, memory, channel = reduction.begin(algorithm, roles, 0)
+  after = execution.train(
+    Round(
+      algorithm,
+      before,
+      memory,
+      channel,
+      cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
+      [plan] * count,
+      seeds.stream(0, seeds.SCHEDULE, stage),
+    ),
+    execution.Here(place, table, translate(rows), own, personal),
     execution.Execution('loop' if place.mesh is None else 'chunk', 1),
   )
-  personal = np.zeros(simulation.backbone.blocks)
-  for chunk in chunks:
+  personal = np.zeros(blocks)
+  for chunk in after.chunks:
     start = jax.tree.map(lambda x: x[None], roles.personal)
     count_here = len(chunk.places)
     kept = jax.tree.map(lambda x, n=count_here: x[:n], chunk.personal)
     personal += _squares(tree.subtract(kept, start), 1)
-  squares = _squares(tree.subtract(after.shared, roles.shared), 0)
+  squares = _squares(tree.subtract(after.roles.shared, roles.shared), 0)
   squares += place.peers.summed(personal) / count**2
   return [float(x) for x in np.sqrt(squares)]
 

@@ -15,9 +15,17 @@ import numpy as np
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import reduction, rounds, scoring, tree
-from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
+from fedms_jax.core.types import (
+  Algorithm,
+  Clients,
+  Moment,
+  Plan,
+  Roles,
+  Tree,
+  Work,
+)
 from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation.cohorts import Cohort
+from fedms_jax.simulation.cohorts import Cohort, Round
 from fedms_jax.systems.units import in_bytes
 
 _SMALL = (2, 4)  # clients of the programs that are measured
@@ -55,6 +63,7 @@ class Scene(NamedTuple):
   table: dict[str, jax.Array]
   cohort: Cohort
   clients: int
+  channel: Tree = ()
 
 
 class Planner:
@@ -96,17 +105,15 @@ class Planner:
 
   def choose(
     self,
-    algorithm: Algorithm,
-    roles: Roles,
+    task: Round,
     table: dict[str, jax.Array],
-    cohort: Cohort,
     plans: Sequence[Plan],
     sent: int = 0,
   ) -> Execution:
     """The execution of a round.
 
     Args:
-      algorithm, roles, table, cohort: of the round.
+      task: the round. table: that it reads.
       plans: one per client of this process.
       sent: bytes of the table, if another one is sent each round.
 
@@ -127,16 +134,18 @@ class Planner:
     # Of several processes, each has now more, now fewer of a cohort.
     self._most = max(self._most, len(plans))
     most = -(-self._most // self._devices)
-    scene = Scene(algorithm, roles, table, cohort, most)
+    scene = Scene(
+      task.algorithm, task.roles, table, task.cohort, most, task.channel
+    )
     fits = [self._fit(scene, plan, sent) for plan in dict.fromkeys(plans)]
     scored = self._devices * min(most, *(fit.scored for fit in fits))
     width = self._devices * min(most, *(fit.trained for fit in fits))
-    if jax.tree.leaves(roles.personal):
+    if jax.tree.leaves(task.roles.personal):
       width = min(width, scored)  # chunks are scored as they were trained
     # As many chunks as that makes, but of equal width.
     width = -(-self._most // -(-self._most // width))
     self._tell(
-      f'{algorithm.name}: {width} clients at a time: '
+      f'{task.algorithm.name}: {width} clients at a time: '
       f'{in_bytes(max(fit.each for fit in fits))} each, '
       f'{in_bytes(min(fit.free for fit in fits))} free'
     )
@@ -213,7 +222,7 @@ def _results(scene: Scene) -> float:
   """Bytes of what rounds leave on the device until it is fetched."""
   roles = scene.roles
   one = tree.nbytes(roles.personal)
-  if scene.algorithm.aggregator.reduction == 'stack':
+  if scene.algorithm.server.reduction == 'stack':
     one += tree.nbytes(roles.shared)
   return float(_IN_FLIGHT * scene.clients * one)
 
@@ -228,35 +237,24 @@ def _fitting(need: Sequence[float], free: float) -> tuple[int, float]:
 def _training(scene: Scene, plan: Plan, width: int) -> float:
   """Bytes that the training of a chunk takes beside what is there."""
   algorithm, roles, cohort = scene.algorithm, scene.roles, scene.cohort
-  shared = _shapes(roles.shared)
+  given = _shapes(roles._replace(personal=None))
   totals = None
-  if algorithm.aggregator.reduction == 'sum':
-    totals = jax.eval_shape(
-      lambda s: reduction.empty_totals(algorithm, s, len(plan.active)), shared
-    )
+  if algorithm.server.reduction == 'sum':
+    totals = jax.eval_shape(lambda: reduction.empty(algorithm, _shapes(roles)))
   _, _, batch = cohort.rows.shape
   steps = bucket(cohort.steps.max())
-  own = {
-    'personal': _personal(roles, width),
-    'rows': jax.ShapeDtypeStruct((width, steps, batch), np.int32),
-    'weights': jax.ShapeDtypeStruct((width,), np.float32),
-    'ids': jax.ShapeDtypeStruct((width,), np.uint32),
-  }
+  own = Clients(
+    ids=jax.ShapeDtypeStruct((width,), np.uint32),
+    personal=_personal(roles, width),
+    rows=jax.ShapeDtypeStruct((width, steps, batch), np.int32),
+    weights=jax.ShapeDtypeStruct((width,), np.float32),
+  )
+  moment = Moment(*[jax.ShapeDtypeStruct((), np.int32)] * 4)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  work = Work(_shapes(scene.table), key, moment, _shapes(scene.channel))
   compiled = (
     rounds.train_chunk.program()
-    .lower(
-      algorithm,
-      _shapes(roles.frozen),
-      shared,
-      own['personal'],
-      _shapes(scene.table),
-      own['rows'],
-      own['weights'],
-      jax.eval_shape(lambda: jax.random.key(0)),
-      own['ids'],
-      totals,
-      plan,
-    )
+    .lower(algorithm, plan, given, work, totals, own)
     .compile()
   )
   return tree.nbytes(own) + _taken(compiled)
@@ -267,17 +265,15 @@ def _scoring(scene: Scene, plan: Plan, width: int) -> float:
   algorithm, roles = scene.algorithm, scene.roles
   held = scene.cohort.validation.shape[1]
   personal = _personal(roles, width)
+  whole = Plan((True,) * len(plan.active), plan.boundary)
   compiled = (
     scoring.evaluate_chunk.program()
     .lower(
-      algorithm,
-      _shapes(roles.frozen),
-      _shapes(roles.shared),
-      personal,
+      scoring.Look(algorithm, whole, (algorithm.served,)),
+      _shapes(roles._replace(personal=None)),
       _shapes(scene.table),
+      personal,
       jax.ShapeDtypeStruct((width, held), np.int32),
-      Plan((True,) * len(plan.active), plan.boundary),
-      (algorithm.served,),
     )
     .compile()
   )

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import client, compile, metrics, seeds
-from fedms_jax.core.types import Algorithm, Federation, Plan, Roles, Tree
+from fedms_jax.core.types import (
+  Algorithm,
+  Federation,
+  Moment,
+  Plan,
+  Roles,
+  Start,
+  Tree,
+)
 from fedms_jax.data import lazy
 from fedms_jax.simulation.tables import Tables
 
@@ -41,10 +49,8 @@ def train(
   raw = lazy.take(federation.table.columns, public)
   rows = np.arange(len(public))
   table, _ = Tables(raw, scope='run').view(algorithm, roles, rows, plan)
-  carry = (
-    algorithm.update.begin(roles, plan),
-    client.zero_sums(algorithm),
-  )
+  first = Start(roles, plan)
+  carry = (algorithm.update.begin(first), client.zero_sums(algorithm))
   steps = steps_per_epoch(len(public), batch_size)
   observer.stage('pretrain', 0, epochs)
   for epoch in range(epochs):
@@ -72,8 +78,8 @@ def train(
         'seconds': time.perf_counter() - start,
       }
     )
-  shared, _ = algorithm.update.finish(carry[0], roles, plan)
-  return shared
+  message, _ = algorithm.update.finish(carry[0], first)
+  return message.update
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -96,12 +102,12 @@ def _epoch(
   algorithm, carry, roles: Roles, table: Tree, rows, key, first, total, plan
 ):
   """All steps of an epoch: carry -> carry; `first` is the first step."""
+  start = Start(roles, plan, Moment(steps=total))
 
   def body(carry, scanned):
     step_rows, number = scanned
-    return client.one_step(
-      algorithm, carry, roles, table, step_rows, key, number, total, plan
-    ), None
+    now = client.at_step(start, number)
+    return client.one_step(algorithm, carry, now, table, step_rows, key), None
 
   numbers = first + jnp.arange(rows.shape[0])
   return jax.lax.scan(body, carry, (rows, numbers))[0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fedms_jax.core.reduction import ServerState
-from fedms_jax.core.types import ActiveSet, Algorithm, Roles
+import numpy as np
+
+from fedms_jax.core.types import ActiveSet, Algorithm, Federation, Roles, Tree
 from fedms_jax.schedules import Schedule
+from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry
 
 
@@ -25,7 +27,11 @@ class Stage(NamedTuple):
   """A number of rounds of one algorithm under one schedule.
 
   probe: the algorithm whose first dense gradient step measures the importance
-  of blocks; None: `algorithm` itself.
+  of blocks; None: `algorithm` itself. arrivals: who reports when; None: the
+  sampled cohorts, all of them. view: the rows that the stage trains and scores
+  on, of those of the run; row numbers stay; None: all. carry: (a client's
+  personal tree of the stage before, the one that this stage begins with) ->
+  its personal tree when it first takes part; None: the latter.
   """
 
   name: str
@@ -33,21 +39,26 @@ class Stage(NamedTuple):
   rounds: int
   schedule: Callable[[Handover], Schedule]
   probe: Algorithm | None = None
+  arrivals: Arrivals | None = None
+  view: Callable[[Federation], Federation] | None = None
+  carry: Callable[[Tree, Tree], Tree] | None = None
 
 
 class Options(NamedTuple):
   """How a simulation runs; see the flags of the same names.
 
-  reports: how many clients' newest scores the schedule's score averages; 0:
-  the cohort's alone. unroll: local steps per program where clients run one by
-  one. memory: bytes that the device is to be taken to have; 0:
-  what it has. budget: bytes for columns on the device. host_budget: bytes for
-  derived columns in host memory; 0: half of what is free. block: rows derived
-  together. slots: optimizer arrays per trained parameter, for the ledger.
+  dropout: the share of sampled clients that are lost. reports: how many
+  clients' newest scores the schedule's score averages; 0: the cohort's alone.
+  unroll: local steps per program where clients run one by one. memory: bytes
+  that the device is to be taken to have; 0: what it has. budget: bytes for
+  columns on the device. host_budget: bytes for derived columns in host memory;
+  0: half of what is free. block: rows derived together. slots: optimizer
+  arrays per trained parameter, for the ledger.
   """
 
   seed: int = 0
   cohort: int = 10
+  dropout: float = 0.0
   batch_size: int = 16
   epochs: int = 1
   steps: int = 0
@@ -72,20 +83,24 @@ class Options(NamedTuple):
 class StageState(NamedTuple):
   """Where a stage stands, between two rounds.
 
-  round: the next one. progress: state of the schedule. late: pairs (round,
-  score) that it has not seen yet; round t is planned by the scores up to
-  t - 2, so that t - 1 may still be in flight. reports: newest score and
-  weight of clients, by id. ever: blocks that have been active. inherited,
-  last: last active set of the stage before, and of this one so far.
+  round: the next one. clock: local steps of the run so far, the longest
+  client's of each round. memory, channel: of the server and of the channel.
+  progress, arrivals: states of the schedule and of the arrivals. met: which
+  clients have received the model in this stage, bool [N]. reports: newest
+  score and weight of clients, by id. ever: blocks that have been active.
+  inherited, last: last active set of the stage before, and of this one so far.
   importance: block scores, once measured. ledger: of this stage.
   """
 
   stage: int
   round: int
+  clock: int
   roles: Roles
-  server: ServerState
+  memory: Tree
+  channel: Tree
   progress: Any
-  late: tuple[tuple[int, float], ...]
+  arrivals: Any
+  met: np.ndarray
   reports: dict[int, tuple[float, float]]
   ever: ActiveSet
   inherited: ActiveSet | None

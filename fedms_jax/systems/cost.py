@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from fedms_jax.core.types import BackboneCost, Plan, Tree, Work
+from fedms_jax.core.types import BackboneCost, Passes, Plan, Tree
 
 
 def lora_flops(stacked: Tree, tokens: int) -> float:
@@ -20,36 +20,38 @@ def lora_flops(stacked: Tree, tokens: int) -> float:
   return 2.0 * tokens * sum(np.prod(x.shape[1:]) for x in blocks)
 
 
-def _suffix(cost: BackboneCost, work: Work, plan: Plan, lora: float) -> float:
+def _suffix(
+  cost: BackboneCost, passes: Passes, plan: Plan, lora: float
+) -> float:
   """Forward and backward of what lies above the frozen prefix."""
   blocks = len(plan.active)
   above = blocks - plan.boundary
   lowest = plan.active.index(True) if any(plan.active) else blocks
   active = sum(plan.active)
   forward = above * cost.block + active * lora + cost.head
-  backward = (blocks - lowest) * cost.block * (2 if work.full else 1)
+  backward = (blocks - lowest) * cost.block * (2 if passes.full else 1)
   backward += 2 * active * lora + 2 * cost.head
-  return work.trained * (forward + backward)
+  return passes.trained * (forward + backward)
 
 
-def _derived(cost: BackboneCost, work: Work, plan: Plan) -> float:
+def _derived(cost: BackboneCost, passes: Passes, plan: Plan) -> float:
   """The frozen prefix, and frozen towers above it."""
   above = len(plan.active) - plan.boundary
   tower = above * cost.block + cost.head
-  return cost.stem + plan.boundary * cost.block + work.frozen * tower
+  return cost.stem + plan.boundary * cost.block + passes.frozen * tower
 
 
 def client_flops(
-  cost: BackboneCost, work: Work, plan: Plan, lora: float
+  cost: BackboneCost, passes: Passes, plan: Plan, lora: float
 ) -> float:
   """FLOPs that a client's device spends on one example of one step; towers
   share their frozen prefix, nothing is kept between steps."""
-  return _derived(cost, work, plan) + _suffix(cost, work, plan, lora)
+  return _derived(cost, passes, plan) + _suffix(cost, passes, plan, lora)
 
 
 def simulator_flops(
   cost: BackboneCost,
-  work: Work,
+  passes: Passes,
   plan: Plan,
   lora: float,
   *,
@@ -61,14 +63,14 @@ def simulator_flops(
   derived ahead; with scope `step`, every example derives its own."""
   if scope == 'step':
     derived = examples
-  return derived * _derived(cost, work, plan) + examples * _suffix(
-    cost, work, plan, lora
+  return derived * _derived(cost, passes, plan) + examples * _suffix(
+    cost, passes, plan, lora
   )
 
 
 def client_memory(
   cost: BackboneCost,
-  work: Work,
+  passes: Passes,
   plan: Plan,
   *,
   frozen: float,
@@ -81,7 +83,7 @@ def client_memory(
   activations of the blocks that back-propagate, and one block's workspace."""
   blocks = len(plan.active)
   lowest = plan.active.index(True) if any(plan.active) else blocks
-  kept = work.trained * (blocks - lowest) * cost.activation
+  kept = passes.trained * (blocks - lowest) * cost.activation
   stream = 4.0 * cost.tokens * width
   workspace = batch * (kept + cost.activation + stream)
   return frozen + trained * (2 + slots) + workspace

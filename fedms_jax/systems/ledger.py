@@ -6,8 +6,7 @@ checkpoint carries the ledger as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -15,8 +14,6 @@ from fedms_jax.core import tree
 from fedms_jax.core.types import (
   ActiveSet,
   Algorithm,
-  Backbone,
-  Mask,
   Plan,
   Roles,
 )
@@ -53,14 +50,13 @@ class Meter:
 
   def __init__(
     self,
-    backbone: Backbone,
     algorithm: Algorithm,
     roles: Roles,
     *,
     batch: int,
     slots: int,
   ):
-    self._backbone = backbone
+    self._backbone = algorithm.backbone
     self._algorithm = algorithm
     self._shapes = jax.eval_shape(lambda r: r, roles)
     self._batch = batch
@@ -68,13 +64,13 @@ class Meter:
 
   def up(self, plan: Plan) -> int:
     """Bytes that one client sends."""
-    return _part_bytes(self._shapes.shared, self._algorithm.masks(plan)[0])
+    return tree.nbytes_of(self._shapes.shared, self._algorithm.masks(plan)[0])
 
   def down(self, ever: ActiveSet) -> int:
     """Bytes that one client receives: what may have changed since it was
     there. On its first round of a stage, `handover` comes with it."""
     mask = self._algorithm.masks(Plan(ever, 0))[0]
-    return _part_bytes(self._shapes.shared, mask)
+    return tree.nbytes_of(self._shapes.shared, mask)
 
   def traffic(self, plan: Plan, ever: ActiveSet, cohort: int):
     """Bytes that one of `cohort` clients sends and receives in a round."""
@@ -83,13 +79,13 @@ class Meter:
     return self.up(plan), self.down(ever)
 
   def handover(self) -> int:
-    """Bytes of what a stage freezes beyond the base model. What `fold` writes
-    there it does not hand over: `traffic` counts that."""
-    folds = self._algorithm.fold is not None
+    """Bytes of what a stage freezes beyond the base model. What the server
+    writes there, into stacked keys or from its memory, is no part of it:
+    `traffic` counts that."""
     return sum(
       tree.nbytes(value)
       for name, value in self._shapes.frozen.items()
-      if name not in ('base', 'start') and not (folds and tree.is_stacked(name))
+      if name not in ('base', 'start', 'server') and not tree.is_stacked(name)
     )
 
   def group(
@@ -108,7 +104,7 @@ class Meter:
     """The entry of those clients of a cohort that trained under one plan."""
     a, b = self._algorithm, self._backbone
     lora = self._lora()
-    args = (b.cost, a.work, plan, lora)
+    args = (b.cost, a.passes, plan, lora)
     up, down = self.traffic(plan, ever, cohort)
     beside = self._beside(clients, steps)
     return Entry(
@@ -127,17 +123,17 @@ class Meter:
 
   def _beside(self, clients: int, steps: float) -> float:
     """FLOPs that do not grow with the examples."""
-    work = self._algorithm.work
-    if work.beside is None:
+    passes = self._algorithm.passes
+    if passes.beside is None:
       return 0.0
-    step, once = work.beside(self._shapes)
+    step, once = passes.beside(self._shapes)
     return steps * step + clients * once
 
   def trained(self, plan: Plan) -> int:
     """Bytes of what a client trains under a plan."""
     shared, personal = self._algorithm.masks(plan)
-    size = _part_bytes(self._shapes.shared, shared)
-    return size + _part_bytes(self._shapes.personal, personal)
+    size = tree.nbytes_of(self._shapes.shared, shared)
+    return size + tree.nbytes_of(self._shapes.personal, personal)
 
   def memory(self, plan: Plan, clients: int = 1) -> float:
     """Peak bytes of a device that trains so many clients at once; they share
@@ -149,7 +145,7 @@ class Meter:
   def _memory(self, plan: Plan, trained: float, frozen: float) -> float:
     return cost.client_memory(
       self._backbone.cost,
-      self._algorithm.work,
+      self._algorithm.passes,
       plan,
       frozen=frozen,
       trained=trained,
@@ -160,7 +156,7 @@ class Meter:
 
   def _lora(self) -> float:
     """LoRA FLOPs of one trained block, whichever roles its parts are in."""
-    if self._algorithm.work.full:
+    if self._algorithm.passes.full:
       return 0.0
     start = self._shapes.frozen.get('start', {})
     if 'blocks' in start:
@@ -170,15 +166,3 @@ class Meter:
         if tree.is_stacked(key):
           return cost.lora_flops(value, self._backbone.cost.tokens)
     return 0.0
-
-
-def _part_bytes(shapes: Mapping[str, Any], mask: Mask) -> int:
-  """Bytes of what trains of a role tree of shapes."""
-
-  def share(key):
-    held = tree.trained(mask, key)
-    return sum(held) / len(held) if isinstance(held, tuple) else held
-
-  return sum(
-    round(tree.nbytes(value) * share(key)) for key, value in shapes.items()
-  )

@@ -31,7 +31,7 @@ def predict(algorithm, roles, rows=range(16)):
 
 
 def sent(algorithm, roles):
-  meter = Meter(world.backbone(), algorithm, roles, batch=4, slots=0)
+  meter = Meter(algorithm, roles, batch=4, slots=0)
   return meter.traffic(world.DENSE, world.DENSE.active, 3)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import reduction, rounds
-from fedms_jax.core.types import Roles
+from fedms_jax.core import reduction, rounds, tree
+from fedms_jax.core.types import Clients, Roles, Work
 from tests import world
 
 
@@ -17,14 +19,25 @@ def begin(algorithm, scale=0.3):
   return world.trained(roles, scale) if scale else roles
 
 
+class After(NamedTuple):
+  """What a round gives. personal: [K, ...]."""
+
+  roles: Roles
+  personal: Any
+  totals: Any
+  measured: dict
+  memory: Any
+
+
 def one_round(
   algorithm, roles, rows, plans, *, how='vmap', weights=None, personal=None,
-  key=5,
+  key=5, memory=None,
 ):  # fmt: skip
-  """(roles, personal [K, ...], totals, measured) after a round.
+  """A round.
 
   plans: one, or one for each client. how: 'vmap' of all clients of a plan,
-  'chunk' (one client, compiled whole) or 'loop' (step by step).
+  'chunk' (one client, compiled whole) or 'loop' (step by step). memory: of the
+  server, None: as at first.
   """
   count = len(rows)
   plans = plans if isinstance(plans, list) else [plans] * count
@@ -32,18 +45,25 @@ def one_round(
     weights = (rows >= 0).sum((1, 2)).astype(np.float32)
   if personal is None:
     personal = world.stacked(roles.personal, count)
-  summing = algorithm.aggregator.reduction == 'sum'
-  totals = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
-  totals = totals if summing else None
+  summing = algorithm.server.reduction == 'sum'
+  if memory is None:
+    roles, memory, channel = reduction.begin(algorithm, roles, 0)
+  else:
+    roles = reduction.broadcast(algorithm, roles, memory)
+    channel = ()
+  totals = reduction.empty(algorithm, roles) if summing else None
+  work = Work(world.table(), jax.random.key(key), channel=channel)
   function = rounds.train_stepwise if how == 'loop' else rounds.train_chunk
   parts, kept = [], []
   for places in _groups(plans, 1 if how != 'vmap' else count):
-    mine = jax.tree.map(lambda x, at=places: x[np.array(at)], personal)
-    out, new, _ = function(
-      algorithm, roles.frozen, roles.shared, mine, world.table(),
-      rows[places], weights[places], jax.random.key(key),
-      np.array(places, np.uint32), totals, plans[places[0]],
-    )  # fmt: skip
+    mine = Clients(
+      np.array(places, np.uint32),
+      tree.rows(personal, np.array(places)),
+      rows[places],
+      weights[places],
+    )
+    plan = plans[places[0]]
+    out, new, _ = function(algorithm, plan, roles, work, totals, mine)
     totals = out if summing else None
     parts.append(out)
     kept.append((places, new))
@@ -53,12 +73,10 @@ def one_round(
   personal = jax.tree.map(
     lambda *xs: jnp.concatenate(xs)[order], *(new for _, new in kept)
   )
-  server = reduction.begin_server(algorithm, roles.shared)
-  shared, _, measured = reduction.close(algorithm, roles.shared, server, totals)
-  roles = Roles(roles.frozen, shared, roles.personal)
-  if algorithm.fold is not None:
-    roles = reduction.fold(algorithm, roles, totals, jax.random.key(key))
-  return roles, personal, totals, measured
+  roles, memory, _, measured = reduction.close(
+    algorithm, roles, memory, channel, totals, work.key, 0
+  )
+  return After(roles, personal, totals, measured, memory)
 
 
 def _groups(plans, width):

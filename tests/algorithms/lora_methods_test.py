@@ -9,7 +9,8 @@ import pytest
 
 from fedms_jax.adapters import lora, lora_products
 from fedms_jax.core import tree
-from fedms_jax.core.types import Plan
+from fedms_jax.core.reduction import covered
+from fedms_jax.core.types import Message, Plan, Received, Sender
 from fedms_jax.server import averaged
 from fedms_jax.systems import ledger
 from tests import world
@@ -111,8 +112,7 @@ def test_the_residual_is_what_averaged_factors_miss(name, plan):
   results = alone(plan)
   mean, other = mean_product(results), product_of_means(results)
   squares = sum(np.square(mean[t] - other[t]).sum() for t in mean)
-  *_, measured = after(name, plan)
-  found = measured[averaged.RESIDUAL]
+  found = after(name, plan).measured[averaged.RESIDUAL]
   assert found > 1e-3
   np.testing.assert_allclose(found, SCALE * np.sqrt(squares), rtol=1e-3)
 
@@ -133,12 +133,13 @@ def test_the_residual_of_wide_kernels_is_estimated_without_bias():
   ]
   before = jax.tree.map(jnp.zeros_like, changes[0])
   aggregator = averaged.with_residual(averaged.mean(), 0.5)
-  sent = [aggregator.contribute(before, x, 1.0) for x in changes]
+  sent = [
+    aggregator.send(before, covered(Message(x)), 1.0, Sender()) for x in changes
+  ]
   largest = max(x.size for x in jax.tree.leaves(sent[0]))
   assert largest == 6 * 64 * 16  # no product [512, 16] of a client
   total = jax.tree.map(lambda *xs: sum(xs), *sent)
-  weights = {key: jnp.full(6, 4.0) for key in total}
-  measured = aggregator.measure(before, total, weights)
+  measured = aggregator.measure(before, Received(*total, 4.0, 0.0))
   equal = np.ones(4)
   exact = mean_product(changes, equal)['q']
   exact = 0.5 * np.linalg.norm(exact - product_of_means(changes, equal)['q'])
@@ -286,9 +287,7 @@ def test_the_ledger_finds_lora_in_whichever_roles_it_is():
   """All of these run the same LoRA; none hands over what it folds."""
   spent = {}
   for name in MAKERS:
-    meter = ledger.Meter(
-      world.backbone(), method(name), started(name), batch=4, slots=0
-    )
+    meter = ledger.Meter(method(name), started(name), batch=4, slots=0)
     entry = meter.group(
       variant(name, 0), world.TOP.active, clients=1, newcomers=1, cohort=1,
       examples=1, steps=1, derived=0, scope='run',
@@ -298,9 +297,7 @@ def test_the_ledger_finds_lora_in_whichever_roles_it_is():
   assert len(set(spent.values())) == 1
   none = started('fedit')
   none = none._replace(frozen={'base': none.frozen['base']}, shared={})
-  meter = ledger.Meter(
-    world.backbone(), method('fedit'), none, batch=4, slots=0
-  )
+  meter = ledger.Meter(method('fedit'), none, batch=4, slots=0)
   entry = meter.group(
     world.TOP, world.TOP.active, clients=1, newcomers=0, cohort=1,
     examples=1, steps=1, derived=0, scope='run',

@@ -8,6 +8,7 @@ import pytest
 
 from fedms_jax.algorithms import personal
 from fedms_jax.core import client
+from fedms_jax.core.types import Moment, Start
 from fedms_jax.systems.ledger import Meter
 from tests import world
 
@@ -39,7 +40,7 @@ def test_local_only_is_training_alone_and_sends_nothing():
   for i in range(len(rows)):
     alone = world.train(together, start, rows[i : i + 1])[0]
     world.close(jax.tree.map(lambda x, i=i: x[i], own), alone)
-  meter = Meter(world.backbone(), algorithm, roles, batch=4, slots=0)
+  meter = Meter(algorithm, roles, batch=4, slots=0)
   assert meter.traffic(world.DENSE, world.DENSE.active, 3) == (0, 0)
   assert meter.handover() == 0 and meter.trained(world.DENSE) > 0
 
@@ -66,20 +67,18 @@ def test_fedrep_trains_the_head_first_and_then_the_lora(share, heads):
 
   @jax.jit
   def step(carry, rows, number):
+    now = client.at_step(start, number)
     return client.one_step(
-      algorithm, carry, roles, world.table(), rows, jax.random.key(0),
-      number, len(rows), world.TOP,
-    )  # fmt: skip
+      algorithm, carry, now, world.table(), rows, jax.random.key(0)
+    )
 
-  carry = (
-    algorithm.update.begin(roles, world.TOP),
-    client.zero_sums(algorithm),
-  )
+  start = Start(roles, world.TOP, Moment(steps=len(rows)))
+  carry = (algorithm.update.begin(start), client.zero_sums(algorithm))
   moves = []
   for number in range(4):
-    before = algorithm.update.finish(carry[0], roles, world.TOP)
+    before = algorithm.update.finish(carry[0], start)
     carry = step(carry, rows[number], number)
-    after = algorithm.update.finish(carry[0], roles, world.TOP)
+    after = algorithm.update.finish(carry[0], start)
     moves.append([changed(a, b) for a, b in zip(before, after, strict=True)])
   head, lora = [False, True], [True, False]  # shared, personal
   assert moves == [head] * heads + [lora] * (4 - heads)
@@ -90,13 +89,12 @@ def test_a_step_knows_how_far_its_client_is():
   algorithm, roles = world.first_stage()
   seen = []
 
-  def note(carry, roles, batch, key, plan):
-    jax.debug.callback(lambda x: seen.append(float(x)), batch['progress'])
+  def note(carry, start, batch, key):
+    progress = client.progress(start.moment)
+    jax.debug.callback(lambda x: seen.append(float(x)), progress)
     return carry, client.zero_sums(algorithm)
 
-  watched = algorithm._replace(
-    update=algorithm.update._replace(step=note), aggregator=world.MEAN
-  )
+  watched = algorithm._replace(update=algorithm.update._replace(step=note))
   rows = np.full((1, 4, 4), -1, np.int32)
   rows[0, :2] = 1
   for how in ('loop', 'chunk'):

@@ -32,15 +32,17 @@ def method():
 
 @functools.cache
 def two_rounds():
-  """[(roles, personal)] before, between and after two rounds."""
+  """[(roles, personal)] before, between and after two rounds; the pool is
+  frozen['server']."""
   algorithm, roles = method()
   rows = world.cohort_rows()
   personal = world.stacked(roles.personal, len(rows))
-  found = [(roles, personal)]
+  found, memory = [(roles, personal)], None
   for key in (5, 6):
-    roles, personal, *_ = cohort.one_round(
-      algorithm, roles, rows, world.DENSE, personal=personal, key=key
-    )
+    roles, personal, *_, memory = cohort.one_round(
+      algorithm, roles, rows, world.DENSE, personal=personal, key=key,
+      memory=memory,
+    )  # fmt: skip
     found.append((roles, personal))
   return found
 
@@ -57,12 +59,10 @@ def test_the_first_round_is_promptfl_and_fills_the_pool():
   )
   world.close(roles.shared['prompt'], expected.shared['prompt'])
   world.same(personal['gate'], before['gate'])  # it had nothing to weigh
-  in_pool = roles.shared['pool_prompts'][:3]
-  np.testing.assert_array_equal(in_pool, personal['prompt'])
-  np.testing.assert_array_equal(
-    roles.shared['pool_owners'][:3], personal['ticket']
-  )
-  assert pool.is_nobody(roles.shared['pool_owners']).tolist() == [
+  held = roles.frozen['server']
+  np.testing.assert_array_equal(held['prompts'][:3], personal['prompt'])
+  np.testing.assert_array_equal(held['owners'][:3], personal['ticket'])
+  assert pool.is_nobody(held['owners']).tolist() == [
     False, False, False, True
   ]  # fmt: skip
 
@@ -75,10 +75,9 @@ def test_the_second_round_trains_the_gate_beside_fixed_experts():
   )
   assert (moved.max(axis=(1, 2)) > 1e-4).all()
   # Prompts of the same owners, renewed.
-  np.testing.assert_array_equal(
-    roles.shared['pool_prompts'][:3], personal['prompt']
-  )
-  assert pool.is_nobody(roles.shared['pool_owners']).sum() == 1
+  held = roles.frozen['server']
+  np.testing.assert_array_equal(held['prompts'][:3], personal['prompt'])
+  assert pool.is_nobody(held['owners']).sum() == 1
 
 
 def gate(seed=0, width=4):
@@ -147,17 +146,18 @@ def test_what_users_get_depends_on_whom_the_pool_knows():
   assert np.abs(found.logits['mixture'] - found.logits['local']).max() > 1e-2
   assert (found.stats['own_weight'] < 0.9).all()
   # Alone in the pool it has its own prompt.
-  only = roles.shared | pool.renewed(
+  only = pool.renewed(
     pool.empty(4, roles.shared['prompt']), personal['prompt'][:1],
     personal['ticket'][:1], jnp.array([True]),
   )  # fmt: skip
-  found = predict(mine._replace(shared=only), batch)
+  frozen = mine.frozen | {'server': only}
+  found = predict(mine._replace(frozen=frozen), batch)
   world.close(found.logits['mixture'], found.logits['local'])
 
 
 def test_a_prompt_goes_up_and_the_mean_and_the_experts_come_down():
   algorithm, roles = method()
-  meter = Meter(clip_world.model().backbone, algorithm, roles, batch=4, slots=0)
+  meter = Meter(algorithm, roles, batch=4, slots=0)
   one = 4 * LENGTH * WIDTH
   traffic = meter.traffic(world.DENSE, world.DENSE.active, 3)
   assert traffic == (one, 3 * one)
@@ -169,7 +169,7 @@ def simulate(**options):
   schedule = world.stages()[0].schedule
   records = observer.Recorder()
   simulation = driver.Simulation(
-    clip_world.model().backbone, world.federation(), clip_world.start(),
+    world.federation(), clip_world.start(),
     [Stage('personal', algorithm, 2, schedule)],
     Options(cohort=3, batch_size=4, block=32, **options),
     keeper=run_store.Memory(), observer=records,

@@ -10,7 +10,7 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import lora_merging, ranks
 from fedms_jax.core import tree
-from fedms_jax.core.types import ClientUpdate, Plan, Roles
+from fedms_jax.core.types import ClientUpdate, Message, Plan, Roles, Start
 from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.lora_cohort import (
@@ -122,16 +122,17 @@ def decided(sent, trained, gamma=0.5, pruned=0):
   """What a client of first rank 4 sends and keeps that was sent the first
   LoRA and made the second of it."""
   update = ClientUpdate(
-    lambda roles, plan: None,
+    lambda start: None,
     lambda carry, *rest: (carry, {}),
-    lambda carry, roles, plan: (trained, roles.personal),
+    lambda carry, start: (Message(trained), start.roles.personal),
   )
   own = {'pruned': jnp.int32(pruned)}
   plan = Plan((True,), 0, variant=4)
   update = ranks.Pruning(gamma, 0.0).around(update)
-  shared, own = update.finish(None, Roles({}, sent, own), plan)
-  (a, b), *_ = lora.pairs(shared['blocks']).values()
-  return a[0, 0].tolist(), b[0, :, 0].tolist(), shared['rank_blocks'], own
+  message, own = update.finish(None, Start(Roles({}, sent, own), plan))
+  (a, b), *_ = lora.pairs(message.update['blocks']).values()
+  rank = message.extras['rank']['blocks']
+  return a[0, 0].tolist(), b[0, :, 0].tolist(), rank, own
 
 
 SENT = factors_of([1, 1, 3, 4], [1, 1, 0, 2])  # of the tail: 5 x 2 = 10
@@ -190,7 +191,7 @@ def pruning(pull):
 
 def with_ranks(algorithm, variants, pruned):
   """A round from LoRA that has learned something: (roles, each client's
-  columns given up, totals, measured)."""
+  columns given up, and so on)."""
   roles = started('fedit')
   personal = {'pruned': jnp.asarray(pruned, jnp.int32)} if pruned else None
   if pruned:
@@ -210,7 +211,7 @@ def test_given_up_is_cut_off():
 
 
 def test_a_client_that_gives_up_nothing_trains_as_without_pruning():
-  roles, own, _, measured = with_ranks(pruning(0.0), [2], [0])
+  roles, own, _, measured, _ = with_ranks(pruning(0.0), [2], [0])
   plain, *_ = with_ranks(ranked('hetlora'), [2], None)
   assert own['pruned'].tolist() == [0] and measured['mean_rank'] == 2
   world.close(roles.shared, plain.shared)
@@ -218,10 +219,11 @@ def test_a_client_that_gives_up_nothing_trains_as_without_pruning():
 
 def test_a_strong_pull_prunes_and_zeros_are_sent():
   before = started('fedit').shared['blocks']
-  roles, own, totals, measured = with_ranks(pruning(3.0), [2, 2, 1], [0, 1, 0])
+  after = with_ranks(pruning(3.0), [2, 2, 1], [0, 1, 0])
+  roles, own, totals, measured, _ = after
   assert own['pruned'].tolist() == [1, 1, 0]
   assert measured['mean_rank'] == 1
-  for a, b in lora.pairs(totals.values['blocks']).values():
+  for a, b in lora.pairs(totals.update['blocks']).values():
     assert (
       not np.asarray(a)[..., 1:].any() and not np.asarray(b)[:, :, 1:].any()
     )

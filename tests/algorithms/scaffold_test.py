@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.algorithms import fedms, scaffold
-from fedms_jax.core import reduction
 from tests import world
 from tests.algorithms import cohort
 
@@ -30,30 +29,19 @@ def plain():
 
 @functools.cache
 def first():
-  """(before, roles, personal) of the first round."""
+  """(before, what came of it) of the first round."""
   before = cohort.begin(method())
-  controls = jax.tree.map(
-    jnp.zeros_like, {k: before.shared[k] for k in before.personal}
-  )
-  before = before._replace(shared=before.shared | controls)
-  roles, personal, *_ = cohort.one_round(method(), before, ROWS, PLAN)
-  return before, roles, personal
+  zeros = jax.tree.map(jnp.zeros_like, before.personal)
+  before = before._replace(personal=zeros)
+  return before, cohort.one_round(method(), before, ROWS, PLAN)
 
 
-def model(shared):
-  return {key: shared[key] for key in ('blocks', 'head')}
-
-
-def controls(role):
-  return {
-    key.removeprefix('control_'): value
-    for key, value in role.items()
-    if key.startswith('control_')
-  }
+def controls(roles):
+  return roles.frozen['server']
 
 
 def own(personal, client):
-  return controls(jax.tree.map(lambda x: x[client], personal))
+  return jax.tree.map(lambda x: x[client], personal)
 
 
 def combine(function, *trees):
@@ -62,75 +50,76 @@ def combine(function, *trees):
 
 def sgd(roles, rows):
   """What FedAvg's only client makes of a model."""
-  before = roles._replace(shared=model(roles.shared), personal={})
+  before = roles._replace(personal={})
   return cohort.one_round(plain(), before, rows, PLAN)[0].shared
 
 
 def test_without_controls_it_is_sgd():
-  before, roles, _ = first()
-  start = before._replace(shared=model(before.shared), personal={})
+  before, (roles, *_) = first()
+  start = before._replace(personal={})
   expected = cohort.one_round(plain(), start, ROWS, PLAN)[0]
-  world.close(model(roles.shared), expected.shared)
+  world.close(roles.shared, expected.shared)
 
 
 def test_a_control_is_option_two_of_the_paper():
   """c_k - c + (x - y_k) / (steps * rate), both controls zero before."""
-  before, roles, personal = first()
+  before, (roles, personal, *_) = first()
   assert list(STEPS) == [2, 1]
   found = []
   for k in range(2):
     y = sgd(before, ROWS[k : k + 1])
     rule = combine(
-      lambda x, y, k=k: (x - y) / (STEPS[k] * RATE), model(before.shared), y
+      lambda x, y, k=k: (x - y) / (STEPS[k] * RATE), before.shared, y
     )
     world.close(own(personal, k), rule)
     found.append(rule)
   share = 2 / POPULATION * WEIGHTS / WEIGHTS.sum()
   mean = combine(lambda a, b: share[0] * a + share[1] * b, *found)
-  world.close(controls(roles.shared), mean)
+  world.close(controls(roles), mean)
   assert max(np.abs(x).max() for x in jax.tree.leaves(mean)) > 1e-3
 
 
 def test_the_second_round_follows_the_corrected_gradient():
   """Client 1 has one step: y = x - rate (g + c - c_1)."""
-  _, roles, personal = first()
+  _, (roles, personal, *_, memory) = first()
   mine = jax.tree.map(lambda x: x[1:], personal)
   after, new, *_ = cohort.one_round(
-    method(), roles, ROWS[1:], PLAN, personal=mine
+    method(), roles, ROWS[1:], PLAN, personal=mine, memory=memory
   )
   plain_step = sgd(roles, ROWS[1:])
-  c, c1 = controls(roles.shared), own(personal, 1)
+  c, c1 = controls(roles), own(personal, 1)
   expected = combine(lambda y, c, k: y - RATE * (c - k), plain_step, c, c1)
-  world.close(model(after.shared), expected)
+  world.close(after.shared, expected)
   moved = combine(lambda a, b: np.abs(a - b).max(), plain_step, expected)
   assert max(jax.tree.leaves(moved)) > 1e-3
   # Option two with controls that are not zero.
   rule = combine(
     lambda k, c, x, y: k - c + (x - y) / RATE,
-    c1, c, model(roles.shared), model(after.shared),
+    c1, c, roles.shared, after.shared,
   )  # fmt: skip
   world.close(own(new, 0), rule)
   # c moves by 1 / N of the change.
   c_rule = combine(
     lambda c, new, old: c + (new - old) / POPULATION, c, rule, c1
   )
-  world.close(controls(after.shared), c_rule)
+  world.close(controls(after), c_rule)
 
 
 def test_what_did_not_train_keeps_its_controls():
-  _, roles, personal = first()
-  for role in (roles.shared, roles.personal):
-    for leaf in jax.tree.leaves(role['control_blocks']):
-      assert not np.asarray(leaf)[:2].any()
-  for leaf in jax.tree.leaves(personal['control_blocks']):
+  _, (roles, personal, *_) = first()
+  for leaf in jax.tree.leaves(controls(roles)['blocks']):
+    assert not np.asarray(leaf)[:2].any()
+  for leaf in jax.tree.leaves(personal['blocks']):
     assert not np.asarray(leaf)[:, :2].any()
     assert np.asarray(leaf)[:, 2].any()
 
 
 def test_clients_at_once_and_one_by_one_agree():
-  _, roles, personal = first()
+  _, (roles, personal, *_, memory) = first()
   wide, slow = (
-    cohort.one_round(method(), roles, ROWS, PLAN, personal=personal, how=how)
+    cohort.one_round(
+      method(), roles, ROWS, PLAN, personal=personal, memory=memory, how=how
+    )
     for how in ('vmap', 'loop')
   )
   world.close(wide[:2], slow[:2])
@@ -138,12 +127,10 @@ def test_clients_at_once_and_one_by_one_agree():
 
 def test_a_server_optimizer_moves_the_model_alone():
   """Doubled steps of the model, the same controls."""
-  before, roles, _ = first()
-  double = method()._replace(server=world.optax.sgd(2.0))
-  assert reduction.begin_server(double, before.shared).states
+  before, (roles, *_) = first()
+  setting = world.setting(outer=world.optax.sgd(2.0))
+  double = scaffold.scaffold(setting, POPULATION)
   other, *_ = cohort.one_round(double, before, ROWS, PLAN)
-  world.close(controls(other.shared), controls(roles.shared))
-  twice = combine(
-    lambda x, y: 2 * y - x, model(before.shared), model(roles.shared)
-  )
-  world.close(model(other.shared), twice)
+  world.close(controls(other), controls(roles))
+  twice = combine(lambda x, y: 2 * y - x, before.shared, roles.shared)
+  world.close(other.shared, twice)

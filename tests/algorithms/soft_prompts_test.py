@@ -242,7 +242,7 @@ def test_the_attention_of_fedclip_is_linear_tanh_linear_softmax():
 )
 def test_what_is_small_is_all_that_trains_and_travels(name, sent, own):
   algorithm, roles = method(name)
-  meter = Meter(clip_world.model().backbone, algorithm, roles, batch=4, slots=0)
+  meter = Meter(algorithm, roles, batch=4, slots=0)
   traffic = meter.traffic(world.DENSE, world.DENSE.active, 3)
   assert traffic == (4 * sent, 4 * sent)
   assert meter.trained(world.DENSE) == 4 * (sent + own)

@@ -23,7 +23,7 @@ def active(entry):
   state, out = schedule.init, []
   for t in range(ROUNDS):
     out.append(schedule.active(state, t, range(10)))
-    state = schedule.observe(state, 0.5)
+    state = schedule.observe(state, t, 0.5)
   return np.array(out)
 
 

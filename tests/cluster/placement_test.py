@@ -9,9 +9,11 @@ import pytest
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.cluster.processes import Alone
 from fedms_jax.core import reduction, rounds
-from fedms_jax.core.types import Aggregator
+from fedms_jax.core.scoring import Look
+from fedms_jax.core.types import Work
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import triggers
+from fedms_jax.server import averaged
 from fedms_jax.simulation import driver, execution, observer, tables
 from fedms_jax.simulation.state import Options
 from tests import world
@@ -31,7 +33,6 @@ def run(place, stages=None, **options):
   options = {'cohort': 3, 'batch_size': 4, 'block': 32, **options}
   records = observer.Recorder()
   simulation = driver.Simulation(
-    world.backbone(),
     world.federation(),
     world.start(),
     stages or world.stages(2, DENSE),
@@ -71,15 +72,11 @@ def test_devices_give_the_numbers_of_one(devices, model):
 
 
 def test_order_statistics_see_all_clients_of_all_devices():
-  def median(before, total, weights):
-    del before, weights
-    return jax.tree.map(lambda x: jax.numpy.median(x, axis=0), total)
+  def merge(before, received):
+    del before
+    return jax.tree.map(lambda x: jax.numpy.median(x, axis=0), received.update)
 
-  def contribute(before, after, weight):
-    del before, weight
-    return after
-
-  median = Aggregator(contribute, 'stack', median)
+  median = averaged.Aggregator(averaged.as_trained, 'stack', merge)
   stages = world.stages(2, DENSE, aggregator=median)
   agree(run(Placement(2), stages[:1]), run(Placement(), stages[:1]))
 
@@ -105,17 +102,12 @@ def test_training_needs_no_collective_and_a_round_one_all_reduce():
   place = Placement(4)
   algorithm, roles = world.first_stage()
   rows = world.cohort_rows(4)
-  args = place.split(
-    ({}, rows, np.ones(4, np.float32), np.arange(4, dtype=np.uint32))
-  )
-  none = reduction.empty_totals(algorithm, roles.shared, world.BLOCKS)
-  totals = place.empty(none)
-  frozen, shared, table = place.whole(
-    (roles.frozen, roles.shared, world.table())
-  )
+  chunk = place.split(world.clients(rows))
+  totals = place.empty(reduction.empty(algorithm, roles))
+  roles, table = place.whole((roles, world.table()))
   trained = rounds.train_spread.program().lower(
-    algorithm, frozen, shared, args[0], table, args[1], args[2],
-    jax.random.key(0), args[3], totals, world.TOP, place.mesh,
+    algorithm, world.TOP, roles, Work(table, jax.random.key(0)), totals, chunk,
+    place.mesh,
   )  # fmt: skip
   assert not counted(trained.compile().as_text())
   added = rounds.add_devices.program().lower(totals, place.mesh)
@@ -149,10 +141,10 @@ def test_padding_of_a_mesh_weighs_nothing():
   """Three clients on four devices: the fourth trains padding."""
   algorithm, roles = world.first_stage()
   place = Placement(4)
-  args = (algorithm, roles, {}, world.table())
-  rows = world.cohort_rows(3)[:, 0]
-  held = execution.score(*args, rows, world.DENSE, None, place)
-  alone = execution.score(*args, rows, world.DENSE, None, Placement())
+  look = Look(algorithm, world.DENSE)
+  args = (look, roles, {}, world.table(), world.cohort_rows(3)[:, 0])
+  held = execution.score(*args, place)
+  alone = execution.score(*args, Placement())
   for name, values in alone.items():
     np.testing.assert_allclose(held[name][:3], values, rtol=1e-4)
     assert not np.asarray(held[name][3:]).any()

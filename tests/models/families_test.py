@@ -12,10 +12,11 @@ import pytest
 
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds
-from fedms_jax.core.types import Plan
+from fedms_jax.core.types import Clients, Plan, Work
 from fedms_jax.models import family, gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
+from tests import world
 from tests.models.references import images, tokens, weights
 from tests.persistence.model_files_test import CONFIGS
 
@@ -92,29 +93,18 @@ def test_both_stages_train_and_columns_change_nothing(name):
     derived = jax.jit(algorithm.columns, static_argnums=2)(alone, data, plan)
     results = []
     for columns in (data, data | derived):
-      totals = reduction.empty_totals(algorithm, roles.shared, backbone.blocks)
+      totals = reduction.empty(algorithm, roles)
+      work = Work(columns, jax.random.key(5))
+      chunk = Clients(ids, personal, rows, counts)
       results.append(
-        rounds.train_chunk(
-          algorithm,
-          roles.frozen,
-          roles.shared,
-          personal,
-          columns,
-          rows,
-          counts,
-          jax.random.key(5),
-          ids,
-          totals,
-          plan,
-        )
+        rounds.train_chunk(algorithm, plan, roles, work, totals, chunk)
       )
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
       np.testing.assert_allclose(x, y, atol=1e-4)
     totals, trained, sums = results[0]
     assert float(sums['loss'][:, 0].min()) > 0
     assert not float(sums['skipped'][:, 0].sum())
-    server = reduction.begin_server(algorithm, roles.shared)
-    shared, _, _ = reduction.close(algorithm, roles.shared, server, totals)
+    shared = world.close_round(algorithm, roles, totals)[0].shared
     moved = jax.tree.map(
       lambda x, y: bool(jnp.any(x != y)),
       (shared, trained),

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedms_jax.core.types import Received
 from fedms_jax.server import robust
 
 CLIENTS, BLOCKS = 7, 3
@@ -38,7 +39,8 @@ def before():
 
 
 def merged(name, values, held):
-  return AGGREGATORS[name].merge(before(), values, held)
+  received = Received(values, {}, held, CLIENTS, 0.0)
+  return AGGREGATORS[name].merge(before(), received)
 
 
 def by_hand(name, x):

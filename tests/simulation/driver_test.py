@@ -13,6 +13,7 @@ from fedms_jax import schedules
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import orders, triggers
+from fedms_jax.server import averaged
 from fedms_jax.simulation import evaluation, observer
 from fedms_jax.simulation.state import NonFiniteError, Preempted
 from fedms_jax.systems import cost
@@ -67,7 +68,7 @@ def on_disk(folder, crash_at=None, **kwargs):
         records, kwargs.pop('watch', observer.Silent())
       )
       simulation = driver.Simulation(
-        world.backbone(), world.federation(), world.start(), stages,
+        world.federation(), world.start(), stages,
         driver.Options(cohort=3, batch_size=4, block=32, **kwargs),
         keeper=keep, observer=watch,
       )  # fmt: skip
@@ -231,17 +232,12 @@ def test_entries_add_up_but_peaks_do_not():
 
 def test_a_users_own_aggregator_and_schedule_are_enough():
   """The contract of the README's library page."""
-  from fedms_jax.core.types import Aggregator
 
-  def contribute(before, after, weight):
-    del before, weight
-    return after
+  def merge(before, received):
+    del before
+    return jax.tree.map(lambda x: jnp.median(x, axis=0), received.update)
 
-  def merge(before, total, weights):
-    del before, weights
-    return jax.tree.map(lambda x: jnp.median(x, axis=0), total)
-
-  median = Aggregator(contribute, 'stack', merge)
+  median = averaged.Aggregator(averaged.as_trained, 'stack', merge)
   stages = world.stages(1, triggers.dense(3), aggregator=median)[:1]
   _, state, _ = world.simulate(stages, cohort=3, clients='loop')
   wide = world.simulate(stages, cohort=3, clients='vmap')[1]

@@ -39,7 +39,7 @@ def lazily(data):
 
 def simulation(data, number):
   return driver.Simulation(
-    world.backbone(), data, world.start(), world.stages(1),
+    data, world.start(), world.stages(1),
     Options(cohort=3, batch_size=4, block=32),
     keeper=run_store.Memory(), observer=observer.Observers(),
     place=Placement(peers=Process(number)),

@@ -95,7 +95,6 @@ def lines(config: Config, shapes: Shapes) -> list[str]:
 def _meter(config, shapes: Shapes, algorithm, roles) -> Meter:
   options = build.options(config)
   return Meter(
-    shapes.model.backbone,
     algorithm,
     roles,
     batch=options.batch_size,

@@ -129,10 +129,9 @@ class Builder(NamedTuple):
   ) -> list[Stage]:
     """The one stage of a method. The importance of blocks is measured by a
     plain step of it: no variants, no merging of its own."""
-    slope = setting._replace(optimizer=optax.sgd(1.0), server=optax.sgd(1.0))
-    probe = make(slope)._replace(
-      aggregator=averaged.mean(), fold=None, variant=None
-    )
+    plain = make(setting._replace(optimizer=optax.sgd(1.0)))
+    server = averaged.meaning(plain.server)
+    probe = plain._replace(server=server, variant=None)
     return [self.stage(name, make(setting), self.rounds, start, probe)]
 
 

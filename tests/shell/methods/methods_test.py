@@ -59,7 +59,7 @@ def simulate(stages, options, folder, watch=None):
       records = observer.Recorder()
       watchers = observer.Observers(records, *([watch] if watch else []))
       simulation = driver.Simulation(
-        world.backbone(), evaluation.limited(world.federation(), 8, 0),
+        evaluation.limited(world.federation(), 8, 0),
         world.start(), stages, options, keeper=keep, observer=watchers,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))

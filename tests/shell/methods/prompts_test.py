@@ -66,7 +66,6 @@ def simulate(stages, found, folder, watch):
     keep = Disk(workdir, 2)
     try:
       simulation = driver.Simulation(
-        clip_world.model().backbone,
         evaluation.limited(world.federation(), 8, 0), clip_world.start(),
         stages, build.options(found), keeper=keep, observer=watch,
       )  # fmt: skip
@@ -200,8 +199,7 @@ def test_the_ledger_counts_the_text_tower_once_a_step(name):
   (stage,), _ = on_clip(name, algorithm__pfedmoap_experts=3)
   method, step, once = stage.algorithm, *PASSES[name]
   meter = Meter(
-    clip_world.model().backbone, method, clip_world.begin(method), batch=4,
-    slots=0,
+    method, clip_world.begin(method), batch=4, slots=0,
   )  # fmt: skip
   shown = {'newcomers': 0, 'cohort': 4, 'derived': 0, 'scope': 'run'}
   dense = (True,) * world.BLOCKS
