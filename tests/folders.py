@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
-from fedms_jax.persistence import model_files
+from fedms_jax.persistence import model_export, model_files
 from tests.models import references
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '<eos>')
@@ -58,7 +58,8 @@ def checkpoint(
     lambda path, x: random(path, x, rng), shapes
   )
   empty = model_files.Checkpoint(folder, config, {}, {})
-  model_files.save(model, params, folder, empty, head=head or None)
+  own = head if model.reference else None
+  model_export.save(model, params, folder, empty, head=own)
   if kind != 'vit':
     tokenizer(kind).save(str(folder / 'tokenizer.json'))
   if kind in ('vit', 'clip'):

@@ -66,25 +66,17 @@ def square(size: int) -> Prepare:
 
 
 def for_checkpoint(preprocessor: Mapping[str, Any]) -> Prepare:
-  """What the preprocessor_config.json of an image model asks for, scaling and
-  normalization apart: those are the model's, so that images stay uint8."""
-  p = dict(preprocessor)
-  size, crop = p.get('size', {}), p.get('crop_size', {})
-  if not p.get('do_resize', True):
-    size = {}
-  elif isinstance(size, int):  # as older files have it
-    key = 'shortest_edge' if p.get('do_center_crop') else 'both'
-    size = {key: size} if key != 'both' else {'height': size, 'width': size}
-  if isinstance(crop, int):
-    crop = {'height': crop, 'width': crop}
-  if set(size) - {'height', 'width', 'shortest_edge'}:
-    raise ValueError(
-      f'preprocessor_config.json has size={size}; allowed: height and width, '
-      'or shortest_edge.'
-    )
+  """What an image model asks for, in the words of preprocessor_config.json;
+  scaling and normalization are the model's own, so that images stay uint8.
+
+  preprocessor: with nothing left out, see `models.preprocessors`.
+  """
+  p = preprocessor
+  size = p['size'] if p['do_resize'] else {}
+  crop = p['crop_size'] if p['do_center_crop'] else None
   for key, usual in _PIXELS.items():
-    value = p.get(key, usual)
-    if value is None or abs(value - usual) > 1e-6:
+    value = p[key]
+    if abs(value - usual) > 1e-6:
       raise ValueError(
         f'preprocessor_config.json has {key}={value}; allowed: {usual}. Pixels '
         'become (x / 255 - mean) / std.'
@@ -93,12 +85,8 @@ def for_checkpoint(preprocessor: Mapping[str, Any]) -> Prepare:
     height=size.get('height', 0),
     width=size.get('width', 0),
     shortest=size.get('shortest_edge', 0),
-    resample=int(p.get('resample', 2)),
-    crop=(
-      (crop['height'], crop['width'])
-      if p.get('do_center_crop') and crop
-      else None
-    ),
+    resample=p['resample'],
+    crop=crop and (crop['height'], crop['width']),
     color=True,
   )
 

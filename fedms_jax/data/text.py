@@ -5,6 +5,7 @@ Columns are int32 [M, T], as wide as the longest text, and -1 is padding.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from fedms_jax.data import draws, lazy
 from fedms_jax.data.inputs import PADDING
 from fedms_jax.data.sources import Source
 
+FILE = 'tokenizer.json'
 DRAWN = 1 << 16  # rows of masks that are drawn at a time
 HIDDEN, REPLACED = 0.8, 0.1  # shares of masked tokens; the rest stays
 
@@ -24,30 +26,40 @@ def tokenizer(folder: str | os.PathLike) -> Any:
   """The `tokenizers.Tokenizer` of a checkpoint, without its own padding."""
   import tokenizers
 
-  path = pathlib.Path(folder) / 'tokenizer.json'
+  path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise ValueError(
       f'{path} does not exist, and texts need it. Make it with '
       'transformers.AutoTokenizer.from_pretrained(folder)'
       '.save_pretrained(folder).'
     )
-  try:
+  with _mended(f'{path} is no tokenizer'):
     found = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the reader raises nothing narrower
-    raise ValueError(f'{path} is no tokenizer: {error}.') from error
   found.no_padding()
   return found
+
+
+@contextlib.contextmanager
+def _mended(what: str):
+  """Turns what `tokenizers` raises, panics included, into a `ValueError`."""
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    raise
+  except BaseException as error:  # a panic is no Exception
+    raise ValueError(f'{what}: {error}. Fetch it again.') from error
 
 
 class Encoder(NamedTuple):
   """Turns texts into the columns that a task learns from.
 
-  objective: 'whole' gives 'inputs' alone. 'next' ends each text with the
-  token `end` (-1: no such token); with completions, 'inputs' are prompt and
-  completion, and 'targets' the completion alone. 'masked' hides a `fraction`
-  of the tokens behind the token `mask`, drawn once by `seed` (as BERT's own
-  training did, arXiv 1810.04805), and 'targets' are what was hidden.
-  Negative targets are not learned.
+  objective: 'whole' gives 'inputs' alone. 'next' puts the token `end` (-1: no
+  such token) where a text ends, so not where it is cut; with completions,
+  'inputs' are prompt and completion, and 'targets' the completion alone.
+  'masked' hides a `fraction` of the tokens behind the token `mask`, drawn once
+  by `seed` (as BERT's own training did, arXiv 1810.04805), and 'targets' are
+  what was hidden.
+  Negative targets are not learned. side: where long texts are cut.
   """
 
   tokenizer: Any
@@ -57,6 +69,7 @@ class Encoder(NamedTuple):
   mask: int = -1
   fraction: float = 0.15
   seed: int = 0
+  side: str = 'right'
 
   def __call__(
     self, texts: Sequence[str], completions: Sequence[str] | None = None
@@ -101,23 +114,44 @@ class Encoder(NamedTuple):
       )
     return columns
 
-  def _encoded(self, texts, special: bool = True, room: int = 0):
-    self.tokenizer.enable_truncation(self.max_tokens - room)
-    return self.tokenizer.encode_batch(list(texts), add_special_tokens=special)
+  def _encoded(
+    self, texts, special: bool = True, room: int = 0, side: str = ''
+  ):
+    with _mended('tokenizer.json fails on a text'):
+      self.tokenizer.enable_truncation(
+        self.max_tokens - room, direction=side or self.side
+      )
+      return self.tokenizer.encode_batch(
+        list(texts), add_special_tokens=special
+      )
 
   def _next(self, texts, completions):
-    room = int(self.end >= 0 and completions is None)
-    rows = [e.ids for e in self._encoded(texts, room=room)]
     end = [self.end] if self.end >= 0 else []
     if completions is None:
-      return {'inputs': padded([row + end for row in rows])}
-    answers = [e.ids for e in self._encoded(completions, special=False)]
+      # Cut on the left, a text keeps its end; on the right it has none.
+      room = len(end) if self.side == 'left' else 0
+      rows = [
+        self._open(e) + ([] if e.overflowing and not room else end)
+        for e in self._encoded(texts, room=room)
+      ]
+      return {'inputs': padded([row[: self.max_tokens] for row in rows])}
+    rows = [self._open(e) for e in self._encoded(texts)]
+    answers = [
+      e.ids for e in self._encoded(completions, special=False, side='right')
+    ]
     both, targets = [], []
     for row, answer in zip(rows, answers, strict=True):
       answer = answer + end
       both.append((row + answer)[: self.max_tokens])
       targets.append(([PADDING] * len(row) + answer)[: self.max_tokens])
     return {'inputs': padded(both), 'targets': padded(targets)}
+
+  def _open(self, encoding) -> list[int]:
+    """The tokens of a text without the end token that the tokenizer itself
+    puts behind every text, a cut one too."""
+    ids = encoding.ids
+    closed = bool(ids) and ids[-1] == self.end
+    return ids[:-1] if closed and encoding.special_tokens_mask[-1] else ids
 
 
 def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:

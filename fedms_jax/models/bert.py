@@ -8,11 +8,13 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models import family, linear, transformer
-from fedms_jax.models.family import Model, Name, Options
+from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.settings import Settings
 from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig
 
 HEADS = ('classification', 'masked_lm')
 POOLINGS = ('cls', 'mean', 'pooler')
+_CLASSES = {'bert': 'Bert', 'roberta': 'Roberta', 'xlm-roberta': 'XLMRoberta'}
 
 
 def split(inputs):
@@ -28,7 +30,22 @@ def mask(inputs):
   return split(inputs)[0] >= 0
 
 
-def model(config: dict, options: Options) -> Model:
+def words(config: Settings) -> Words:
+  """What the model takes; RoBERTa's positions start after the id of its
+  padding."""
+  return Words(
+    config.integer('max_position_embeddings', 512) - _offset(config),
+    config.integer('vocab_size', 30522),
+  )
+
+
+def _offset(config: Settings) -> int:
+  if config.text('model_type', 'bert') == 'bert':
+    return 0
+  return config.integer('pad_token_id', 1, low=0) + 1
+
+
+def model(config: Settings, options: Options) -> Model:
   """A BERT or RoBERTa of config.json.
 
   Features of a classification are the token CLS, the mean of the tokens, or
@@ -36,29 +53,29 @@ def model(config: dict, options: Options) -> Model:
   reference classifies.
   """
   family.choose('--model.head', options.head, HEADS)
-  family.refuse(config, position_embedding_type='absolute', is_decoder=False)
-  roberta = config['model_type'] != 'bert'
+  config.refuse(position_embedding_type='absolute')
+  kind = config.text('model_type', 'bert')
+  roberta = kind != 'bert'
   t = family.shape(
     options,
-    activation=config.get('hidden_act', 'gelu'),
-    blocks=config.get('num_hidden_layers', 12),
-    width=config.get('hidden_size', 768),
-    heads=config.get('num_attention_heads', 12),
-    mlp_width=config.get('intermediate_size', 3072),
-    norm_eps=config.get('layer_norm_eps', 1e-12),
+    activation=config.choice('hidden_act', 'gelu', family.ACTIVATIONS),
+    blocks=config.blocks('num_hidden_layers', 12),
+    width=config.integer('hidden_size', 768),
+    heads=config.integer('num_attention_heads', 12),
+    mlp_width=config.integer('intermediate_size', 3072),
+    norm_eps=config.number('layer_norm_eps', 1e-12),
     pre_norm=False,
   )
-  vocabulary = config.get('vocab_size', 30522)
-  positions = config.get('max_position_embeddings', 512)
-  # RoBERTa's positions start after the id of its padding.
-  offset = config.get('pad_token_id', 1) + 1 if roberta else 0
-  tokens = family.length(options, positions - offset)
+  most, vocabulary = words(config)
+  offset = _offset(config)
+  types = config.integer('type_vocab_size', 2)
+  tokens = family.length(options, most)
 
   def stem(keys) -> Tree:
     return {
       'word': family.table(keys[0], vocabulary, t.width),
-      'position': family.table(keys[1], positions, t.width),
-      'type': family.table(keys[2], config.get('type_vocab_size', 2), t.width),
+      'position': family.table(keys[1], most + offset, t.width),
+      'type': family.table(keys[2], types, t.width),
       'norm': family.norm(t),
     }
 
@@ -75,13 +92,16 @@ def model(config: dict, options: Options) -> Model:
     x = sum(row.astype(jnp.float32) for row in rows)
     return transformer.normalize(t, stem['norm'], x)
 
-  tied = config.get('tie_word_embeddings', True)
+  tied = config.flag('tie_word_embeddings', True)
+  reference = f'{_CLASSES[kind]}ForMaskedLM'
   if options.head == 'masked_lm':
     final, features = _masked(t, vocabulary, tied)
     head = family.readout(t, tokens, vocabulary)
   else:
-    pooling = family.choose('--model.pooling', options.pooling, POOLINGS)
+    pooling = family.pooling(options, POOLINGS, 'pooler')
     final, features = _pooled(t, pooling)
+    own = f'{_CLASSES[kind]}ForSequenceClassification'
+    reference = own if pooling == 'pooler' else ''
     head = family.linear_head(t.width, options.classes)
   root = 'roberta' if roberta else 'bert'
   return Model(
@@ -103,7 +123,20 @@ def model(config: dict, options: Options) -> Model:
       rf'({root}\.)?pooler\..*',
       r'(cls|classifier|lm_head)\..*',
     ),
+    reference=reference,
+    heads=(r'classifier\..*',),
+    tied=_tied(root) if tied else {},
+    unread=config.unread(),
   )
+
+
+def _tied(root: str) -> dict[str, str]:
+  """What files may repeat of a tied readout."""
+  lm = 'lm_head' if root == 'roberta' else 'cls.predictions'
+  return {
+    f'{lm}.decoder.weight': f'{root}.embeddings.word_embeddings.weight',
+    f'{lm}.decoder.bias': f'{lm}.bias',
+  }
 
 
 def _pooled(t: TransformerConfig, pooling: str):

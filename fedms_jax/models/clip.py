@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from fedms_jax.core.types import Span, Tree
 from fedms_jax.models import contrast, family, transformer, vit
 from fedms_jax.models.contrast import Tower
-from fedms_jax.models.family import Head, Model, Name, Options, Prompted
+from fedms_jax.models.family import Head, Model, Name, Options, Prompted, Words
+from fedms_jax.models.settings import Settings
 from fedms_jax.models.transformer import TransformerConfig
 
 HEADS = ('classification', 'zero_shot', 'contrast')
@@ -19,18 +21,20 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def _shape(config: dict, options: Options, **usual) -> TransformerConfig:
+def _shape(config: Settings, options: Options, **usual) -> TransformerConfig:
+  config.refuse(model_type=usual['kind'])
+  config.integer('projection_dim', 512)  # CLIP's own holds
   sizes = {
-    'blocks': 'num_hidden_layers',
     'width': 'hidden_size',
     'heads': 'num_attention_heads',
     'mlp_width': 'intermediate_size',
   }
-  fields = {k: config.get(name, usual[k]) for k, name in sizes.items()}
+  fields = {k: config.integer(name, usual[k]) for k, name in sizes.items()}
   return family.shape(
     options,
-    activation=config.get('hidden_act', 'quick_gelu'),
-    norm_eps=config.get('layer_norm_eps', 1e-5),
+    activation=config.choice('hidden_act', 'quick_gelu', family.ACTIVATIONS),
+    blocks=config.blocks('num_hidden_layers', 12),
+    norm_eps=config.number('layer_norm_eps', 1e-5),
     causal=usual.get('causal', False),
     **fields,
   )
@@ -49,12 +53,25 @@ def _project(t: TransformerConfig, final: Tree, x):
   return x @ final['projection'].astype(jnp.float32)
 
 
-def image_tower(config: dict, options: Options, projected: int) -> Tower:
+def image_tower(config: Settings, options: Options, projected: int) -> Tower:
   """The tower of uint8 images, of the vision_config of a config.json."""
-  t = _shape(config, options, blocks=12, width=768, heads=12, mlp_width=3072)
-  channels, patch = config.get('num_channels', 3), config.get('patch_size', 32)
+  t = _shape(
+    config,
+    options,
+    kind='clip_vision_model',
+    width=768,
+    heads=12,
+    mlp_width=3072,
+  )
+  channels = config.integer('num_channels', 3)
+  image, patch = config.side('image_size', 224), config.side('patch_size', 32)
+  if image % patch:
+    raise ValueError(
+      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
+      'patch_size that divides it. Mend config.json.'
+    )
   mean, std = family.pixels(options, channels, MEAN, STD)
-  cells = (config.get('image_size', 224) // patch) ** 2
+  cells = (image // patch) ** 2
 
   def stem(keys) -> Tree:
     return {
@@ -96,7 +113,19 @@ def image_tower(config: dict, options: Options, projected: int) -> Tower:
   )
 
 
-def text_tower(config: dict, options: Options, projected: int) -> Tower:
+def words(config: Settings) -> Words:
+  """What the text tower takes."""
+  return _words(config.part('text_config'))
+
+
+def _words(config: Settings) -> Words:
+  return Words(
+    config.integer('max_position_embeddings', 77),
+    config.integer('vocab_size', 49408),
+  )
+
+
+def text_tower(config: Settings, options: Options, projected: int) -> Tower:
   """The tower of tokens [B, T], of the text_config of a config.json.
 
   The feature is that of the end token, and the mask ends there.
@@ -104,15 +133,14 @@ def text_tower(config: dict, options: Options, projected: int) -> Tower:
   t = _shape(
     config,
     options,
-    blocks=12,
+    kind='clip_text_model',
     width=512,
     heads=8,
     mlp_width=2048,
     causal=True,
   )
-  positions = config.get('max_position_embeddings', 77)
-  vocabulary = config.get('vocab_size', 49408)
-  end = config.get('eos_token_id', 49407)
+  positions, vocabulary = _words(config)
+  end = config.integer('eos_token_id', 49407, low=0)
 
   def stem(keys) -> Tree:
     return {
@@ -163,7 +191,7 @@ def _block_names(root: str) -> dict[str, Name]:
   }
 
 
-def model(config: dict, options: Options) -> Model:
+def model(config: Settings, options: Options) -> Model:
   """A CLIP of config.json.
 
   classification: a linear head over the embedding of one tower. zero_shot:
@@ -171,24 +199,26 @@ def model(config: dict, options: Options) -> Model:
   [C, P], normalised (see `class_features`). contrast: see `contrast.model`.
   """
   head = family.choose('--model.head', options.head, HEADS)
-  projected = config.get('projection_dim', 512)
+  projected = config.integer('projection_dim', 512)
+  config.flag('tie_word_embeddings', True)  # there are none
   parts = {}
   for name, make, key in (
     ('image', image_tower, 'vision_config'),
     ('text', text_tower, 'text_config'),
   ):
-    # Old files repeat what differs from the defaults under `_dict`.
-    own = (config.get(key) or {}) | (config.get(f'{key}_dict') or {})
-    parts[name] = make(own, options, projected)
+    parts[name] = make(config.part(key), options, projected)
   family.length(options, parts['text'].tokens)
   if head == 'contrast':
-    return contrast.model(parts, options, projected)
+    made = contrast.model(parts, options, projected)
+    return made._replace(reference='CLIPModel', unread=config.unread())
   allowed = ('image',) if head == 'zero_shot' else ('image', 'text')
   name = family.choose('--model.tower', options.tower, allowed)
   made = _single(parts[name], name, options, projected)
   if head == 'zero_shot':
-    made = made._replace(prompted=prompted(parts['text']))
-  return made
+    made = made._replace(
+      prompted=prompted(parts['text']), reference='CLIPModel'
+    )
+  return made._replace(unread=config.unread())
 
 
 def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:
@@ -266,12 +296,19 @@ def class_prompts(
 ) -> list[str]:
   """One text for each class and template, [C * n], class by class."""
   for template in templates:
-    if '{}' not in template:
+    before, place, after = template.partition('{}')
+    if not place or re.search('[{}]', before + after):
       raise ValueError(
-        f'the template {template!r} has no place for the class; write {{}} '
-        "there, as in 'a photo of a {}.'."
+        f'--model.templates has {template!r}; allowed: one {{}} where the '
+        "class stands, and no other braces, as in 'a photo of a {}.'."
       )
-  return [t.format(name) for name in classes for t in templates]
+  return [t.replace('{}', spoken(c)) for c in classes for t in templates]
+
+
+def spoken(name: str) -> str:
+  """The name of a class as it stands in a prompt: CLIP's and CoOp's have
+  spaces where data sets have underscores."""
+  return name.replace('_', ' ')
 
 
 def class_features(features, classes: int):

@@ -10,6 +10,14 @@ from fedms_jax.models.family import Options
 from fedms_jax.models.transformer import TransformerConfig
 
 HEADS = ('classification', 'causal_lm')
+HEAD_TENSORS = (r'score\..*',)  # of classifiers in files
+
+
+def reference(kind: str, lm: str, options: Options) -> str:
+  """The class of transformers, see `Model`."""
+  if options.head == 'causal_lm':
+    return f'{kind}{lm}'
+  return f'{kind}ForSequenceClassification'
 
 
 def backbone(

@@ -32,7 +32,8 @@ class Options:
   type. storage: type of the frozen parameters; int8 stores the kernels of the
   blocks so, and the rest in the compute type. image_mean, image_std: pixels
   become (x / 255 - mean) / std, one value per channel ((): as the family's
-  are).
+  are). keep_head: the classifier of the files is used, on the feature that it
+  was trained on.
   """
 
   head: str = 'classification'
@@ -47,6 +48,7 @@ class Options:
   lora_scale: float = 1.0
   image_mean: tuple[float, ...] = ()
   image_std: tuple[float, ...] = ()
+  keep_head: bool = False
 
 
 class Name(NamedTuple):
@@ -82,6 +84,13 @@ class Prompted(NamedTuple):
   flops: Callable[[Tree, int], float]
 
 
+class Words(NamedTuple):
+  """What a text model can take: the most tokens, and how many ids."""
+
+  positions: int
+  vocabulary: int
+
+
 class Model(NamedTuple):
   """A loadable model.
 
@@ -91,6 +100,11 @@ class Model(NamedTuple):
   for a `Name`. prefix: what files of the bare model leave out of their
   tensors' names. ignored: patterns of tensors that files may have and this
   model does not use. prompted: makes the class features of zero_shot anew.
+  reference: the class of transformers that computes the same logits, whose
+  head therefore fits this feature; '' if there is none. heads: patterns of
+  tensors of heads that belong to the weights as they were. tied: tensors that
+  files may repeat -> the tensor that they must equal. unread: keys of
+  config.json that are not known.
   """
 
   backbone: Backbone
@@ -98,6 +112,10 @@ class Model(NamedTuple):
   prefix: str = ''
   ignored: tuple[str, ...] = ()
   prompted: Prompted | None = None
+  reference: str = ''
+  heads: tuple[str, ...] = ()
+  tied: Mapping[str, str] = {}
+  unread: tuple[str, ...] = ()
 
 
 class Head(NamedTuple):
@@ -135,7 +153,6 @@ ACTIVATIONS = {
 def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
   """A `TransformerConfig` from what config.json says and a user chooses."""
   choose('--model.storage', options.storage, STORAGES)
-  choose('hidden_act in config.json', activation, ACTIVATIONS)
   t = TransformerConfig(
     activation=ACTIVATIONS[activation],
     dtype=options.dtype,
@@ -152,14 +169,19 @@ def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
   return t
 
 
-def refuse(config: dict, **usual) -> None:
-  """Raises `ValueError` where config.json asks for what is not built."""
-  for key, value in usual.items():
-    if config.get(key, value) not in (value, None):
-      raise ValueError(
-        f'config.json has {key}={config[key]!r}; allowed: {value!r}. This '
-        'variant of the model is not supported.'
-      )
+def pooling(options: Options, allowed: Sequence[str], own: str) -> str:
+  """The feature of a classification, by default the first that is allowed.
+
+  own: the one that the classifiers of files are trained on.
+  """
+  if not options.keep_head:
+    return choose('--model.pooling', options.pooling, allowed)
+  if options.pooling not in ('', own):
+    raise ValueError(
+      f'--model.keep_head with --model.pooling={options.pooling}: the head of '
+      f'this family is trained on {own!r}. Leave one of them out.'
+    )
+  return own
 
 
 def length(options: Options, most: int) -> int:

@@ -7,30 +7,36 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models import decoder, family
-from fedms_jax.models.family import Model, Name, Options
+from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.settings import Settings
 
 
-def model(config: dict, options: Options) -> Model:
-  """A GPT-2 of config.json."""
-  family.refuse(
-    config,
-    scale_attn_weights=True,
-    scale_attn_by_inverse_layer_idx=False,
-    add_cross_attention=False,
+def words(config: Settings) -> Words:
+  """What the model takes."""
+  return Words(
+    config.integer('n_positions', 1024, also='max_position_embeddings'),
+    config.integer('vocab_size', 50257),
   )
-  width = config.get('n_embd', 768)
+
+
+def model(config: Settings, options: Options) -> Model:
+  """A GPT-2 of config.json."""
+  config.refuse(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+  width = config.integer('n_embd', 768, also='hidden_size')
   t = family.shape(
     options,
-    activation=config.get('activation_function', 'gelu_new'),
-    blocks=config.get('n_layer', 12),
+    activation=config.choice(
+      'activation_function', 'gelu_new', family.ACTIVATIONS
+    ),
+    blocks=config.blocks('n_layer', 12, also='num_hidden_layers'),
     width=width,
-    heads=config.get('n_head', 12),
-    mlp_width=config.get('n_inner') or 4 * width,
-    norm_eps=config.get('layer_norm_epsilon', 1e-5),
+    heads=config.integer('n_head', 12, also='num_attention_heads'),
+    mlp_width=config.integer('n_inner', 4 * width),
+    norm_eps=config.number('layer_norm_epsilon', 1e-5),
     causal=True,
   )
-  vocabulary = config.get('vocab_size', 50257)
-  positions = config.get('n_positions', 1024)
+  positions, vocabulary = words(config)
+  tied = config.flag('tie_word_embeddings', True)
 
   def stem(keys) -> Tree:
     return {
@@ -51,7 +57,7 @@ def model(config: dict, options: Options) -> Model:
       embed=embed,
       vocabulary=vocabulary,
       tokens=family.length(options, positions),
-      tied=config.get('tie_word_embeddings', True),
+      tied=tied,
     ),
     NAMES,
     prefix='transformer.',
@@ -59,6 +65,10 @@ def model(config: dict, options: Options) -> Model:
       r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',
       r'(lm_head|score)\.weight',
     ),
+    reference=decoder.reference('GPT2', 'LMHeadModel', options),
+    heads=decoder.HEAD_TENSORS,
+    tied={'lm_head.weight': 'transformer.wte.weight'} if tied else {},
+    unread=config.unread(),
   )
 
 

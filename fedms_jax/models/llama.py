@@ -6,34 +6,45 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models import decoder, family
-from fedms_jax.models.family import Model, Name, Options
+from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.settings import Settings
 
 
-def model(config: dict, options: Options) -> Model:
+def words(config: Settings) -> Words:
+  """What the model takes."""
+  return Words(
+    config.integer('max_position_embeddings', 2048),
+    config.integer('vocab_size', 32000),
+  )
+
+
+def model(config: Settings, options: Options) -> Model:
   """A LLaMA of config.json."""
-  family.refuse(config, partial_rotary_factor=1.0)
-  width = config.get('hidden_size', 4096)
+  config.refuse(partial_rotary_factor=1.0)
+  width = config.integer('hidden_size', 4096)
+  attention_bias = config.flag('attention_bias', False)
   base, scaling = rotary(config)
   t = family.shape(
     options,
-    activation=config.get('hidden_act', 'silu'),
-    blocks=config.get('num_hidden_layers', 32),
+    activation=config.choice('hidden_act', 'silu', family.ACTIVATIONS),
+    blocks=config.blocks('num_hidden_layers', 32),
     width=width,
-    heads=config.get('num_attention_heads', 32),
-    kv_heads=config.get('num_key_value_heads') or 0,
-    head_width=config.get('head_dim') or 0,
-    mlp_width=config.get('intermediate_size', 11008),
+    heads=config.integer('num_attention_heads', 32),
+    kv_heads=config.integer('num_key_value_heads', 0),
+    head_width=config.integer('head_dim', 0),
+    mlp_width=config.integer('intermediate_size', 11008),
     norm='rms',
-    norm_eps=config.get('rms_norm_eps', 1e-6),
+    norm_eps=config.number('rms_norm_eps', 1e-6),
     gated=True,
     causal=True,
     rotary=base,
     rotary_scaling=scaling,
-    qkv_bias=config.get('attention_bias', False),
-    out_bias=config.get('attention_bias', False),
-    mlp_bias=config.get('mlp_bias', False),
+    qkv_bias=attention_bias,
+    out_bias=attention_bias,
+    mlp_bias=config.flag('mlp_bias', False),
   )
-  vocabulary = config.get('vocab_size', 32000)
+  positions, vocabulary = words(config)
+  tied = config.flag('tie_word_embeddings', False)
 
   def stem(keys) -> Tree:
     return {'word': family.table(keys[0], vocabulary, width)}
@@ -41,7 +52,6 @@ def model(config: dict, options: Options) -> Model:
   def embed(params, inputs):
     return params['stem']['word'][jnp.maximum(inputs, 0)].astype(t.dtype)
 
-  positions = config.get('max_position_embeddings', 2048)
   return Model(
     decoder.backbone(
       t,
@@ -50,7 +60,7 @@ def model(config: dict, options: Options) -> Model:
       embed=embed,
       vocabulary=vocabulary,
       tokens=family.length(options, positions),
-      tied=config.get('tie_word_embeddings', False),
+      tied=tied,
     ),
     NAMES,
     prefix='model.',
@@ -58,14 +68,30 @@ def model(config: dict, options: Options) -> Model:
       r'(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq',
       r'(lm_head|score)\.weight',
     ),
+    reference=decoder.reference('Llama', 'ForCausalLM', options),
+    heads=decoder.HEAD_TENSORS,
+    tied={'lm_head.weight': 'model.embed_tokens.weight'} if tied else {},
+    unread=config.unread(),
   )
 
 
-def rotary(config: dict) -> tuple[float, tuple[float, ...]]:
-  """Base and scaling of the rotary angles; see `transformer.frequencies`."""
-  rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-  base = rope.get('rope_theta', config.get('rope_theta', 10000.0))
-  kind = rope.get('rope_type', rope.get('type', 'default'))
+def rotary(config: Settings) -> tuple[float, tuple[float, ...]]:
+  """Base and scaling of the rotary angles; see `transformer.frequencies`.
+
+  Of `rope_scaling` and `rope_parameters` the former holds if both are there,
+  as in transformers; the base must then be the same by both.
+  """
+  newer, older = config.table('rope_parameters'), config.table('rope_scaling')
+  where = 'rope_scaling' if older else 'rope_parameters'
+  values = older or newer
+  rope = Settings(values, f'{where} of config.json')
+  usual = config.number('rope_theta', 10000.0)
+  base = rope.number('rope_theta', usual)
+  if older and newer.get('rope_theta', base) != base:
+    raise ValueError(
+      f'config.json has rope_theta={newer["rope_theta"]!r} in rope_parameters, '
+      f'but rope_scaling, which holds, has {base!r}. Give one of them alone.'
+    )
   needs = {
     'default': (),
     'linear': ('factor',),
@@ -76,8 +102,19 @@ def rotary(config: dict) -> tuple[float, tuple[float, ...]]:
       'original_max_position_embeddings',
     ),
   }
-  family.choose('rope_type in config.json', kind, needs)
-  return float(base), tuple(float(rope[key]) for key in needs[kind])
+  kind = rope.choice('type', 'default', needs)
+  kind = rope.choice('rope_type', kind, needs)
+  rope.refuse(partial_rotary_factor=1.0)
+  numbers = {key: float(rope.number(key, 0.0)) for key in needs['llama3']}
+  lacking = [key for key in needs[kind] if not numbers[key]]
+  unknown = rope.unread()
+  if lacking or unknown:
+    raise ValueError(
+      f'{where} of config.json, of the type {kind!r}, '
+      + (f'lacks {lacking[0]}' if lacking else f'has {unknown[0].split()[0]}')
+      + f'; allowed: {", ".join(("rope_theta", *needs[kind]))}. Mend it.'
+    )
+  return float(base), tuple(numbers[key] for key in needs[kind])
 
 
 _BLOCK = 'model.layers.{}'

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from fedms_jax.core.types import Backbone, Span, Tree
 from fedms_jax.models import bert, clip, gpt2, llama, vit
-from fedms_jax.models.family import Model, Options
+from fedms_jax.models.family import Model, Options, Words
+from fedms_jax.models.settings import Settings
 
-FAMILIES: dict[str, Callable[[dict, Options], Model]] = {
+FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'clip': clip.model,
   'vit': vit.model,
   'deit': vit.model,
@@ -19,6 +20,14 @@ FAMILIES: dict[str, Callable[[dict, Options], Model]] = {
   'xlm-roberta': bert.model,
   'gpt2': gpt2.model,
   'llama': llama.model,
+}
+WORDS: dict[str, Callable[[Settings], Words]] = {
+  'clip': clip.words,
+  'bert': bert.words,
+  'roberta': bert.words,
+  'xlm-roberta': bert.words,
+  'gpt2': gpt2.words,
+  'llama': llama.words,
 }
 
 
@@ -32,7 +41,7 @@ def model(
   """
   kind = config.get('model_type', '')
   if kind not in FAMILIES:
-    close = difflib.get_close_matches(kind, FAMILIES, n=1)
+    close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
     hint = f' Did you mean {close[0]!r}?' if close else ''
     raise ValueError(
       f'config.json has model_type={kind!r}, which is no family that can be '
@@ -42,7 +51,20 @@ def model(
     found = tuple((preprocessor or {}).get(name) or ())
     if found and not getattr(options, name):
       options = dataclasses.replace(options, **{name: found})
-  return FAMILIES[kind](config, options)
+  return FAMILIES[kind](Settings(config), options)
+
+
+def words(config: dict) -> Words:
+  """What the text model, or text tower, of a config.json takes."""
+  return WORDS[config['model_type']](Settings(config))
+
+
+def image_side(config: dict) -> int:
+  """The side of the images that the model, or image tower, takes."""
+  settings = Settings(config)
+  if config['model_type'] == 'clip':
+    settings = settings.part('vision_config')
+  return settings.side('image_size', 224)
 
 
 def encode(backbone: Backbone, params: Tree, inputs):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import family, transformer
 from fedms_jax.models.family import Model, Name, Options
+from fedms_jax.models.settings import Settings
 from fedms_jax.models.transformer import TransformerConfig
 
 
@@ -138,49 +139,57 @@ def names(root: str) -> dict[str, Name | str]:
   }
 
 
-_PIXELS = {
+PIXELS = {
   'vit': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
   'deit': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
-def model(config: dict, options: Options) -> Model:
+_CLASSES = {'vit': 'ViT', 'deit': 'DeiT'}
+
+
+def model(config: Settings, options: Options) -> Model:
   """A ViT or DeiT of config.json.
 
   Of DeiT the class token alone is read, as its plain classifier does; the
   pair of heads for the distillation token is left.
   """
   family.choose('--model.head', options.head, ('classification',))
-  root = config['model_type']
+  root = config.text('model_type', 'vit')
   t = family.shape(
     options,
-    activation=config.get('hidden_act', 'gelu'),
-    blocks=config.get('num_hidden_layers', 12),
-    width=config.get('hidden_size', 768),
-    heads=config.get('num_attention_heads', 12),
-    mlp_width=config.get('intermediate_size', 3072),
-    norm_eps=config.get('layer_norm_eps', 1e-12),
-    qkv_bias=config.get('qkv_bias', True),
+    activation=config.choice('hidden_act', 'gelu', family.ACTIVATIONS),
+    blocks=config.blocks('num_hidden_layers', 12),
+    width=config.integer('hidden_size', 768),
+    heads=config.integer('num_attention_heads', 12),
+    mlp_width=config.integer('intermediate_size', 3072),
+    norm_eps=config.number('layer_norm_eps', 1e-12),
+    qkv_bias=config.flag('qkv_bias', True),
   )
-  channels = config.get('num_channels', 3)
-  usual = _PIXELS[root]
+  config.flag('tie_word_embeddings', True)  # there are none
+  channels = config.integer('num_channels', 3)
+  usual = PIXELS[root]
   center, spread = family.pixels(options, channels, *usual)
   shape = VitConfig(
     t,
-    image=config.get('image_size', 224),
+    image=config.side('image_size', 224),
     channels=channels,
-    patch=config.get('patch_size', 16),
+    patch=config.side('patch_size', 16),
     classes=options.classes,
-    pooling=family.choose('--model.pooling', options.pooling, ('cls', 'mean')),
+    pooling=family.pooling(options, ('cls', 'mean'), 'cls'),
     center=center,
     spread=spread,
     distilled=root == 'deit',
     storage=options.storage,
   )
   heads = r'((cls_|distillation_)?classifier|decoder)\..*'
+  own = f'{_CLASSES[root]}ForImageClassification'
   return Model(
     backbone(shape),
     names(root),
     prefix=f'{root}.',
     ignored=(rf'({root}\.)?pooler\..*', rf'({root}\.)?.*mask_token', heads),
+    reference=own if shape.pooling == 'cls' else '',
+    heads=(heads,),
+    unread=config.unread(),
   )

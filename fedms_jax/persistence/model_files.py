@@ -8,33 +8,35 @@ the host never holds more than the model and one tensor.
 from __future__ import annotations
 
 import functools
-import json
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 
+from fedms_jax.cluster import memory
 from fedms_jax.core.types import Tree
-from fedms_jax.models import renaming
+from fedms_jax.models import preprocessors, renaming
 from fedms_jax.models.family import Model
 from fedms_jax.models.renaming import Piece
-from fedms_jax.persistence import tensors
-from fedms_jax.persistence.tensors import Tensor
+from fedms_jax.persistence import json_files, tensors
+from fedms_jax.persistence.tensors import FLOATS, Tensor
+from fedms_jax.systems.units import in_bytes
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
+PREPROCESSOR = 'preprocessor_config.json'
+PROCESSOR = 'processor_config.json'  # of several parts, since transformers 5
+TOKENIZER = 'tokenizer_config.json'
+ADDED = 'added_tokens.json'  # of old files; now part of TOKENIZER
 SIDE_FILES = (
-  'preprocessor_config.json',
+  PREPROCESSOR,
+  PROCESSOR,
   'tokenizer*.json',
+  ADDED,
   'special_tokens_map.json',
   'vocab.*',
   'merges.txt',
@@ -48,13 +50,16 @@ NO_PICKLES = (
 
 
 class Checkpoint(NamedTuple):
-  """A folder of a model. config, preprocessor: the JSON files of that name
-  ({} without). tensors: by the names in the files."""
+  """A folder of a model. config: its config.json. preprocessor: what is done
+  to images, in the words of `preprocessors.completed` ({} where no file says).
+  tensors: by the names in the files. tokenizer: tokenizer_config.json ({}
+  without), with the ids of added_tokens.json under that name."""
 
   folder: pathlib.Path
   config: dict[str, Any]
   preprocessor: dict[str, Any]
   tensors: dict[str, Tensor]
+  tokenizer: dict[str, Any] = {}
 
 
 def find(name: str, *, revision: str = '', weights: bool = True) -> Checkpoint:
@@ -67,15 +72,35 @@ def find(name: str, *, revision: str = '', weights: bool = True) -> Checkpoint:
   folder = pathlib.Path(name).expanduser()
   if not folder.is_dir():
     folder = _download(name, revision, weights)
-  config = _json(folder / 'config.json')
+  config = json_files.read(folder / 'config.json')
   if not config:
     raise ValueError(
       f'{folder} has no config.json; allowed: a folder as '
       '`save_pretrained` writes it.'
     )
-  preprocessor = _json(folder / 'preprocessor_config.json')
   listed = _listed(folder) if weights else {}
-  return Checkpoint(folder, config, preprocessor, listed)
+  tokenizer = json_files.read(folder / TOKENIZER)
+  if added := json_files.read(folder / ADDED):
+    tokenizer[ADDED] = added
+  preprocessor = _preprocessor(folder, config.get('model_type'))
+  return Checkpoint(folder, config, preprocessor, listed, tokenizer)
+
+
+def _preprocessor(folder: pathlib.Path, kind: Any) -> dict[str, Any]:
+  """As transformers 5 has it: the newer file holds if it has such a part."""
+  path = folder / PROCESSOR
+  found = json_files.read(path).get('image_processor')
+  if found is None:
+    path = folder / PREPROCESSOR
+    found = json_files.read(path)
+  if not isinstance(found, dict):
+    raise ValueError(
+      f'{path} has image_processor={found!r}; allowed: an object. Fetch the '
+      'file again.'
+    )
+  if not found or kind not in preprocessors.OF_MODEL:
+    return {}
+  return preprocessors.completed(found, kind, str(path))
 
 
 def _download(name: str, revision: str, weights: bool) -> pathlib.Path:
@@ -107,14 +132,12 @@ def _download(name: str, revision: str, weights: bool) -> pathlib.Path:
     ) from error
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  return json.loads(path.read_text(encoding='utf-8'))
-
-
 def _listed(folder: pathlib.Path) -> dict[str, Tensor]:
-  index = _json(folder / INDEX).get('weight_map', {})
+  """The tensors of a folder. A whole file comes first, as in transformers: an
+  index beside it is left from an earlier save in parts."""
+  if (folder / WEIGHTS).is_file():
+    return tensors.listed([folder / WEIGHTS])
+  index = _index(folder / INDEX)
   files = sorted({folder / file for file in index.values()})
   absent = [file.name for file in files if not file.is_file()]
   if absent:
@@ -122,18 +145,39 @@ def _listed(folder: pathlib.Path) -> dict[str, Tensor]:
       f'{folder / INDEX} lists files that are not there: {", ".join(absent)}. '
       'Complete the folder.'
     )
-  if not files and (folder / WEIGHTS).is_file():
-    files = [folder / WEIGHTS]
   if not files:
     raise ValueError(f'{folder} has no {WEIGHTS} and no {INDEX}. {NO_PICKLES}')
-  return tensors.listed(files)
+  parts = {file.name: tensors.listed([file]) for file in files}
+  lost = [name for name, file in index.items() if name not in parts[file]]
+  if lost:
+    raise ValueError(
+      f'{folder / INDEX} says that {index[lost[0]]} has {lost[0]}, which it '
+      'has not. Fetch the folder again.'
+    )
+  return {name: parts[file][name] for name, file in index.items()}
+
+
+def _index(path: pathlib.Path) -> dict[str, str]:
+  """Which tensor is in which file of the folder."""
+  index = json_files.read(path).get('weight_map', {})
+  names = index.values() if isinstance(index, dict) else [index]
+  for name in names:
+    # A name with a folder in it could be any file of the machine.
+    if not isinstance(name, str) or not re.fullmatch(
+      r'\w[\w.-]*\.safetensors', name
+    ):
+      raise ValueError(
+        f'{path} lists {name!r}; allowed: names of .safetensors files in the '
+        'same folder. Fetch the folder again.'
+      )
+  return index
 
 
 def _flat(tree: Tree) -> dict[str, Any]:
   return traverse.flatten_dict(tree, sep='/')
 
 
-def _found(model: Model, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def named(model: Model, checkpoint: Checkpoint) -> dict[str, Tensor]:
   """The tensors of a checkpoint by their full names."""
   full = renaming.full_names(model, checkpoint.tensors)
   return {full[name]: t for name, t in checkpoint.tensors.items()}
@@ -148,6 +192,11 @@ def _check(model: Model, checkpoint: Checkpoint, pieces, found) -> None:
       f'{found[n].name} {list(found[n].shape)}, the model has {list(s)}'
       for n, s in wanted.items()
       if n in found and found[n].shape != s
+    ],
+    'wrong type': [
+      f'{found[n].name} {found[n].dtype}; allowed: {", ".join(FLOATS)}'
+      for n in wanted
+      if n in found and found[n].dtype not in FLOATS
     ],
     'extra': [
       f'{t.name} {list(t.shape)}'
@@ -164,6 +213,33 @@ def _check(model: Model, checkpoint: Checkpoint, pieces, found) -> None:
     raise ValueError(
       f'the tensors in {checkpoint.folder} are not those that its config.json '
       'and the chosen head ask for:\n' + '\n'.join(lines)
+    )
+
+
+def _check_tied(model: Model, checkpoint, pieces, found) -> None:
+  """Raises `ValueError` where a file repeats a tensor with other values, so
+  that it is not clear which of them is the model's."""
+  used = {piece.tensor for piece in pieces}
+  for name, source in model.tied.items():
+    if name not in found or name in used or source not in used:
+      continue
+    if not tensors.equal(found[name], found[source]):
+      raise ValueError(
+        f'{checkpoint.folder} has {name} beside {source}, with other values, '
+        'although they are tied. Write "tie_word_embeddings": false into its '
+        'config.json, or remove one of them.'
+      )
+
+
+def _check_memory(checkpoint: Checkpoint, leaves: dict[str, Any]) -> None:
+  """Raises `ValueError` if the model does not fit, before it is read."""
+  size = sum(x.size * x.dtype.itemsize for x in leaves.values())
+  free = memory.device()
+  if size > free:
+    raise ValueError(
+      f'the model in {checkpoint.folder} takes {in_bytes(size)}, and '
+      f'{in_bytes(free)} are free. Choose a smaller one, or another '
+      '--model.storage.'
     )
 
 
@@ -199,8 +275,11 @@ def load(
   pieces = list(
     renaming.pieces(model, {k: v for k, v in leaves.items() if k not in given})
   )
-  found = _found(model, checkpoint)
+  found = named(model, checkpoint)
   _check(model, checkpoint, pieces, found)
+  _check_tied(model, checkpoint, pieces, found)
+  if place is None:
+    _check_memory(checkpoint, leaves)
   by_path: dict[str, list[Piece]] = {}
   for piece in pieces:
     by_path.setdefault(piece.path, []).append(piece)
@@ -224,83 +303,3 @@ def _nested(flat: dict[str, Any]) -> Tree:
   """The parameters of flat leaves; parts without a leaf are there, too."""
   empty = {'stem': {}, 'blocks': {}, 'final': {}}
   return empty | traverse.unflatten_dict(flat, sep='/')
-
-
-def save(
-  model: Model,
-  params: Tree,
-  folder: str | os.PathLike,
-  source: Checkpoint,
-  *,
-  head: Tree | None = None,
-  labels: Sequence[str] = (),
-) -> None:
-  """Writes a whole model as a Hugging Face folder.
-
-  Args:
-    model: what `params` belong to.
-    params: with LoRA merged into the kernels, if there was any.
-    folder: made if it is not there.
-    source: the checkpoint that it came from; what is not in `params`, its
-      config.json and the files of its tokenizer and preprocessor are copied.
-    head: of a classification.
-    labels: names of the classes, for config.json.
-  """
-  leaves = _flat(params) | _flat({'head': head} if head else {})
-  if any(path.endswith('/kernel_scale') for path in leaves):
-    raise ValueError(
-      'an int8 model is not written: its rounding would be kept. Load the '
-      'model with storage float32 or bfloat16 and merge there.'
-    )
-  out = _tensors_of(model, leaves)
-  for name, tensor in _found(model, source).items():
-    if name not in out:
-      with safetensors.safe_open(tensor.file, 'numpy') as f:
-        out[name] = f.get_tensor(tensor.name)
-  config = dict(source.config)
-  if labels:
-    config['id2label'] = {str(i): name for i, name in enumerate(labels)}
-    config['label2id'] = {name: i for i, name in enumerate(labels)}
-  text = json.dumps(config, indent=2) + '\n'
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  for pattern in SIDE_FILES:
-    for file in source.folder.glob(pattern):
-      if file.parent.resolve() != folder.resolve():
-        _write_file(folder / file.name, functools.partial(shutil.copy, file))
-  _write_file(
-    folder / WEIGHTS,
-    lambda path: safetensors.numpy.save_file(out, path, {'format': 'pt'}),
-  )
-  _write_file(folder / 'config.json', lambda path: path.write_text(text))
-
-
-def _tensors_of(model: Model, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
-  """Our leaves as the tensors of a file; leaves that no file has are left."""
-  named = {
-    path: np.asarray(leaf)
-    for path, leaf in leaves.items()
-    if renaming.source(model, path) is not None
-  }
-  out: dict[str, np.ndarray] = {}
-  for piece in renaming.pieces(model, named):
-    row = named[piece.path]
-    row = row if piece.block is None else row[piece.block]
-    if piece.name.axes:
-      row = row.transpose(np.argsort(piece.name.axes))
-    if piece.tensor not in out:
-      out[piece.tensor] = np.empty(piece.shape, row.dtype)
-    part, parts = piece.name.part
-    target = out[piece.tensor]
-    if parts > 1:
-      size = row.shape[-1]
-      target = target[..., part * size : (part + 1) * size]
-    target[...] = row
-  return out
-
-
-def _write_file(path: pathlib.Path, write: Callable) -> None:
-  """Writes under a temporary name first: a file is whole or absent."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  write(temporary)
-  os.replace(temporary, path)

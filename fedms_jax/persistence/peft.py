@@ -12,68 +12,32 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import flax.traverse_util as traverse
+import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from fedms_jax.core.types import Tree
+from fedms_jax.models import labels as label_names
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model
+from fedms_jax.persistence import adapter_config
+from fedms_jax.persistence import tensors as files
+from fedms_jax.persistence.adapter_config import CONFIG
+from fedms_jax.persistence.peft_names import (
+  Place,
+  all_targets,
+  places,
+  spellings,
+)
 
-CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+WEIGHTS = 'adapter_model.safetensors'
+LABELS = 'labels'  # in the metadata of a file with a head
 _ROOT = 'base_model.model.'
-# What an adapter may ask for that plain LoRA has not, and the usual value.
-_USUAL = {
-  'peft_type': 'LORA',
-  'bias': 'none',
-  'use_dora': False,
-  'lora_bias': False,
-  'trainable_token_indices': None,
-  'target_parameters': None,
-}
-
-
-# transformers 5 has other names for the modules of ViT and DeiT than their
-# files have, and PEFT does not translate them: adapters are written under both.
-_NEWER = {
-  '.encoder.layer.': '.layers.',
-  '.attention.attention.query': '.attention.q_proj',
-  '.attention.attention.key': '.attention.k_proj',
-  '.attention.attention.value': '.attention.v_proj',
-  '.attention.output.dense': '.attention.o_proj',
-  '.intermediate.dense': '.mlp.fc1',
-  '.output.dense': '.mlp.fc2',
-}
-
-
-class Place(NamedTuple):
-  """Where the LoRA of one kernel lies: the module's name with `{}` for the
-  number of the block, which of its equal parts, and the first number."""
-
-  target: str
-  module: str
-  part: int
-  parts: int
-  first: int
-
-  def of(self, block: int) -> str:
-    """The name of the module of a block."""
-    return self.module.replace('{}', str(block + self.first))
-
-
-def places(model: Model, targets: Collection[str]) -> list[Place]:
-  """The places of targets such as `attn/q`; none where files have none."""
-  out = []
-  for target in targets:
-    name = renaming.source(model, f'blocks/{target}/kernel')
-    if name is not None:
-      module = name.tensor.removesuffix('.weight')
-      out.append(Place(target, module, *name.part, name.first))
-  return out
 
 
 def save(
@@ -87,6 +51,7 @@ def save(
   modules: Collection[str],
   task: str | None = None,
   head: Tree | None = None,
+  labels: Sequence[str] = (),
   bare: bool = False,
 ) -> None:
   """Writes an adapter, inactive blocks (B = 0) included.
@@ -102,8 +67,11 @@ def save(
       written only where they are unambiguous.
     task: PEFT's task_type.
     head: a trained head, written as a module to save.
+    labels: the names of its outputs.
     bare: name the modules as in the model without a head.
   """
+  if head and not model.reference:
+    raise ValueError('no class of transformers has this head on this feature.')
   found = places(model, _targets(lora))
   flat = traverse.flatten_dict(lora, sep='/')
   prefix = model.prefix if bare else ''
@@ -115,7 +83,7 @@ def save(
     blocks = len(flat[f'{shared[0].target}/a'])
     for block in range(blocks):
       a, b = _joined(flat, shared, block)
-      for name in _spellings(model, shared[0].of(block)):
+      for name in spellings(model, shared[0].of(block)):
         name = name.removeprefix(prefix)
         tensors[f'{_ROOT}{name}.lora_A.weight'] = a
         tensors[f'{_ROOT}{name}.lora_B.weight'] = b
@@ -143,7 +111,7 @@ def save(
     tensors |= {f'{_ROOT}{module}.{k}': x for k, x in leaves.items()}
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  write_tensors(folder / WEIGHTS, tensors)
+  write_tensors(folder / WEIGHTS, tensors, labels if head else ())
   _replace(
     folder / CONFIG,
     lambda path: path.write_text(json.dumps(config, indent=2) + '\n'),
@@ -151,7 +119,12 @@ def save(
 
 
 def load(
-  folder: str | os.PathLike, model: Model, start: Tree, *, scale: float
+  folder: str | os.PathLike,
+  model: Model,
+  start: Tree,
+  *,
+  scale: float,
+  labels: Sequence[str] = (),
 ) -> tuple[Tree, Tree | None]:
   """An adapter as stacked LoRA, and its head if it has one.
 
@@ -162,22 +135,24 @@ def load(
       out stay as they are here.
     scale: alpha / R of the result; a B that was trained under another scale
       is multiplied so that the model is the same.
+    labels: the classes of the data, in whose order the head comes back where
+      the file names its own.
 
   Raises:
     ValueError: the adapter is no plain LoRA, or has other targets or another
       rank than `start`.
   """
-  config, tensors = _read(pathlib.Path(folder))
+  config, tensors, outputs = _read(pathlib.Path(folder))
   where = f'the adapter in {folder}'
   out = {
     name: np.array(x)
     for name, x in traverse.flatten_dict(start, sep='/').items()
   }
-  known = places(model, _all_targets(model))
+  known = places(model, all_targets(model))
   by_module = {}
   for place in known:
     for block in range(model.backbone.blocks):
-      for name in _spellings(model, place.of(block)):
+      for name in spellings(model, place.of(block)):
         pair = (place, block)
         by_module.setdefault(name, []).append(pair)
         if model.prefix:
@@ -188,7 +163,12 @@ def load(
     if not all(name in tensors for name in names):
       continue
     a, b = (tensors.pop(name) for name in names)
-    b = b * (_scale(config, module, len(a)) / scale)
+    if len(a) != config.rank(module):
+      raise ValueError(
+        f'{where} has tensors of rank {len(a)} at {module}, and its '
+        f'{CONFIG} says {config.rank(module)}. Fetch it again.'
+      )
+    b = b * (config.scale(module) / scale)
     for place, block in pairs:
       size = len(b) // place.parts
       piece = b[place.part * size : (place.part + 1) * size]
@@ -201,6 +181,10 @@ def load(
           f'{where} adapts {place.target} too. Add it to --lora.targets.'
         )
   head = _found_head(model, tensors)
+  if head:
+    _check_head(model, head, where)
+    order = label_names.order(outputs, labels, where) if labels else slice(None)
+    head = {key: x[..., order] for key, x in head.items()}
   if tensors:
     shown = ', '.join(sorted(tensors)[:5])
     raise ValueError(
@@ -252,16 +236,6 @@ def _targets(lora: Tree) -> list[str]:
   return [name.removesuffix('/a') for name in flat if name.endswith('/a')]
 
 
-def _all_targets(model: Model) -> list[str]:
-  """Everything in a block that has a name, as a target."""
-  paths = {name.removesuffix('/kernel') for name in model.names}
-  return [
-    path.removeprefix('blocks/')
-    for path in sorted(paths)
-    if re.match(r'blocks/(.*/)?(attn|mlp)/\w+$', path)
-  ]
-
-
 def _is_conv1d(model: Model, found: list[Place]) -> bool:
   """Whether the files keep these kernels as [d_in, d_out]."""
   name = renaming.source(model, f'blocks/{found[0].target}/kernel')
@@ -274,16 +248,6 @@ def _short(names: Collection[str], modules: Collection[str]) -> list[str]:
   ends = {re.sub(r'^.*?\.\d+\.', '', name) for name in names}
   meant = {m for m in modules if any(m.endswith(f'.{end}') for end in ends)}
   return sorted(ends if len(meant) <= len(names) else names)
-
-
-def _spellings(model: Model, name: str) -> list[str]:
-  """The names that a module has in different versions of transformers."""
-  if model.prefix not in ('vit.', 'deit.'):
-    return [name]
-  newer = name
-  for old, new in _NEWER.items():
-    newer = newer.replace(old, new)
-  return [name, newer]
 
 
 def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:
@@ -308,43 +272,64 @@ def _found_head(model: Model, tensors: dict[str, np.ndarray]) -> Tree | None:
   return head
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-  alpha = config['lora_alpha']
-  for pattern, value in (config.get('alpha_pattern') or {}).items():
-    if re.fullmatch(rf'(.*\.)?({pattern})', module):
-      alpha = value
-      break
-  return alpha / (rank**0.5 if config.get('use_rslora') else rank)
+def _check_head(model: Model, head: Tree, where: str) -> None:
+  """Raises `ValueError` if the head was trained on another feature, or there
+  is none."""
+  wanted = jax.eval_shape(model.backbone.init_head, jax.random.key(0))
+  if not wanted or not model.reference:
+    raise ValueError(
+      f"{where} has a head, which was trained on the feature of this family's "
+      'own classifier. Choose it: --model.head=classification, and '
+      '--model.pooling.'
+    )
+  shapes = {key: x.shape for key, x in head.items()}
+  if shapes != {key: x.shape for key, x in wanted.items()}:
+    raise ValueError(
+      f'{where} has a head of shape {head["kernel"].shape}; this run needs '
+      f'{wanted["kernel"].shape}, D x classes.'
+    )
 
 
 def _read(folder: pathlib.Path):
-  """(config, tensors) of an adapter, checked to be plain LoRA."""
+  """(config, tensors, names of the head's outputs) of an adapter."""
   for name in (CONFIG, WEIGHTS):
     if not (folder / name).is_file():
       raise ValueError(
         f'--lora.init={folder} has no {name}; allowed: a folder as PEFT writes '
         'it with save_pretrained.'
       )
-  config = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
-  for key, usual in _USUAL.items():
-    if config.get(key, usual) not in (usual, None):
+  config = adapter_config.read(folder)
+  if config.unread:
+    print(
+      f'fedms: note: {folder / CONFIG} has settings that are not known here '
+      f'and are left aside: {", ".join(config.unread)}',
+      file=sys.stderr,
+    )
+  found = files.listed([folder / WEIGHTS])
+  for name, tensor in found.items():
+    if tensor.dtype not in files.FLOATS:
       raise ValueError(
-        f'--lora.init={folder} has {key}={config[key]!r}; allowed: {usual!r}, '
-        'plain LoRA.'
+        f'{tensor.file}: {name} is of type {tensor.dtype}; allowed: '
+        f'{", ".join(files.FLOATS)}.'
       )
-  with safetensors.safe_open(folder / WEIGHTS, 'numpy') as f:
-    tensors = {name: f.get_tensor(name) for name in f.keys()}
-  return config, {k: v.astype(np.float32) for k, v in tensors.items()}
+  with files.opened(folder / WEIGHTS) as f:
+    outputs = tuple(json.loads((f.metadata() or {}).get(LABELS, '[]')))
+  arrays = {k: files.read(t).astype(np.float32) for k, t in found.items()}
+  return config, arrays, outputs
 
 
 def _kernels(known: list[Place]) -> str:
   return ', '.join(dict.fromkeys(p.module for p in known))
 
 
-def write_tensors(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
-  """Writes a safetensors file that is there whole or not at all."""
+def write_tensors(
+  path: pathlib.Path, tensors: Mapping[str, Any], labels: Sequence[str] = ()
+) -> None:
+  """Writes a safetensors file that is there whole or not at all. labels: the
+  names of a head's outputs."""
   whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-  data = safetensors.numpy.save(whole, {'format': 'pt'})
+  said = {LABELS: json.dumps(list(labels))} if labels else {}
+  data = safetensors.numpy.save(whole, {'format': 'pt'} | said)
   _replace(path, lambda p: p.write_bytes(data))
 
 

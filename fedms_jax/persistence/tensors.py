@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -15,26 +16,84 @@ import safetensors
 
 from fedms_jax.models import family
 from fedms_jax.models.renaming import Piece
+from fedms_jax.persistence import json_files
 
 PART = 1 << 20  # values that are read at a time
+FLOATS = ('F64', 'F32', 'F16', 'BF16')
+# What else a file may hold, such as positions and masks.
+OTHERS = ('I64', 'I32', 'I16', 'I8', 'U8', 'BOOL')
 
 
 class Tensor(NamedTuple):
-  """A tensor in a file; not read yet."""
+  """A tensor in a file; not read yet. dtype: as safetensors names it."""
 
   file: pathlib.Path
   name: str
   shape: tuple[int, ...]
+  dtype: str = 'F32'
+
+
+@contextlib.contextmanager
+def opened(file: pathlib.Path):
+  """An open safetensors file; what is wrong with it is a `ValueError`."""
+  try:
+    with safetensors.safe_open(file, 'numpy') as f:
+      yield f
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(_damage(file, error)) from error
+
+
+def _damage(file: pathlib.Path, error: Exception) -> str:
+  """What is wrong with a file, and what to do."""
+  try:
+    with file.open('rb') as f:
+      start = f.read(100)
+  except OSError as cause:
+    return f'{file} cannot be read: {cause.strerror or cause}.'
+  if json_files.is_pointer(start):
+    return f'{file} {json_files.FETCH}.'
+  if not start:
+    return f'{file} is empty. Fetch it again.'
+  if start.startswith((b'PK\x03\x04', b'\x80')):
+    return (
+      f'{file} is a pickle of PyTorch under the name of safetensors, and '
+      'pickles are not read: loading one runs the code in it. Convert it '
+      'where you trust it.'
+    )
+  return f'{file} is damaged: {error}. Fetch it again.'
 
 
 def listed(files: Iterable[pathlib.Path]) -> dict[str, Tensor]:
   """The tensors of these files; their headers alone are read."""
   out = {}
   for file in files:
-    with safetensors.safe_open(file, 'numpy') as f:
+    with opened(file) as f:
       for name in f.keys():
-        out[name] = Tensor(file, name, tuple(f.get_slice(name).get_shape()))
+        part = f.get_slice(name)
+        dtype = part.get_dtype()
+        if dtype not in (*FLOATS, *OTHERS):
+          raise ValueError(
+            f'{file}: {name} is of type {dtype}; allowed: '
+            f'{", ".join(FLOATS)}. Use the checkpoint that was not quantized.'
+          )
+        out[name] = Tensor(file, name, tuple(part.get_shape()), dtype)
   return out
+
+
+def read(tensor: Tensor) -> np.ndarray:
+  """The whole tensor."""
+  with opened(tensor.file) as f:
+    return f.get_tensor(tensor.name)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+  """Whether two tensors hold the same values; read part by part."""
+  if one.shape != other.shape:
+    return False
+  box = [slice(0, size) for size in one.shape]
+  return all(
+    np.array_equal(_part(one, own), _part(other, own)) for own in _rows(box)
+  )
 
 
 def leaf(pieces: Sequence[Piece], found, shape, target):
@@ -74,14 +133,18 @@ def _read(piece: Piece, tensor: Tensor, dtype) -> Iterator[tuple]:
     size = tensor.shape[-1] // pieces
     box[-1] = slice(number * size, (number + 1) * size)
   for own in [box] if quantized else _rows(box):
-    with safetensors.safe_open(tensor.file, 'numpy') as f:
-      lazy = f.get_slice(tensor.name)
-      array = lazy[tuple(own)] if own else f.get_tensor(tensor.name)
-    array = array.transpose(axes)
+    array = _part(tensor, own).transpose(axes)
     if quantized:
       array = family.quantize(array.astype(np.float32), np)[unit]
     start = [own[axis].start - box[axis].start for axis in axes]
     yield start[:-1] if unit else start, array.astype(dtype, copy=False)
+
+
+def _part(tensor: Tensor, box: Sequence[slice]) -> np.ndarray:
+  with opened(tensor.file) as f:
+    if not box:
+      return f.get_tensor(tensor.name)
+    return f.get_slice(tensor.name)[tuple(box)]
 
 
 def _rows(box: list[slice]) -> Iterator[list[slice]]:

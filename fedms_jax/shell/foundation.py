@@ -18,6 +18,7 @@ from fedms_jax.models import clip, family, pretrained, tasks, transformer, vit
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
+from fedms_jax.shell import side_files
 from fedms_jax.shell.config import Config, ModelConfig, flatten
 
 BUILT_IN = 'vit'
@@ -68,7 +69,10 @@ def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
     'need_labels': head in ('classification', 'zero_shot'),
   }
   if _reads_images(config, checkpoint):
-    asked['prepare'] = images.for_checkpoint(_preprocessor(checkpoint))
+    asked['prepare'] = images.for_checkpoint(
+      side_files.preprocessor(checkpoint)
+    )
+    side_files.check_side(checkpoint)
   if _reads_texts(config, checkpoint):
     asked['encode_text'] = _encoder(config, checkpoint)
   return asked
@@ -78,7 +82,8 @@ def text_length(config: Config, checkpoint: Checkpoint) -> int:
   """The most tokens of a text, 0 if the model reads none."""
   if not _reads_texts(config, checkpoint):
     return 0
-  return min(config.data.max_tokens, _positions(checkpoint.config))
+  most = pretrained.words(checkpoint.config).positions
+  return min(config.data.max_tokens, most)
 
 
 class Facts(NamedTuple):
@@ -104,7 +109,11 @@ def model(
   """The model in the shape of the data."""
   if checkpoint is None:
     return Model(_built_in(config, data), {})
-  return loadable(config, checkpoint, facts(data))
+  if _reads_images(config, checkpoint):
+    side_files.check_shape(checkpoint, data.table.columns['inputs'].shape[1:3])
+  made = loadable(config, checkpoint, facts(data))
+  side_files.say_unread(made.unread, checkpoint)
+  return made
 
 
 def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
@@ -121,6 +130,7 @@ def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
     remat=m.remat,
     unroll=m.unroll,
     lora_scale=config.lora.alpha / config.lora.rank,
+    keep_head=m.keep_head,
   )
   return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
 
@@ -137,12 +147,20 @@ def load(
   names: of the classes, for the prompts of zero_shot.
   """
   m, given = config.model, {}
+  order = (
+    side_files.outputs(m.head, model.reference, names, checkpoint)
+    if m.keep_head
+    else []
+  )
   if m.head == 'zero_shot':
     given['final/classes'] = _class_features(config, names, checkpoint)
   params, head = model_files.load(
     model, checkpoint, head=m.keep_head, given=given
   )
-  return params, model.backbone.init_head(key) if head is None else head
+  if head is None:
+    return params, model.backbone.init_head(key)
+  columns = np.array(order)
+  return params, jax.tree.map(lambda x: x[..., columns], head)
 
 
 def text_tower(
@@ -170,9 +188,9 @@ def class_tokens(
   CoOp; and where there are --prompt.words, their tokens, 'words', int32 [T],
   as which a prompt begins."""
   p = config.prompt
-  tokenizer = text.tokenizer(checkpoint.folder)
+  tokenizer, _ = side_files.tokenizer(checkpoint)
   tokenizer.no_truncation()
-  read = tokenizer.encode_batch([f'{name}.' for name in names])
+  read = tokenizer.encode_batch([f'{clip.spoken(name)}.' for name in names])
   out = {'tokens': text.padded([r.ids for r in read])}
   length, said = p.length, f'--prompt.length={p.length}'
   if p.words:
@@ -180,7 +198,7 @@ def class_tokens(
     out['words'] = np.array(ids, np.int32)
     length, said = len(ids), f'--prompt.words={p.words!r} of {len(ids)} tokens'
   longest = max(zip(map(len, read), names, strict=True))
-  most = _positions(checkpoint.config)
+  most = pretrained.words(checkpoint.config).positions
   if length + longest[0] > most:
     raise ValueError(
       f'{said} and the class {longest[1]!r} of {longest[0]} tokens with its '
@@ -257,23 +275,6 @@ def _class_features(
   )
 
 
-def _preprocessor(checkpoint: Checkpoint) -> dict:
-  """preprocessor_config.json, or what is usual for the family."""
-  if checkpoint.preprocessor:
-    return checkpoint.preprocessor
-  config = checkpoint.config.get('vision_config', checkpoint.config)
-  side = config.get('image_size', 224)
-  square = {'height': side, 'width': side}
-  if 'vision_config' not in checkpoint.config:
-    return {'size': square}
-  return {
-    'size': {'shortest_edge': side},
-    'resample': 3,
-    'do_center_crop': True,
-    'crop_size': square,
-  }
-
-
 def _reads_images(config: Config, checkpoint: Checkpoint) -> bool:
   m = config.model
   if checkpoint.config.get('model_type') != 'clip':
@@ -288,42 +289,22 @@ def _reads_texts(config: Config, checkpoint: Checkpoint) -> bool:
 
 
 def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
-  d, tokenizer = config.data, text.tokenizer(checkpoint.folder)
+  d = config.data
+  tokenizer, words = side_files.tokenizer(checkpoint)
   objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
   return text.Encoder(
     tokenizer,
-    max_tokens=min(d.max_tokens, _positions(checkpoint.config)),
+    max_tokens=min(
+      d.max_tokens,
+      pretrained.words(checkpoint.config).positions,
+      words.most or d.max_tokens,
+    ),
     objective=objective.get(config.model.head, 'whole'),
-    end=_end(checkpoint.config),
-    mask=_mask(tokenizer) if config.model.head == 'masked_lm' else -1,
+    end=side_files.end(checkpoint.config),
+    mask=side_files.mask(tokenizer) if config.model.head == 'masked_lm' else -1,
     fraction=d.mask_fraction,
     seed=config.seed,
-  )
-
-
-def _positions(config: dict) -> int:
-  """The most tokens that a text model takes."""
-  config = config.get('text_config', config)
-  found = config.get('max_position_embeddings', config.get('n_positions'))
-  if config.get('model_type') == 'roberta':
-    found -= config.get('pad_token_id', 1) + 1  # positions begin behind it
-  return found
-
-
-def _end(config: dict) -> int:
-  """The token that ends a text, -1 if there is none."""
-  found = config.get('eos_token_id', -1)
-  return found[0] if isinstance(found, list) else -1 if found is None else found
-
-
-def _mask(tokenizer) -> int:
-  for token in ('[MASK]', '<mask>'):
-    found = tokenizer.token_to_id(token)
-    if found is not None:
-      return found
-  raise ValueError(
-    '--model.head=masked_lm needs a tokenizer with [MASK] or <mask>; this '
-    'one has none. Use causal_lm, or another checkpoint.'
+    side=words.side,
   )
 
 

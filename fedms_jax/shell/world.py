@@ -55,13 +55,16 @@ def world(config: Config, like: World | None = None) -> World:
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
   classes = len(data.table.label_names)
-  adapter, head = _adapter(config, model)
+  adapter, head = _adapter(config, model, data.table.label_names)
   stages = methods.stages(config, model, classes, adapter)
   return World(checkpoint, data, model, stages, head)
 
 
-def _adapter(config: Config, model: Model) -> tuple[Tree | None, Tree | None]:
-  """(LoRA, head) that the run starts from; None is fresh."""
+def _adapter(
+  config: Config, model: Model, names: tuple[str, ...]
+) -> tuple[Tree | None, Tree | None]:
+  """(LoRA, head) that the run starts from; None is fresh. names: of the
+  classes."""
   c, backbone, key = config.lora, model.backbone, jax.random.key(0)
   if not c.init:
     return None, None
@@ -72,13 +75,9 @@ def _adapter(config: Config, model: Model) -> tuple[Tree | None, Tree | None]:
     )
   base = jax.eval_shape(backbone.init, key)
   fresh = lora.init(key, base['blocks'], build.targets(config), c.rank)
-  blocks, head = peft.load(c.init, model, fresh, scale=backbone.lora_scale)
-  wanted = jax.eval_shape(backbone.init_head, key)
-  if head and jax.tree.map(jnp.shape, head) != jax.tree.map(jnp.shape, wanted):
-    raise ValueError(
-      f'--lora.init={c.init} has a head of shape {head["kernel"].shape}; this '
-      f'run needs {wanted["kernel"].shape}, D x classes.'
-    )
+  blocks, head = peft.load(
+    c.init, model, fresh, scale=backbone.lora_scale, labels=names
+  )
   return jax.tree.map(jnp.asarray, (blocks, head))
 
 

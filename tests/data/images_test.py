@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from fedms_jax.data import images
+from fedms_jax.models import preprocessors
 
 
 def encoded(*pictures, form='PNG', **kwargs):
@@ -142,6 +143,11 @@ CROPPED = {
 STRETCHED = {'size': {'height': 12, 'width': 12}, 'resample': 2}
 
 
+def for_checkpoint(config, kind='vit'):
+  found = preprocessors.completed(config, kind, 'preprocessor_config.json')
+  return images.for_checkpoint(found)
+
+
 @pytest.mark.parametrize(
   ('config', 'kind'),
   [
@@ -149,6 +155,18 @@ STRETCHED = {'size': {'height': 12, 'width': 12}, 'resample': 2}
     (CROPPED | {'size': 16, 'crop_size': 14}, 'CLIPImageProcessorPil'),
     (STRETCHED, 'ViTImageProcessorPil'),
     (STRETCHED | {'size': 12}, 'ViTImageProcessorPil'),
+    # What is left out is usual for the class, and one number is a square.
+    (
+      {'do_center_crop': True, 'size': 16, 'crop_size': 14},
+      'DeiTImageProcessorPil',
+    ),
+    ({'size': 12}, 'ViTImageProcessorPil'),
+    ({'size': 18, 'crop_size': 14}, 'CLIPImageProcessorPil'),
+    (
+      {'size': 9, 'do_center_crop': True, 'crop_size': 7},
+      'ViTImageProcessorPil',
+    ),
+    ({'size': [12, 12]}, 'ViTImageProcessorPil'),
   ],
 )
 def test_pixels_are_those_of_the_reference(config, kind):
@@ -159,18 +177,16 @@ def test_pixels_are_those_of_the_reference(config, kind):
   photos = [p.convert('RGB') for p in PHOTOS]
   expected = theirs(photos, do_normalize=False, do_rescale=False)
   expected = np.stack(expected['pixel_values']).transpose(0, 2, 3, 1)
-  prepare = images.for_checkpoint(config)
+  prepare = for_checkpoint(config, kind.partition('Image')[0].lower())
   found = images.decode(encoded(*PHOTOS), len(PHOTOS), prepare)
   np.testing.assert_array_equal(found, expected)
 
 
 def test_a_checkpoint_gets_color_in_its_own_size():
-  found = images.decode(
-    encoded(*PHOTOS), len(PHOTOS), images.for_checkpoint(CROPPED)
-  )
+  found = images.decode(encoded(*PHOTOS), len(PHOTOS), for_checkpoint(CROPPED))
   assert found.shape == (4, 14, 14, 3) and found.dtype == np.uint8
   digits = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
-  grown = images.resize(digits, images.for_checkpoint(STRETCHED))
+  grown = images.resize(digits, for_checkpoint(STRETCHED))
   assert grown.shape == (2, 12, 12, 3)
   np.testing.assert_array_equal(grown[..., 0], grown[..., 2])
 
@@ -183,10 +199,10 @@ def test_a_checkpoint_gets_color_in_its_own_size():
 def test_other_preprocessing_is_refused(change):
   config = json.loads(json.dumps(CROPPED | change))
   with pytest.raises(ValueError, match=next(iter(change))):
-    images.for_checkpoint(config)
+    for_checkpoint(config)
 
 
 def test_no_resize_where_the_checkpoint_wants_none():
-  prepare = images.for_checkpoint(CROPPED | {'do_resize': False})
+  prepare = for_checkpoint(CROPPED | {'do_resize': False})
   found = np.asarray(prepare(PHOTOS[0]))
   np.testing.assert_array_equal(found, np.asarray(PHOTOS[0])[3:17, 6:20])

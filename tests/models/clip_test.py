@@ -8,6 +8,7 @@ import pytest
 
 from fedms_jax.models import clip, pretrained
 from fedms_jax.models.family import Options
+from fedms_jax.models.settings import Settings
 from fedms_jax.persistence import model_files
 from tests.models import references
 from tests.models.references import close
@@ -136,7 +137,9 @@ def test_the_end_of_a_text_follows_both_rules_of_the_reference():
   tokens = np.array([[3, 57, 4, END, 5, 57]], np.int32)
 
   def length(end):
-    tower = clip.text_tower(config | {'eos_token_id': end}, Options(), 4)
+    tower = clip.text_tower(
+      Settings(config | {'eos_token_id': end}), Options(), 4
+    )
     return int(np.asarray(tower.mask(tokens)).sum())
 
   assert length(57) == 2  # the first end token

@@ -14,7 +14,7 @@ from fedms_jax.adapters import lora
 from fedms_jax.core.types import Span
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
-from fedms_jax.persistence import model_files
+from fedms_jax.persistence import model_export, model_files
 from tests.models import references
 from tests.models.references import close
 
@@ -112,7 +112,7 @@ def test_a_merged_model_leaves_for_the_reference(name, tmp_path):
   adapter = jax.tree.map(lambda x: x + 0.05, adapter)
   merged = lora.merge(params['blocks'], adapter, 2.0)
   params = params | {'blocks': merged}
-  model_files.save(model, params, tmp_path / 'out', checkpoint, head=head)
+  model_export.save(model, params, tmp_path / 'out', checkpoint, head=head)
   again, info = type(theirs).from_pretrained(
     tmp_path / 'out', output_loading_info=True
   )

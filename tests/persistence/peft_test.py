@@ -53,7 +53,8 @@ def adapter(model, targets, seed=0, rank=RANK):
 
 def made(kind):
   config, targets = KINDS[kind]
-  options = Options(classes=3, lora_scale=ALPHA / RANK)
+  pooling = 'pooler' if kind == 'bert' else ''
+  options = Options(classes=3, pooling=pooling, lora_scale=ALPHA / RANK)
   return pretrained.model(config, options), targets
 
 

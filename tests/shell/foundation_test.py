@@ -9,6 +9,7 @@ import pytest
 
 from fedms_jax.core.types import Federation, Table
 from fedms_jax.data import images
+from fedms_jax.models import preprocessors
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import foundation
 from tests import folders
@@ -50,7 +51,9 @@ def test_each_family_reads_its_own_kind_of_input(root):
       'encode_text', 'prepare'
     }  # fmt: skip
   prepare = asked(root, 'vit')['prepare']
-  assert prepare == images.for_checkpoint(folders.PREPROCESSOR)
+  assert prepare == images.for_checkpoint(
+    preprocessors.completed(folders.PREPROCESSOR, 'vit', '')
+  )
   assert 'encode_text' not in asked(root, 'clip')
   assert 'prepare' not in asked(root, 'clip', model__tower='text')
   both = asked(

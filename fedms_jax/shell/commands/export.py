@@ -16,7 +16,7 @@ from fedms_jax.adapters import lora
 from fedms_jax.core import tree
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.models.family import Model
-from fedms_jax.persistence import model_files, peft
+from fedms_jax.persistence import model_export, model_files, peft
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import flags, foundation, methods
@@ -27,18 +27,17 @@ from fedms_jax.systems.units import in_bytes
 HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
 # What a model of `Algorithm.models` is asked for by.
 _ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
-# The --model.pooling of which transformers has a class with a linear layer,
-# and the task_type by which PEFT knows it. (With that type, PEFT would save
-# both layers of RoBERTa's head.)
-_CLASSIFIERS = {
-  'bert': (('pooler',), 'SEQ_CLS'),
-  'roberta': (('pooler',), None),
-  'xlm-roberta': (('pooler',), None),
-  'vit': (('', 'cls'), None),
-  'deit': (('', 'cls'), None),
-  'gpt2': (('', 'last'), 'SEQ_CLS'),
-  'llama': (('', 'last'), 'SEQ_CLS'),
+# By what task_type PEFT knows a model, where a class of its own can be called
+# with the inputs of that model. (With SEQ_CLS, PEFT would save both layers of
+# RoBERTa's head; what it has for features cannot be called with images.)
+_TASKS = {
+  'BertForSequenceClassification': 'SEQ_CLS',
+  'GPT2ForSequenceClassification': 'SEQ_CLS',
+  'LlamaForSequenceClassification': 'SEQ_CLS',
+  'GPT2LMHeadModel': 'CAUSAL_LM',
+  'LlamaForCausalLM': 'CAUSAL_LM',
 }
+_READS_TEXTS = ('bert', 'roberta', 'xlm-roberta', 'gpt2', 'llama')
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -67,7 +66,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     if what.merged:
       _merged(config, model, facts, checkpoint, snapshot, parts, out)
     else:
-      _adapter(config, model, checkpoint, parts, out)
+      _adapter(config, model, facts.label_names, checkpoint, parts, out)
   finally:
     snapshot.close()
   return 0
@@ -131,17 +130,21 @@ def _parts(
   return models[name]
 
 
-def _adapter(config, model: Model, checkpoint, parts: Tree, out: str) -> None:
+def _adapter(
+  config,
+  model: Model,
+  labels: Sequence[str],
+  checkpoint,
+  parts: Tree,
+  out: str,
+) -> None:
   """Writes a PEFT adapter, or what there is instead of one."""
   if not parts.keys() <= {'base', 'blocks', 'head'}:
     _own_format(parts, out)
     return
   _check_lora(config, parts)
-  kind, head = checkpoint.config['model_type'], parts['head'] or None
-  task, known = {'causal_lm': 'CAUSAL_LM'}.get(config.model.head), False
-  if head:
-    poolings, task = _CLASSIFIERS.get(kind, ((), None))
-    known = config.model.pooling in poolings
+  head, known = parts['head'] or None, bool(model.reference)
+  features = checkpoint.config['model_type'] in _READS_TEXTS
   peft.save(
     out,
     model,
@@ -150,19 +153,29 @@ def _adapter(config, model: Model, checkpoint, parts: Tree, out: str) -> None:
     alpha=config.lora.alpha,
     base=config.model.name,
     modules={name.removesuffix('.weight') for name in checkpoint.tensors},
-    task=task if known or not head else 'FEATURE_EXTRACTION',
+    task=_TASKS.get(model.reference)
+    if known
+    else 'FEATURE_EXTRACTION'
+    if features
+    else None,
     head=head if known else None,
+    labels=labels,
     bare=bool(head) and not known,
   )
   print(f'wrote {peft.CONFIG} and {peft.WEIGHTS} to {out}')
   if head and not known:
-    leaves = {'weight': np.asarray(head['kernel']).T}
-    leaves |= {k: np.asarray(v) for k, v in head.items() if k == 'bias'}
-    peft.write_tensors(pathlib.Path(out) / HEAD, leaves)
-    print(
-      f'wrote the head to {HEAD}: no class of transformers has a linear layer '
-      'on this feature, so load the adapter onto AutoModel'
-    )
+    _head_beside(head, labels, out, 'load the adapter onto AutoModel')
+
+
+def _head_beside(head: Tree, labels: Sequence[str], out: str, so: str) -> None:
+  """Writes a head that no class of transformers has, in a file of its own."""
+  leaves = {'weight': np.asarray(head['kernel']).T}
+  leaves |= {k: np.asarray(v) for k, v in head.items() if k == 'bias'}
+  peft.write_tensors(pathlib.Path(out) / HEAD, leaves, labels)
+  print(
+    f'wrote the head to {HEAD}: no class of transformers has a linear layer '
+    f'on this feature, so {so}'
+  )
 
 
 def _check_lora(config: Config, parts: Tree) -> None:
@@ -208,16 +221,20 @@ def _merged(
     scale = model.backbone.lora_scale
     merged = lora.merge(base['blocks'], parts['blocks'], scale)
     base = base | {'blocks': merged}
-  model_files.save(
+  head, labels = parts['head'] or None, facts.label_names
+  known = bool(model.reference)
+  model_export.save(
     model,
     base,
     out,
     checkpoint,
-    head=parts['head'] or None,
-    labels=facts.label_names if parts['head'] else (),
+    head=head if known else None,
+    labels=labels,
   )
   size = in_bytes(tree.nbytes(base))
   print(f'wrote {model_files.WEIGHTS} and config.json to {out}, {size}')
+  if head and not known:
+    _head_beside(head, labels, out, 'load the model as AutoModel')
 
 
 def _base(config, model: Model, facts, checkpoint, snapshot) -> Tree:
