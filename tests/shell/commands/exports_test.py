@@ -1,0 +1,254 @@
+"""Every export of every family and head is what transformers and PEFT load."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from fedms_jax.adapters import lora
+from fedms_jax.models import pretrained
+from fedms_jax.models.family import Options
+from fedms_jax.persistence import model_files, peft
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import foundation
+from fedms_jax.shell.commands import export
+from tests.models import references
+
+torch = pytest.importorskip('torch', reason='parity needs torch')
+transformers = pytest.importorskip('transformers', reason='parity')
+
+NAMES = ('sky', 'food', 'sport')
+TARGETS = ('attn/q', 'mlp/down')
+RANK, ALPHA = 2, 3.0
+ROBERTA = references.WORDS | {'pad_token_id': 1}
+
+
+class Case(NamedTuple):
+  """kind: of the class in transformers. source: the class whose file is the
+  base. config: its words. options: what is chosen here."""
+
+  kind: str
+  source: str
+  config: dict
+  options: dict = {}
+
+
+BERT, VIT = references.WORDS, references.PATCHES
+CLIP = Case('CLIP', 'CLIPModel', references.CLIP_PARTS)
+CASES = {
+  'vit': Case('ViT', 'ViTModel', VIT),
+  'vit_mean': Case('ViT', 'ViTModel', VIT, {'pooling': 'mean'}),
+  'deit': Case('DeiT', 'DeiTModel', VIT),
+  'deit_mean': Case('DeiT', 'DeiTModel', VIT, {'pooling': 'mean'}),
+  'bert': Case('Bert', 'BertModel', BERT),
+  'bert_mean': Case('Bert', 'BertModel', BERT, {'pooling': 'mean'}),
+  'bert_pooler': Case('Bert', 'BertModel', BERT, {'pooling': 'pooler'}),
+  'bert_classifier_mean': Case(
+    'Bert', 'BertForSequenceClassification', BERT, {'pooling': 'mean'}
+  ),
+  'bert_mlm': Case('Bert', 'BertForMaskedLM', BERT, {'head': 'masked_lm'}),
+  'roberta': Case('Roberta', 'RobertaModel', ROBERTA),
+  'roberta_pooler': Case(
+    'Roberta',
+    'RobertaForSequenceClassification',
+    ROBERTA,
+    {'pooling': 'pooler'},
+  ),
+  'roberta_mlm': Case(
+    'Roberta', 'RobertaForMaskedLM', ROBERTA, {'head': 'masked_lm'}
+  ),
+  'xlm_roberta_mean': Case(
+    'XLMRoberta', 'XLMRobertaModel', ROBERTA, {'pooling': 'mean'}
+  ),
+  'xlm_roberta_pooler': Case(
+    'XLMRoberta',
+    'XLMRobertaForSequenceClassification',
+    ROBERTA,
+    {'pooling': 'pooler'},
+  ),
+  'gpt2': Case('GPT2', 'GPT2Model', references.GPT2),
+  'gpt2_lm': Case(
+    'GPT2', 'GPT2LMHeadModel', references.GPT2, {'head': 'causal_lm'}
+  ),
+  'llama': Case('Llama', 'LlamaModel', references.GROUPED),
+  'llama_lm': Case(
+    'Llama', 'LlamaForCausalLM', references.GROUPED, {'head': 'causal_lm'}
+  ),
+  'clip': CLIP,
+  'clip_text': CLIP._replace(options={'tower': 'text'}),
+  'clip_contrast': CLIP._replace(
+    options={'head': 'contrast', 'tower': 'image'}
+  ),
+}
+
+
+class Made(NamedTuple):
+  case: Case
+  checkpoint: model_files.Checkpoint
+  model: object
+  parts: dict
+  config: config_lib.Config
+
+
+def made(name, folder) -> Made:
+  """A base model, and what a run has trained of it."""
+  case = CASES[name]
+  words = case.config
+  if 'ForSequence' in case.source:
+    words = words | {'num_labels': 3}
+  theirs = references.build(
+    references.Case(case.kind, case.source, words, None)
+  )
+  checkpoint = references.reopen(theirs, folder / 'base')
+  options = Options(classes=3, lora_scale=ALPHA / RANK, **case.options)
+  model = pretrained.model(checkpoint.config, options)
+  base, _ = model_files.load(model, checkpoint)
+  fresh = lora.init(jax.random.key(0), base['blocks'], TARGETS, RANK)
+  rng = np.random.default_rng(0)
+  head = model.backbone.init_head(jax.random.key(1))
+
+  def moved(x):
+    return np.asarray(x) + (0.2 * rng.normal(size=x.shape)).astype(np.float32)
+
+  blocks, head = jax.tree.map(moved, (fresh, head))
+  config = config_lib.from_values(
+    {
+      'model.name': str(folder / 'base'),
+      'lora.rank': RANK,
+      'lora.alpha': ALPHA,
+      **{f'model.{key}': value for key, value in case.options.items()},
+    }
+  )
+  parts = {'base': base, 'blocks': blocks, 'head': head}
+  return Made(case, checkpoint, model, parts, config)
+
+
+def inputs(made: Made):
+  """Ours, and the same for transformers."""
+  case = made.case
+  if case.kind == 'CLIP':
+    tokens = references.tokens()
+    last = (tokens >= 0).sum(axis=1) - 1
+    tokens[np.arange(3), last] = 59
+    ours = {'image': references.images(3), 'text': tokens}
+    theirs = references.torch_tokens(tokens, 59) | {
+      'pixel_values': references.pixels(
+        ours['image'], *map(list, _pixels('clip'))
+      )
+    }
+    if made.model.backbone.width == 40:
+      return ours, theirs
+    return ours[made.config.model.tower], theirs
+  if case.kind in ('ViT', 'DeiT'):
+    ours = references.images()
+    pixels = references.pixels(ours, *_pixels(case.kind.lower()))
+    return ours, {'pixel_values': pixels}
+  ours = references.tokens()
+  return ours, references.torch_tokens(ours, 'Roberta' in case.kind)
+
+
+def _pixels(kind):
+  from fedms_jax.models import clip, vit
+
+  return (clip.MEAN, clip.STD) if kind == 'clip' else vit.PIXELS[kind]
+
+
+def expected(made: Made, ours):
+  """Our logits."""
+  base, scale = made.parts['base'], made.model.backbone.lora_scale
+  merged = lora.merge(base['blocks'], made.parts['blocks'], scale)
+  *_, logits = references.walk(
+    made.model.backbone, base | {'blocks': merged}, made.parts['head'], ours
+  )
+  return logits
+
+
+def found(made: Made, theirs, given, out):
+  """What the loaded model says of the same inputs."""
+  reference = made.model.reference
+  with torch.no_grad():
+    result = theirs(**given)
+  if reference == 'CLIPModel':
+    return result.logits_per_image
+  if reference:
+    return result.logits
+  head = load_file(out / export.HEAD)
+  with safe_open(out / export.HEAD, 'numpy') as f:
+    assert json.loads(f.metadata()['labels']) == list(NAMES)
+  inner = getattr(theirs, 'base_model', theirs)  # of PEFT
+  inner = getattr(inner, 'model', inner)
+  if made.case.kind == 'CLIP':
+    image = made.config.model.tower == 'image'
+    x = (result.vision_model_output if image else result.text_model_output)[1]
+    if x.shape[-1] != made.model.backbone.width:  # before transformers 5
+      x = (inner.visual_projection if image else inner.text_projection)(x)
+  elif made.config.model.pooling == 'mean' and 'pixel_values' in given:
+    # Our mean comes before the last norm.
+    states = inner(**given, output_hidden_states=True).hidden_states[-1]
+    first = states.shape[1] - 4
+    x = inner.layernorm(states[:, first:].mean(1))
+  elif made.config.model.pooling == 'mean':
+    mask = given['attention_mask'][..., None].float()
+    x = (result.last_hidden_state * mask).sum(1) / mask.sum(1)
+  else:
+    x = result.last_hidden_state[:, 0]
+  x = x.detach().numpy()
+  return torch.from_numpy(x @ head['weight'].T + head['bias'])
+
+
+def compare(made: Made, theirs, out):
+  ours, given = inputs(made)
+  logits = expected(made, ours)
+  result = found(made, theirs, given, out)
+  mask = ours >= 0 if logits.ndim == 3 else None
+  references.close(logits, result, mask)
+
+
+HARMLESS = ('pooler.', 'position_ids', 'cls.', 'lm_head.')
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_merged_model_gives_our_logits_in_its_class(name, tmp_path):
+  run = made(name, tmp_path)
+  out = tmp_path / 'out'
+  facts = foundation.Facts(NAMES, 9)
+  export._merged(
+    run.config, run.model, facts, run.checkpoint, None, run.parts, str(out)
+  )
+  kind = run.model.reference or f'{run.case.kind}Model'
+  theirs, info = getattr(transformers, kind).from_pretrained(
+    out, output_loading_info=True
+  )
+  lost = [k for k in info['missing_keys'] if 'pooler.' not in k]
+  extra = [
+    k for k in info['unexpected_keys'] if not any(h in k for h in HARMLESS)
+  ]
+  assert not lost and not extra and not info['mismatched_keys']
+  assert theirs.dtype == torch.float32
+  labels = [theirs.config.id2label[i] for i in range(theirs.config.num_labels)]
+  assert (tuple(labels) == NAMES) == ('Classification' in kind)
+  compare(run, theirs.eval(), out)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_an_adapter_gives_our_logits_in_peft(name, tmp_path):
+  theirs = pytest.importorskip('peft', reason='parity needs peft')
+  run = made(name, tmp_path)
+  out = tmp_path / 'out'
+  export._adapter(
+    run.config, run.model, NAMES, run.checkpoint, run.parts, str(out)
+  )
+  kind = run.model.reference or f'{run.case.kind}Model'
+  labeled = {'num_labels': 3} if 'Classification' in kind else {}
+  base = getattr(transformers, kind).from_pretrained(
+    tmp_path / 'base', **labeled
+  )
+  adapted = theirs.PeftModel.from_pretrained(base, out).eval()
+  compare(run, adapted, out)
+  assert peft.CONFIG in {file.name for file in out.iterdir()}
