@@ -24,7 +24,7 @@ def order(
   Raises:
     ValueError: the names are not those of the data.
   """
-  if not outputs or all(re.fullmatch(r'LABEL_\d+', name) for name in outputs):
+  if _plain_numbers(outputs):
     return list(range(len(names)))
   found = {_plain(name): i for i, name in enumerate(outputs)}
   wanted = [_plain(name) for name in names]
@@ -47,19 +47,30 @@ def named(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
   Raises:
     ValueError: they are of a wrong type, leave outputs out, or disagree.
   """
-  by_number = config.get('id2label')
-  by_name = config.get('label2id')
-  numbered = None if by_number is None else _numbered(by_number, where)
+  by_number, by_name = config.get('id2label'), config.get('label2id')
+  tables = []
+  if by_number is not None:
+    tables.append(_numbered(by_number, where))
   if isinstance(by_name, dict) and by_name:
     turned = {str(number): name for name, number in by_name.items()}
-    other = _numbered(turned, where, 'label2id')
-    if numbered is not None and numbered != other:
+    if len(turned) < len(by_name):
       raise ValueError(
-        f'{where} has id2label and label2id of different classes; allowed: '
-        'the same. Mend one of them.'
+        f'{where} has label2id={by_name!r}; allowed: one name for each number.'
       )
-    return other
-  return numbered or ()
+    tables.append(_numbered(turned, where, 'label2id'))
+  # One of them is often left as it was made.
+  said = [table for table in tables if not _plain_numbers(table)]
+  if len(set(said)) > 1:
+    raise ValueError(
+      f'{where} has id2label and label2id of different classes; allowed: the '
+      'same. Mend one of them.'
+    )
+  return next(iter(said or tables), ())
+
+
+def _plain_numbers(outputs: Sequence[str]) -> bool:
+  """Whether the names say nothing, as those that transformers makes."""
+  return all(re.fullmatch(r'LABEL_\d+', name) for name in outputs)
 
 
 def _numbered(found: Any, where: str, key: str = 'id2label') -> tuple[str, ...]:

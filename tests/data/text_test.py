@@ -1,7 +1,10 @@
 """Tokens of texts, what of them is learned, and rows of several texts."""
 
+import json
+
 import numpy as np
 import pytest
+import tokenizers
 
 from fedms_jax.core.types import Table
 from fedms_jax.data import text
@@ -42,11 +45,54 @@ def test_texts_are_cut_around_their_special_tokens(tmp_path):
   assert real(columns['inputs'][1]) == ids('[CLS] moon cloud [SEP]')
 
 
-def test_next_tokens_end_with_the_end_token_even_if_cut(tmp_path):
-  make = text.Encoder(load('gpt2', tmp_path), 4, objective='next', end=END)
-  columns = make(TEXTS)
-  assert real(columns['inputs'][0]) == [*ids('ball goal'), END]
-  assert len(real(columns['inputs'][1])) == 4
+def closed():
+  """A tokenizer that puts the end token behind every text itself."""
+  made = folders.tokenizer('gpt2')
+  made.post_processor = tokenizers.processors.TemplateProcessing(
+    single='$A <eos>', special_tokens=[('<eos>', END)]
+  )
+  return made
+
+
+@pytest.mark.parametrize('made', [folders.tokenizer('gpt2'), closed()])
+@pytest.mark.parametrize('most', [2, 3, 4, 5, 6])
+def test_the_end_token_is_only_where_a_text_ends(made, most):
+  made.no_padding()
+  rows = text.Encoder(made, most, objective='next', end=END)(TEXTS)['inputs']
+  for row, words in zip(rows, map(ids, TEXTS), strict=True):
+    whole = [*words, END]
+    found = real(row)
+    assert found == whole[: len(found)] and len(found) <= most
+    # The tokenizer's own end token takes the room of one that is cut.
+    least = min(len(whole), most)
+    assert len(found) >= least - (made.post_processor is not None)
+
+
+def test_a_text_that_is_cut_on_the_left_keeps_its_end():
+  made = folders.tokenizer('gpt2')
+  made.no_padding()
+  make = text.Encoder(made, 3, objective='next', end=END, side='left')
+  assert real(make(TEXTS)['inputs'][1]) == [*ids('sun wind'), END]
+
+
+def test_completions_are_cut_at_their_end():
+  made = folders.tokenizer('gpt2')
+  made.no_padding()
+  make = text.Encoder(made, 3, objective='next', end=END, side='left')
+  columns = make(['ball', 'ball'], ['moon cloud rain sun', 'win'])
+  assert real(columns['targets'][0]) == ids('moon cloud')
+  assert real(columns['targets'][1]) == [*ids('win'), END]
+
+
+def test_a_tokenizer_that_panics_is_a_message(tmp_path):
+  found = json.loads(folders.tokenizer('gpt2').to_str())
+  pattern = {'Regex': '(a+)+$'}
+  found['pre_tokenizer'] = {
+    'type': 'Split', 'pattern': pattern, 'behavior': 'Isolated', 'invert': False
+  }  # fmt: skip
+  (tmp_path / text.FILE).write_text(json.dumps(found))
+  with pytest.raises(ValueError, match=r'tokenizer\.json'):
+    text.Encoder(text.tokenizer(tmp_path), 9)(['a' * 40 + 'b'])
 
 
 def test_completions_alone_are_learned(tmp_path):

@@ -128,8 +128,19 @@ def test_an_ensemble_is_the_normalised_mean_of_normalised_prompts():
 def test_prompts_come_class_by_class():
   found = clip.class_prompts(['a {}', 'one {}'], ['cat', 'dog'])
   assert found == ['a cat', 'one cat', 'a dog', 'one dog']
-  with pytest.raises(ValueError, match='a photo of a'):
-    clip.class_prompts(['a photo'], ['cat'])
+
+
+def test_names_of_classes_have_spaces_in_prompts():
+  found = clip.class_prompts(['a {}.'], ['apple_pie', 'a{b}'])
+  assert found == ['a apple pie.', 'a a{b}.']
+
+
+@pytest.mark.parametrize(
+  'template', ['a photo', '', 'a {kind} of {}', 'a {0}', '{} {}', 'a {', '{!r}']
+)
+def test_a_template_has_one_place_and_no_other(template):
+  with pytest.raises(ValueError, match='--model.templates'):
+    clip.class_prompts(['a {}', template], ['cat'])
 
 
 def test_the_end_of_a_text_follows_both_rules_of_the_reference():
