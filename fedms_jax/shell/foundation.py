@@ -291,6 +291,7 @@ def _reads_texts(config: Config, checkpoint: Checkpoint) -> bool:
 def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
   d = config.data
   tokenizer, words = side_files.tokenizer(checkpoint)
+  lm = config.model.head == 'causal_lm'
   objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
   return text.Encoder(
     tokenizer,
@@ -300,7 +301,7 @@ def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
       words.most or d.max_tokens,
     ),
     objective=objective.get(config.model.head, 'whole'),
-    end=side_files.end(checkpoint.config),
+    end=side_files.end(checkpoint.config) if lm else -1,
     mask=side_files.mask(tokenizer) if config.model.head == 'masked_lm' else -1,
     fraction=d.mask_fraction,
     seed=config.seed,

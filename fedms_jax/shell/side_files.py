@@ -93,19 +93,22 @@ def tokenizer(checkpoint: Checkpoint) -> tuple[Any, Words]:
 
 
 def end(config: dict) -> int:
-  """The token that ends a text, -1 if there is none."""
+  """The token that ends a text by config.json, -1 if there is none."""
   found = config.get('eos_token_id')
   found = found[0] if isinstance(found, list) and found else found
   if found is None:
     return -1
-  if type(found) is not int or not 0 <= found:
+  rows = pretrained.words(config).vocabulary
+  if type(found) is not int or not 0 <= found < rows:
     raise ValueError(
-      f'config.json has eos_token_id={found!r}; allowed: the id of a token.'
+      f'config.json has eos_token_id={found!r}; allowed: ids below its '
+      f'vocab_size={rows}.'
     )
   return found
 
 
 def mask(tokenizer) -> int:
+  """The token that hides another one."""
   for token in ('[MASK]', '<mask>'):
     found = tokenizer.token_to_id(token)
     if found is not None:
