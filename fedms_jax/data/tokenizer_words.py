@@ -21,6 +21,8 @@ _READ = {
   'do_lower_case', 'strip_accents', 'tokenize_chinese_chars',
   'add_prefix_space', 'split_special_tokens', 'auto_map', 'tokenizer_class',
 }  # fmt: skip
+# What transformers takes where a file of that class does not say.
+_BERT = {'do_lower_case': True, 'tokenize_chinese_chars': True}
 # How tokens become text again, how rows are padded (ours are masked), what is
 # only for slow tokenizers, and arguments of a call.
 _HARMLESS = frozenset(
@@ -141,12 +143,14 @@ def _check_steps(tokenizer, said: Mapping[str, Any], where: str) -> None:
   """How texts are written before they are cut into words."""
   asked = dict(said)
   if str(said.get('tokenizer_class')).startswith('BertTokenizer'):
-    asked = {'do_lower_case': True} | asked  # which is usual for it
+    asked = _BERT | asked
+    asked.setdefault('strip_accents', asked['do_lower_case'])
   own = {}
   for step in _steps(tokenizer.normalizer):
     if step['type'] == 'BertNormalizer':
-      own['do_lower_case'] = step['lowercase']
-      own['strip_accents'] = step['strip_accents']
+      lower, strip = step['lowercase'], step['strip_accents']
+      own['do_lower_case'] = lower
+      own['strip_accents'] = lower if strip is None else strip
       own['tokenize_chinese_chars'] = step['handle_chinese_chars']
   for step in _steps(tokenizer.pre_tokenizer):
     if step['type'] == 'ByteLevel':

@@ -313,7 +313,14 @@ def _read(folder: pathlib.Path):
         f'{", ".join(files.FLOATS)}.'
       )
   with files.opened(folder / WEIGHTS) as f:
-    outputs = tuple(json.loads((f.metadata() or {}).get(LABELS, '[]')))
+    said = (f.metadata() or {}).get(LABELS, '[]')
+  try:
+    outputs = tuple(map(str, json.loads(said)))
+  except (ValueError, TypeError, RecursionError) as error:
+    raise ValueError(
+      f'{folder / WEIGHTS} has {LABELS}={said[:80]!r} in its metadata; '
+      'allowed: a list of names. Export it again.'
+    ) from error
   arrays = {k: files.read(t).astype(np.float32) for k, t in found.items()}
   return config, arrays, outputs
 

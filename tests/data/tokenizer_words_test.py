@@ -15,9 +15,11 @@ CONFIG = 'tokenizer_config.json'
 LONG = 'ball bread star goal soup moon team salt cloud match'
 
 
-def bert(lower=True):
+def bert(lower=True, **kwargs):
   made = folders.tokenizer('bert')
-  made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+  made.normalizer = tokenizers.normalizers.BertNormalizer(
+    lowercase=lower, **kwargs
+  )
   return made
 
 
@@ -67,6 +69,7 @@ AGREE = [
   ({'do_lower_case': True, 'strip_accents': None}, bert()),
   ({'do_lower_case': False, 'tokenizer_class': 'BertTokenizer'}, bert(False)),
   ({'tokenizer_class': 'BertTokenizerFast'}, bert()),
+  ({'tokenizer_class': 'BertTokenizer'}, bert(strip_accents=True)),
   ({'add_prefix_space': False}, byte_level()),
   ({'add_bos_token': True, 'bos_token': '<eos>'}, begun()),
   ({'add_eos_token': False, 'eos_token': '[SEP]'}, begun()),
@@ -92,6 +95,8 @@ DIFFER = [
   ({'tokenizer_class': 'BertTokenizer'}, bert(False)),
   ({'tokenize_chinese_chars': False}, bert()),
   ({'strip_accents': False}, bert()),
+  ({'tokenizer_class': 'BertTokenizer'}, bert(strip_accents=False)),
+  ({'tokenizer_class': 'BertTokenizer'}, bert(handle_chinese_chars=False)),
   ({'add_prefix_space': True}, byte_level()),
   ({'add_bos_token': False, 'bos_token': '<eos>'}, begun()),
   ({'add_bos_token': True, 'bos_token': '[CLS]'}, begun()),
