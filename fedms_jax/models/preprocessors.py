@@ -133,14 +133,14 @@ def _size(key: str, value: Any, square: bool, where: str) -> dict[str, int]:
     )
   elif isinstance(value, list) and len(value) == 2:
     value = dict(zip(('height', 'width'), value, strict=True))
-  names = sorted(value) if isinstance(value, dict) else []
+  found = value if isinstance(value, dict) else {}
   allowed = [['height', 'width']] + [['shortest_edge']] * (key == 'size')
-  good = names in allowed and all(
-    type(x) is int and 0 < x <= 65536 for x in value.values()
+  good = sorted(found) in allowed and all(
+    type(x) is int and 0 < x <= 65536 for x in found.values()
   )
   if not good:
     raise _wrong(where, key, value, 'height and width, or shortest_edge')
-  return dict(value)
+  return found
 
 
 def _numbers(value: Any, low: str, listed: bool) -> bool:

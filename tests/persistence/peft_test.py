@@ -260,6 +260,7 @@ def test_our_logits_are_peft_s_with_its_adapter(name, tmp_path):
     lora_alpha=7,
     target_modules=modules,
     use_rslora=True,
+    alpha_pattern={modules[0]: 5},
     fan_in_fan_out=fused,
     task_type=task,
     init_lora_weights=False,
