@@ -15,6 +15,7 @@ ROOMS = {
   'schedules': {'core'},
   'server': {'core', 'adapters'},
   'algorithms': {'core', 'models', 'adapters', 'server'},
+  'channel': {'core'},
   'data': {'core'},
   'systems': {'core'},
   'cluster': {'core'},
@@ -22,7 +23,7 @@ ROOMS = {
   'persistence': {'core', 'models', 'simulation', 'systems', 'cluster'},
   'report': {'core', 'systems', 'persistence'},
 }
-PURE = {'core', 'models', 'adapters', 'server', 'algorithms'}
+PURE = {'core', 'models', 'adapters', 'server', 'channel', 'algorithms'}
 IMPURE = {'os', 'time', 'random', 'logging', 'absl', 'pathlib', 'threading'}
 # What runs algorithms is not known to them.
 ENGINE = {'reduction', 'rounds', 'scoring', 'compile'}

@@ -1,0 +1,187 @@
+"""Laws that every method of the catalog obeys, on a toy world.
+
+One program for four clients, and those of the loop, serve all laws of a
+method: what changes between them are weights, rows and the clients' order.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedms_jax.core import reduction, rounds, tree
+from fedms_jax.core.types import Clients, Plan, Received, Work, identity
+from fedms_jax.models.family import Model
+from fedms_jax.shell import config, methods
+from tests import world
+from tests.algorithms import clip_world
+
+FLAGS = {
+  # Adam's usual eps would turn the rounding of a zero gradient into a step.
+  'client.optimizer': 'sgd',
+  'client.learning_rate': 0.5,
+  'lora.rank': 2,
+  'prompt.length': 3,
+  'algorithm.pfedmoap_width': 4,
+  'algorithm.pfedmoap_heads': 2,
+  'algorithm.pfedmoap_experts': 3,
+}
+MORE = {'hetlora': {'lora.ranks': '1,2', 'algorithm.hetlora_prune': 0.5}}
+PLAN = Plan((False, True, True), 1)
+K, BAD = 4, 3  # clients; the one whose rows are not finite
+ROWS = world.cohort_rows(clients=K)
+NAN_ROW = np.setdiff1d(np.arange(1, world.ROWS), ROWS)[0]  # 0 is padding's
+
+
+class Case(NamedTuple):
+  """A stage of a method, at the start of a round; memory: of the server."""
+
+  algorithm: Any
+  roles: Any
+  memory: Any
+  plan: Plan
+
+
+@functools.cache
+def case(name: str, stage: int) -> Case:
+  """The stage on a small ViT, or where it needs one, a small CLIP."""
+  values = FLAGS | MORE.get(name, {}) | {'algorithm.name': name}
+  clip = methods.METHODS[name].text or name == 'fedclip'
+  if clip:
+    values |= {'model.name': 'a/clip', 'model.head': 'zero_shot'}
+  found = config.from_values(values)
+  model = clip_world.model() if clip else Model(world.backbone(), {})
+  roles = clip_world.start() if clip else world.start()
+  for number, made in enumerate(methods.stages(found, model, world.CLASSES)):
+    algorithm = made.algorithm
+    roles = world.trained(jax.jit(algorithm.begin)(jax.random.key(2), roles))
+    if number == stage:
+      break
+  variant = algorithm.variant and algorithm.variant(0, 0)
+  roles, memory, _ = reduction.begin(algorithm, roles, 0)
+  return Case(algorithm, roles, memory, PLAN._replace(variant=variant))
+
+
+def stages(name: str) -> range:
+  return range(2 if name == 'fedms' else 1)
+
+
+CASES = [(name, i) for name in methods.METHODS for i in stages(name)]
+every = pytest.mark.parametrize(
+  ('name', 'stage'), CASES, ids=[f'{n}-{i}' for n, i in CASES]
+)
+
+
+@functools.cache
+def table():
+  """The table of the world with float inputs, of which one is not finite."""
+  inputs = np.array(world.columns()['inputs'], np.float32)
+  inputs[NAN_ROW] = np.nan
+  return {'inputs': jnp.asarray(inputs), 'labels': world.table()['labels']}
+
+
+def clients(case: Case, rows=ROWS, weights=None, ids=None) -> Clients:
+  personal = world.stacked(case.roles.personal, len(rows))
+  return world.clients(rows, personal, weights, ids)
+
+
+def trained(case: Case, chunk: Clients, how: str = 'vmap'):
+  """(totals, personal [K, ...], sums)."""
+  summing = case.algorithm.server.reduction == 'sum'
+  empty = reduction.empty(case.algorithm, case.roles)
+  work = Work(table(), jax.random.key(5))
+  function, width = rounds.train_chunk, len(chunk.ids)
+  if how == 'loop':
+    function, width = rounds.train_stepwise, 1
+  totals, parts = empty if summing else None, []
+  for i in range(0, len(chunk.ids), width):
+    some = tree.rows(chunk, slice(i, i + width))
+    got, *rest = function(
+      case.algorithm, case.plan, case.roles, work, totals, some
+    )
+    totals = got if summing else None
+    parts.append((got, *rest))
+  joined = jax.tree.map(
+    lambda *xs: jnp.concatenate(xs), *(p[1:] for p in parts)
+  )
+  if not summing:
+    totals = jax.tree.map(
+      lambda *xs: jnp.concatenate(xs), *(p[0] for p in parts)
+    )
+  return totals, *joined
+
+
+def closed(case: Case, totals: Received):
+  """(shared, memory) after the server's step."""
+  roles, memory, _ = world.close_round(
+    case.algorithm, case.roles, totals, case.memory
+  )
+  return roles.shared, memory, roles.frozen
+
+
+@functools.cache
+def usual(name, stage):
+  one = case(name, stage)
+  return trained(one, clients(one))
+
+
+@every
+def test_wide_vmap_equals_the_loop(name, stage):
+  one = case(name, stage)
+  for x, y in zip(
+    usual(name, stage), trained(one, clients(one), 'loop'), strict=True
+  ):
+    world.close(x, y, atol=1e-4)
+
+
+@every
+def test_the_order_of_the_cohort_and_who_weighs_nothing_do_not_matter(
+  name, stage
+):
+  """One program does it all: nothing of it is compiled again."""
+  one, turned = case(name, stage), np.array([2, 0, 3, 1])
+  expected = closed(one, usual(name, stage)[0])[0]
+  before = rounds.train_chunk.program()._cache_size()
+  chunk = clients(one)
+  other = trained(one, tree.rows(chunk, turned))
+  world.close(closed(one, other[0])[0], expected, atol=1e-4)
+  for x, y in zip(other[1:], usual(name, stage)[1:], strict=True):
+    world.close(x, tree.rows(y, turned), atol=1e-4)
+  # The last client once with no weight, and once with no finite result.
+  weights = np.array(chunk.weights)
+  weights[BAD] = 0
+  ignored = trained(one, chunk._replace(weights=weights))
+  rows = np.array(ROWS)
+  rows[BAD, 0, 0] = NAN_ROW
+  skipped = trained(one, chunk._replace(rows=rows))
+  world.close(closed(one, skipped[0])[0], closed(one, ignored[0])[0], atol=1e-4)
+  np.testing.assert_array_equal(skipped[2]['skipped'][:, 0], [0, 0, 0, 1])
+  before_it = tree.rows(chunk.personal, BAD)
+  world.same(tree.rows(skipped[1], BAD), before_it)
+  assert rounds.train_chunk.program()._cache_size() == before
+
+
+def silence(state, received, key):
+  del key
+  return state, jax.tree.map(jnp.zeros_like, received)
+
+
+SILENT = identity()._replace(decode=silence)
+
+
+@every
+def test_a_channel_that_releases_zeros_leaves_the_server_unmoved(name, stage):
+  """Neither model, nor memory, nor what is frozen: all that clients send
+  passes through the channel."""
+  one = case(name, stage)
+  deaf = one._replace(algorithm=one.algorithm._replace(channel=SILENT))
+  shared, memory, frozen = closed(deaf, usual(name, stage)[0])
+  world.same(shared, one.roles.shared)
+  world.same(memory, one.memory)
+  world.same(frozen, one.roles.frozen)
+  moved = closed(one, usual(name, stage)[0])
+  # It is not that nothing would have moved.
+  assert bool(tree.equal(moved[0], one.roles.shared)) == (name == 'local')
