@@ -124,7 +124,7 @@ def test_user_errors_are_value_errors_that_say_what_to_do(word, parts):
 
 def test_help_names_every_option_and_loads_nothing_heavy():
   code = (
-    'import sys\nfrom fedms_jax import flags\n'
+    'import sys\nfrom fedms_jax.shell import flags\n'
     'try:\n  flags.parse(["fedms", "--help"])\n'
     'except SystemExit as e:\n  assert e.code == 0\n'
     'heavy = {"jax", "numpy", "flax", "lmdb"} & set(sys.modules)\n'

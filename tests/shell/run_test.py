@@ -14,7 +14,7 @@ import pytest
 from fedms_jax.persistence.writers import timeless
 from fedms_jax.shell import main
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = [
   'fedms',
   f'--flagfile={ROOT}/launch/presets/smoke.flags',
@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named(finished, cache, tmp_path, capsys):
 
 def test_help_needs_no_jax():
   code = (
-    'import sys\nfrom fedms_jax import main\n'
+    'import sys\nfrom fedms_jax.shell import main\n'
     'try:\n  main.main(["fedms", "--help"])\nexcept SystemExit:\n  pass\n'
     'assert "jax" not in sys.modules, "jax"'
   )

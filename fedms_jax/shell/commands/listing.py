@@ -74,7 +74,7 @@ MODELS: dict[str, Entry] = {
   'gpt2': ('checkpoint: next tokens', '-'),
   'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
 }
-PRESETS = pathlib.Path(__file__).parents[2] / 'launch' / 'presets'
+PRESETS = pathlib.Path(__file__).parents[3] / 'launch' / 'presets'
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
