@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedms_jax.cluster import memory, signals
+from fedms_jax.persistence import writers
 from fedms_jax.persistence.workdir import write_atomic
 from fedms_jax.report import page, runs, statistics
 from fedms_jax.shell import flags as fedms_flags
@@ -123,10 +124,11 @@ class Contest:
       self.ledger.note(job, time.monotonic() - start)
       name += f', {time.monotonic() - start:.0f} s'
     found = runs.read(folder)
-    score = 100 * found.scores['own_mean']
+    score = found.scores['own_mean']
+    told = 'no score' if score is None else f'{100 * score:.1f} %'
     left = self.ledger.left(self.planned)
     rest = '' if left is None else f'; left: {_duration(left)}'
-    print(f'{name}: {score:.1f} %{rest}', flush=True)
+    print(f'{name}: {told}{rest}', flush=True)
     return found
 
   def _attempt(self, config: Config, folder: pathlib.Path) -> str:
@@ -182,7 +184,7 @@ class Contest:
 
   def _point(self, job: Job) -> Flags:
     """The job's flags with their values as flags.txt has them."""
-    text = runs.options(fedms_flags.to_text(self.config(job)))
+    text = writers.parse_flags(fedms_flags.to_text(self.config(job)))
     return {name: text[name] for name in job.flags}
 
 

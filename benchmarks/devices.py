@@ -170,7 +170,12 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
     algorithm, plan, roles, work, totals, clients, place.mesh
   )
   added = rounds.add_devices.program().lower(totals, place.mesh)
-  return trained.compile().as_text(), added.compile().as_text()
+  return _compiled(trained), _compiled(added)
+
+
+def _compiled(lowered) -> str:
+  """The text of a program as the device gets it; '' if it does not tell."""
+  return lowered.compile().as_text() or ''
 
 
 def collectives(text: str) -> str:

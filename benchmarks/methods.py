@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Axis, Entry
-from fedms_jax.report import runs
+from fedms_jax.persistence import writers
 from fedms_jax.shell import methods
 from fedms_jax.shell.commands.listing import PRESETS, presets
 from launch import command
@@ -72,7 +72,7 @@ def entries() -> dict[str, Entry]:
 
 def _flags(path: pathlib.Path) -> dict[str, str]:
   lines = path.read_text(encoding='utf-8').splitlines()
-  return runs.options('\n'.join(x for x in lines if x.startswith('--')))
+  return writers.parse_flags('\n'.join(x for x in lines if x.startswith('--')))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -118,11 +118,27 @@ def backbone() -> Backbone:
   """What the engine asks of a model: here, that it has one block, always
   active, and what it costs."""
   flops = 2.0 * (30**2 * 27 * 32 + 13**2 * 288 * 64 + cifar.FEATURES * 64)
-  nothing = dict.fromkeys(
-    ('init', 'embed', 'mask', 'run', 'features', 'init_head', 'logits')
+
+  def unasked(*args):
+    raise NotImplementedError('the algorithm has a network of its own')
+
+  functions = (
+    'init',
+    'embed',
+    'mask',
+    'run',
+    'features',
+    'init_head',
+    'logits',
   )
   cost = BackboneCost(0.0, flops, 0.0, 1, 4.0 * (30**2 * 32 + 13**2 * 64))
-  return Backbone(blocks=1, width=1, lora_scale=1.0, cost=cost, **nothing)
+  return Backbone(
+    blocks=1,
+    width=1,
+    lora_scale=1.0,
+    cost=cost,
+    **dict.fromkeys(functions, unasked),
+  )
 
 
 def federation() -> Federation:

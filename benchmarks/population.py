@@ -150,6 +150,7 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
       start = time.perf_counter()
       evaluation.evaluate(simulation, state, evaluation.Scope())
       evaluated = time.perf_counter() - start
+    assert isinstance(store, client_store.ClientStore)  # LoRA is personal
     touched = len(store.touched())
     keep.close()
     disk = sum(p.stat().st_blocks * 512 for p in folder.rglob('*.mdb'))

@@ -269,7 +269,8 @@ class Championship:
     jobs = tuning.further(self._game, entry, rate, told.share, told.seeds[0])
     scores = tuning.search(self._game, jobs, values)
     self._search[f'{entry.label}: {flag}'] = scores
-    return {flag: tuning.best(scores)}
+    best = tuning.best(scores)
+    return {} if best is None else {flag: best}
 
   def _job(self, entry: Entry, seed: str, rate: Flags) -> Job:
     folder = f'runs/{tuning.name(entry.label)},seed={seed}'

@@ -73,7 +73,7 @@ class Worker:
   reads, and says `done`.
   """
 
-  def __init__(self, python: str, script: str, **options):
+  def __init__(self, python: str, script: str | os.PathLike, **options):
     flags = [f'--{name}={value}' for name, value in options.items()]
     threads = {'OMP_NUM_THREADS': str(cores())}
     self._process = subprocess.Popen(
@@ -83,21 +83,23 @@ class Worker:
       env=os.environ | threads,
       text=True,
     )
+    assert self._process.stdin and self._process.stdout  # they are pipes
+    self._stdin, self._stdout = self._process.stdin, self._process.stdout
     self._wait('ready')
 
   def __call__(self) -> None:
     """Does one unit of work."""
-    self._process.stdin.write('\n')
-    self._process.stdin.flush()
+    self._stdin.write('\n')
+    self._stdin.flush()
     self._wait('done')
 
   def close(self) -> None:
     """Lets the process end."""
-    self._process.stdin.close()
+    self._stdin.close()
     self._process.wait()
 
   def _wait(self, word: str) -> None:
-    for line in self._process.stdout:
+    for line in self._stdout:
       if line.strip() == word:
         return
       print(line, end='', file=sys.stderr)

@@ -66,6 +66,8 @@ def further(
 ) -> list[Job]:
   """The shortened runs along the axis of a row, at a rate that `tries` had;
   the run of the row's own value is that of `tries`."""
+  if entry.axis is None:
+    return []
   flag, values = entry.axis
   own = entry.flags[flag]
   return [

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from fedms_jax.persistence import writers
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import flags as fedms_flags
 from launch import command
@@ -96,14 +97,15 @@ def _canonical(point: Point, flags: Sequence[str]) -> Point:
   """The point with its values as flags.txt will have them, so that 1 and 1.0
   are the same point; checks the flags on the way."""
   config = command.check([*flags, *words(point)])
-  text = dict(
-    line.removeprefix('--').partition('=')[::2]
-    for line in fedms_flags.to_text(config).splitlines()
-  )
+  text = writers.parse_flags(fedms_flags.to_text(config))
   return {name: text[name] for name in point}
 
 
 def typed(name: str, value: str) -> bool | int | float | str:
   """The value of a flag in the flag's own type."""
-  kind = type(config_lib.flatten(config_lib.Config)[name].default)
-  return value == 'true' if kind is bool else kind(value)
+  default = config_lib.flatten(config_lib.Config)[name].default
+  if isinstance(default, bool):
+    return value == 'true'
+  if isinstance(default, int):
+    return int(value)
+  return float(value) if isinstance(default, float) else value

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from fedms_jax.persistence import writers
 from launch import grid
 
 
@@ -54,8 +55,8 @@ def write(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
 
 def _flags(workdir: pathlib.Path) -> dict[str, str]:
   """All flags of a run: a point made before another flag began to vary."""
-  lines = (workdir / 'flags.txt').read_text(encoding='utf-8').splitlines()
-  return dict(line.removeprefix('--').partition('=')[::2] for line in lines)
+  text = (workdir / 'flags.txt').read_text(encoding='utf-8')
+  return writers.parse_flags(text)
 
 
 def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core import tree
 from fedms_jax.core.types import Tree
 
 
 def kernels(blocks: Tree) -> dict[str, tuple[int, ...]]:
   """Shapes [L, d_in, d_out] of the kernels in stacked blocks by `attn/q`."""
-  flat = traverse.flatten_dict(blocks, sep='/')
+  flat = tree.flat(blocks)
   suffix = '/kernel'
   return {
     name.removesuffix(suffix): x.shape
@@ -69,12 +69,12 @@ def init(key, blocks: Tree, targets: Sequence[str], rank: int) -> Tree:
       bound,
     )
     flat[f'{target}/b'] = jnp.zeros((layers, rank, columns))
-  return traverse.unflatten_dict(flat, sep='/')
+  return tree.nested(flat)
 
 
 def pairs(lora: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:
   """(A [..., d_in, R], B [..., R, d_out]) by target."""
-  flat = traverse.flatten_dict(lora, sep='/')
+  flat = tree.flat(lora)
   return {
     name.removesuffix('/a'): (flat[name], flat[f'{name[:-1]}b'])
     for name in flat
@@ -87,7 +87,7 @@ def from_pairs(found: dict[str, tuple[jax.Array, jax.Array]]) -> Tree:
   flat = {}
   for target, (a, b) in found.items():
     flat |= {f'{target}/a': a, f'{target}/b': b}
-  return traverse.unflatten_dict(flat, sep='/')
+  return tree.nested(flat)
 
 
 def products(lora: Tree) -> dict[str, jax.Array]:
@@ -97,26 +97,22 @@ def products(lora: Tree) -> dict[str, jax.Array]:
 
 def leaves(lora: Tree, name: str) -> Tree:
   """What all targets have under one name: their A (`a`), or their B (`b`)."""
-  flat = traverse.flatten_dict(lora, sep='/')
-  return traverse.unflatten_dict(
-    {k: v for k, v in flat.items() if k.endswith(f'/{name}')}, sep='/'
-  )
+  flat = tree.flat(lora)
+  return tree.nested({k: v for k, v in flat.items() if k.endswith(f'/{name}')})
 
 
 def joined(*parts: Tree) -> Tree:
   """Leaves of the same targets in one tree; inverts `leaves`."""
   flat = {}
   for part in parts:
-    flat |= traverse.flatten_dict(part, sep='/')
-  return traverse.unflatten_dict(flat, sep='/')
+    flat |= tree.flat(part)
+  return tree.nested(flat)
 
 
 def dense(updates: dict[str, jax.Array]) -> Tree:
   """Dense updates [L, d_in, d_out] by target as a tree that joins LoRA: the
   block adds x delta, unscaled."""
-  return traverse.unflatten_dict(
-    {f'{target}/delta': x for target, x in updates.items()}, sep='/'
-  )
+  return tree.nested({f'{target}/delta': x for target, x in updates.items()})
 
 
 def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
@@ -128,8 +124,8 @@ def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
   Raises:
     ValueError: the kernels are int8, in which an update would vanish.
   """
-  flat = dict(traverse.flatten_dict(blocks, sep='/'))
-  added = traverse.flatten_dict(lora, sep='/')
+  flat = tree.flat(blocks)
+  added = tree.flat(lora)
   for name, update in products(lora).items():
     kernel = flat[f'{name}/kernel']
     if jnp.issubdtype(kernel.dtype, jnp.integer):
@@ -139,4 +135,4 @@ def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
       )
     update = scale * update + added.get(f'{name}/delta', 0.0)
     flat[f'{name}/kernel'] = (kernel + update).astype(kernel.dtype)
-  return traverse.unflatten_dict(flat, sep='/')
+  return tree.nested(flat)

@@ -76,11 +76,12 @@ class Placement:
   def frozen(self, tree: Tree) -> Tree:
     """Frozen values: large matrices are split over the model axis, by their
     last dimension, where it divides them."""
-    if self.mesh is None or self.mesh.shape[MODEL] == 1:
+    shards = 1 if self.mesh is None else self.mesh.shape[MODEL]
+    if shards == 1:
       return self.whole(tree)
 
     def spec(x):
-      if np.ndim(x) < 2 or x.shape[-1] % self.mesh.shape[MODEL]:
+      if np.ndim(x) < 2 or x.shape[-1] % shards:
         return P()
       return P(*[None] * (np.ndim(x) - 1), MODEL)
 
@@ -140,8 +141,9 @@ class Placement:
     return copy if self.mesh is None else self.whole(copy)
 
   def _put(self, tree: Tree, spec) -> Tree:
-    if self.mesh is None:
+    mesh = self.mesh
+    if mesh is None:
       return tree
     return jax.tree.map(
-      lambda x: jax.device_put(x, NamedSharding(self.mesh, spec(x))), tree
+      lambda x: jax.device_put(x, NamedSharding(mesh, spec(x))), tree
     )

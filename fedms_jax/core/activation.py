@@ -64,10 +64,11 @@ def spans(stacks: Sequence[Stack], boundary: int) -> tuple[Span, ...]:
     return ()
   out = []
   for start, stop in zip(cuts, [*cuts[1:], blocks], strict=True):
-    if owner[start] is None:
+    number = owner[start]
+    if number is None:
       params = cut(stacks[-1].full, start, stop)
     else:
-      stack = stacks[owner[start]]
+      stack = stacks[number]
       first = depth(stack.active[:start])
       params = cut(stack.part, first, first + stop - start)
     out.append(Span(start, stop, params))

@@ -36,14 +36,21 @@ def jit(
   static: tuple[int, ...] = (),
   donate: tuple[int, ...] = (),
   light: bool = False,
-) -> Callable[[Callable], Any]:
-  """`jax.jit` as a decorator, with the options that suit the back-end.
+) -> Callable[[Callable], Jitted]:
+  """`jax.jit` as a decorator, with the options that suit the back-end."""
+  return lambda function: Jitted(function, static, donate, light)
+
+
+class Jitted:
+  """A function that is compiled when it is called.
 
   The back-end is looked up at the first call: looking it up at import would
   start JAX before `jax.distributed` can.
   """
 
-  def decorate(function):
+  def __init__(self, function: Callable, static, donate, light: bool):
+    functools.update_wrapper(self, function)
+
     @functools.cache
     def program():
       return jax.jit(
@@ -53,14 +60,10 @@ def jit(
         compiler_options=_options(light),
       )
 
-    @functools.wraps(function)
-    def call(*args):
-      return program()(*args)
+    self.program = program  # () -> what `jax.jit` gives
 
-    call.program = program
-    return call
-
-  return decorate
+  def __call__(self, *args) -> Any:
+    return self.program()(*args)
 
 
 @functools.cache

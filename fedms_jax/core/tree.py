@@ -8,8 +8,10 @@ the L transformer blocks (see `types.py`). `narrow` takes their active rows,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,12 +33,10 @@ def trained(mask: Mask, key: str) -> ActiveSet | bool:
   """What trains below a top-level key: its blocks, or all (True) or nothing
   (False) of it."""
   if isinstance(mask, dict):
-    mask = mask.get(key, True)
-  elif not is_stacked(key):
-    return True
-  if isinstance(mask, tuple) and all(mask):
-    return True
-  return mask
+    held = mask.get(key, True)
+  else:
+    held = mask if is_stacked(key) else True
+  return True if isinstance(held, tuple) and all(held) else held
 
 
 def narrow(tree: Tree, mask: Mask) -> Tree:
@@ -83,6 +83,16 @@ def combine(*trees: Tree) -> Tree:
     *trees,
     is_leaf=lambda x: x is None,
   )
+
+
+def flat(tree: Tree) -> dict[str, Any]:
+  """The leaves of nested dicts by path, such as `attn/q/kernel`."""
+  return dict(traverse.flatten_dict(tree, sep='/'))
+
+
+def nested(leaves: Mapping[str, Any]) -> Tree:
+  """The nested dicts of leaves by path; inverts `flat`."""
+  return traverse.unflatten_dict(dict(leaves), sep='/')
 
 
 def path_name(path: Sequence) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,9 @@ def fingerprint(table: Table) -> str:
 
 def save(path: str, federation: Federation) -> None:
   """Writes who has which rows, but not the rows, to an .npz file."""
-  arrays = {'fingerprint': np.asarray(fingerprint(federation.table))}
+  arrays: dict[str, Any] = {  # numpy takes one of its options by name, too
+    'fingerprint': np.asarray(fingerprint(federation.table))
+  }
   for name in _PARTITIONS:
     part = getattr(federation, name)
     arrays |= {f'{name}_offsets': part.offsets, f'{name}_rows': part.rows}
@@ -57,7 +60,8 @@ def load(path: str, table: Table) -> Federation:
       parts = {
         name: Partition(file[f'{name}_offsets'], file[f'{name}_rows'])
         for name in _PARTITIONS
-      } | {name: file[name] for name in _LISTS}
+      }
+      lists = {name: file[name] for name in _LISTS}
   except FileNotFoundError as error:
     raise ValueError(
       f'--partition.load={path}: no such file. Make it with --partition.save.'
@@ -73,4 +77,4 @@ def load(path: str, table: Table) -> Federation:
       'order or labels of the rows differ. Use the --data flags and the --seed '
       'that it was made with, or make it again with --partition.save.'
     )
-  return Federation(table=table, **parts)
+  return Federation(table=table, **parts, **lists)

@@ -7,7 +7,7 @@ import concurrent.futures
 import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ def decode(
   count: int,
   prepare: Prepare,
   like: np.ndarray | None = None,
-  places: Sequence[int] | None = None,
+  places: Iterable[int] | None = None,
 ) -> np.ndarray:
   """Decodes and prepares images to uint8 [M, H, W, 3], or [M, H, W, 1] if all
   are grayscale.
@@ -114,12 +114,12 @@ def decode(
   """
   out = None
   if like is not None:
-    out = np.zeros((count, *like.shape[1:]), np.uint8)
+    out = _blank(count, like.shape[1:])
   places = range(count) if places is None else places
   pixels_of_all = _decoded(encoded, prepare)
   for place, (where, pixels) in zip(places, pixels_of_all, strict=True):
     if out is None:
-      out = np.zeros((count, *pixels.shape), np.uint8)
+      out = _blank(count, pixels.shape)
     if pixels.shape[:2] != out.shape[1:3]:
       raise ValueError(
         f'images differ in size: {where} is {pixels.shape[0]} x '
@@ -130,6 +130,10 @@ def decode(
       out = np.repeat(out, 3, axis=3)  # so far gray, now in color
     out[place] = pixels
   return np.zeros((0, 0, 0, 1), np.uint8) if out is None else out
+
+
+def _blank(count: int, shape: tuple[int, ...]) -> np.ndarray:
+  return np.zeros((count, *shape), np.uint8)
 
 
 def _decoded(

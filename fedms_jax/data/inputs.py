@@ -36,10 +36,12 @@ class EncodeText(Protocol):
     self, texts: Sequence[str], others: Sequence[str] | None = None
   ) -> Arrays:
     """Columns [n, T] of n texts, T of these; each row is of its text alone."""
+    ...
 
   def finish(self, columns: Arrays, rows: np.ndarray, count: int) -> Arrays:
     """The columns that are learned from: of tokens [n, T], which are those of
     the `rows` [n], in rising order, of `count`; T is that of all rows."""
+    ...
 
 
 def columns(

@@ -97,10 +97,14 @@ def take(columns: Columns, rows: np.ndarray) -> Arrays:
 def whole(columns: Columns) -> Arrays:
   """All rows of columns, as arrays; those that are arrays stay as they are."""
   lazy = {k: v for k, v in columns.items() if isinstance(v, Column)}
-  if not lazy:
-    return dict(columns)
-  count = len(next(iter(lazy.values())).rows)
-  return dict(columns) | take(lazy, np.arange(count))
+  read: Arrays = {}
+  if lazy:
+    count = len(next(iter(lazy.values())).rows)
+    read = take(lazy, np.arange(count))
+  return {
+    name: read[name] if isinstance(column, Column) else column
+    for name, column in columns.items()
+  }
 
 
 def reordered(columns: Columns, order: np.ndarray) -> Columns:

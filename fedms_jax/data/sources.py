@@ -136,9 +136,9 @@ def _digits():
   """1,797 handwritten digits, 8 x 8 pixels (scikit-learn's copy of UCI's)."""
   from sklearn.datasets import load_digits
 
-  digits = load_digits()
-  pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-  return pixels[..., None], digits.target.astype(np.int32), 10
+  features, labels = load_digits(return_X_y=True)
+  pixels = np.rint(np.reshape(features, (-1, 8, 8, 1)) * (255 / 16))
+  return pixels.astype(np.uint8), np.asarray(labels, np.int32), 10
 
 
 def _synthetic(num_rows, num_classes, seed):

@@ -38,11 +38,11 @@ def read(
       f'{test_split!r}: they must be two splits, or the test split empty.'
     )
   splits = _open(source, embedded, subset, revision)
-  names.pick('--data.train_split', train_split, splits, 'split')
+  names.pick('--data.train_split', train_split, map(str, splits), 'split')
   if test_split not in splits:
     # Many sources have no test split, and its name has a default.
     if test_split not in ('', 'test'):
-      names.pick('--data.test_split', test_split, splits, 'split')
+      names.pick('--data.test_split', test_split, map(str, splits), 'split')
     return splits[train_split], None
   return splits[train_split], splits[test_split]
 

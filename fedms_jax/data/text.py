@@ -154,7 +154,7 @@ class Encoder(NamedTuple):
     return ids[:-1] if closed and encoding.special_tokens_mask[-1] else ids
 
 
-def padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+def padded(rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
   """Rows of different lengths as int32 [M, T]."""
   out = np.full((len(rows), max(map(len, rows), default=0)), PADDING, np.int32)
   for i, row in enumerate(rows):

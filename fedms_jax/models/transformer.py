@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -246,7 +247,9 @@ def init_blocks(config: TransformerConfig, key) -> Tree:
   return jax.vmap(lambda k: Block(config).init(k, x, None)['params'])(keys)
 
 
-def run(config: TransformerConfig, spans: Sequence[Span], x, mask=None):
+def run(
+  config: TransformerConfig, spans: Sequence[Span], x, mask=None
+) -> jax.Array:
   """Runs x [B, T, D] through spans of blocks, one `lax.scan` each; a span of
   few blocks is no loop, which would copy what it keeps in and out.
 
@@ -259,7 +262,8 @@ def run(config: TransformerConfig, spans: Sequence[Span], x, mask=None):
     variables = {'params': weights}
     if lora is not None:
       variables['lora'] = lora
-    return Block(config).apply(variables, x, mask), None
+    # One value, because nothing of the variables is mutable.
+    return cast(jax.Array, Block(config).apply(variables, x, mask)), None
 
   if config.remat:
     apply = jax.checkpoint(apply)

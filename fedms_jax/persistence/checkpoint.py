@@ -159,8 +159,8 @@ class Checkpointer:
           arrays=args.StandardRestore(), state=args.JsonRestore()
         ),
       )
-      body = dict(restored.state)
-      packed = np.asarray(restored.arrays['packed'])
+      body = dict(restored['state'])
+      packed = np.asarray(restored['arrays']['packed'])
       crc32 = body.pop('crc32')
       if _checksum(json.dumps(body), packed) != crc32:
         raise ValueError('the checksum is wrong')
@@ -258,4 +258,4 @@ def _check_fit(
 
 def _checksum(text: str, packed: np.ndarray) -> int:
   """CRC-32 of the buffer and of the JSON text of layout and state."""
-  return zlib.crc32(text.encode(), zlib.crc32(packed))
+  return zlib.crc32(text.encode(), zlib.crc32(packed.data))

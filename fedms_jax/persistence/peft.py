@@ -16,15 +16,15 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util as traverse
 import jax
 import numpy as np
 import safetensors.numpy
 
+from fedms_jax.core import tree
 from fedms_jax.core.types import Tree
 from fedms_jax.models import labels as label_names
 from fedms_jax.models import renaming
-from fedms_jax.models.family import Model
+from fedms_jax.models.family import Model, Name
 from fedms_jax.persistence import adapter_config
 from fedms_jax.persistence import tensors as files
 from fedms_jax.persistence.adapter_config import CONFIG
@@ -73,7 +73,7 @@ def save(
   if head and not model.reference:
     raise ValueError('no class of transformers has this head on this feature.')
   found = places(model, _targets(lora))
-  flat = traverse.flatten_dict(lora, sep='/')
+  flat = tree.flat(lora)
   prefix = model.prefix if bare else ''
   tensors, ranks, names = {}, {}, set()
   for module in dict.fromkeys(p.module for p in found):
@@ -144,10 +144,7 @@ def load(
   """
   config, tensors, outputs = _read(pathlib.Path(folder))
   where = f'the adapter in {folder}'
-  out = {
-    name: np.array(x)
-    for name, x in traverse.flatten_dict(start, sep='/').items()
-  }
+  out = {name: np.array(x) for name, x in tree.flat(start).items()}
   known = places(model, all_targets(model))
   by_module = {}
   for place in known:
@@ -191,7 +188,7 @@ def load(
       f'{where} adapts what this model has not, or what is not supported: '
       f'{shown}. Adapt linear layers of its blocks: {_kernels(known)}.'
     )
-  return traverse.unflatten_dict(out, sep='/'), head
+  return tree.nested(out), head
 
 
 def _fill(out, place: Place, block: int, a, b, order: int, where: str) -> None:
@@ -232,14 +229,25 @@ def _joined(flat, shared: list[Place], block: int):
 
 
 def _targets(lora: Tree) -> list[str]:
-  flat = traverse.flatten_dict(lora, sep='/')
-  return [name.removesuffix('/a') for name in flat if name.endswith('/a')]
+  return [
+    name.removesuffix('/a') for name in tree.flat(lora) if name.endswith('/a')
+  ]
 
 
 def _is_conv1d(model: Model, found: list[Place]) -> bool:
   """Whether the files keep these kernels as [d_in, d_out]."""
-  name = renaming.source(model, f'blocks/{found[0].target}/kernel')
-  return not name.axes
+  return not _source(model, f'blocks/{found[0].target}/kernel').axes
+
+
+def _source(model: Model, path: str) -> Name:
+  """Where a leaf lies in the files of the base model."""
+  found = renaming.source(model, path)
+  if found is None:
+    raise ValueError(
+      f'files of this family have no module for {path!r}, so an adapter in '
+      'the format of PEFT cannot hold it.'
+    )
+  return found
 
 
 def _short(names: Collection[str], modules: Collection[str]) -> list[str]:
@@ -252,7 +260,7 @@ def _short(names: Collection[str], modules: Collection[str]) -> list[str]:
 
 def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:
   """The module of the head, and its leaves as torch keeps them."""
-  module = renaming.source(model, 'head/kernel').tensor.removesuffix('.weight')
+  module = _source(model, 'head/kernel').tensor.removesuffix('.weight')
   leaves = {'weight': np.asarray(head['kernel']).T}
   if 'bias' in head:
     leaves['bias'] = np.asarray(head['bias'])

@@ -27,7 +27,7 @@ def kept(
   try:
     found = once.restore_latest({'frozen': shapes}) if peers.primary else None
     if peers.first(np.int32(found is not None)):
-      made = found[1]['frozen'] if peers.primary else _zeros(shapes)
+      made = _zeros(shapes) if found is None else found[1]['frozen']
       return jax.tree.map(jax.numpy.asarray, peers.first(made))
     made = peers.first(train())
     if peers.primary:
@@ -95,7 +95,7 @@ class Memory:
   def save(self, simulation, state: StageState, store: ClientStore) -> None:
     """Saves the state between two rounds."""
 
-  def store(self, name: str, initial: Any) -> ClientStore:
+  def store(self, name: str, initial: Any) -> ClientStore | NoPersonal:
     """The personal store of a stage."""
     if not jax.tree.leaves(initial):
       return NoPersonal(initial)
@@ -291,7 +291,7 @@ def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     arrivals=plain['arrivals'],
     met=np.unpackbits(np.asarray(arrays['met']), count=count).astype(bool),
     reports={int(k): (s, w) for k, s, w in plain['reports']},
-    ever=active(plain['ever']),
+    ever=tuple(plain['ever']),
     inherited=active(plain['inherited']),
     last=active(plain['last']),
     importance=plain['importance'],

@@ -48,8 +48,8 @@ class Status(NamedTuple):
   @property
   def total(self) -> int | None:
     """Rounds of all stages."""
-    rounds = [rounds for _, rounds in self.stages]
-    return None if None in rounds else sum(rounds)
+    known = [rounds for _, rounds in self.stages if rounds is not None]
+    return sum(known) if len(known) == len(self.stages) else None
 
   @property
   def left(self) -> float | None:
@@ -75,12 +75,13 @@ def read(path: str | pathlib.Path, now: float | None = None) -> Status:
   if folder.metrics.exists():
     records = writers.read_metrics(folder.metrics)
   last = records[-1] if records else None
+  now = time.time() if now is None else now
   return Status(
     state=_state(folder, held),
     stages=_stages(folder),
     record=last,
     rate=_rate(records),
-    idle=last and (time.time() if now is None else now) - last['unix_seconds'],
+    idle=None if last is None else now - last['unix_seconds'],
     checkpoint=_checkpoint(folder.checkpoints),
     holder=held and held[0],
   )
@@ -100,7 +101,7 @@ def text(path: str | pathlib.Path, status: Status) -> str:
     number = f'{record["stage"] + 1} of {len(status.stages)}'
     rows += [
       ['stage', f'{name}, {number}'],
-      ['round', f'{record["round"] + 1}{of}, {_ago(status.idle)}'],
+      ['round', f'{record["round"] + 1}{of}{_ago(status.idle)}'],
       ['depth', f'{record["depth"]:g} active blocks'],
       ['score', '-' if record['score'] is None else f'{record["score"]:.4f}'],
     ]
@@ -135,9 +136,7 @@ def _stages(folder: workdir.Workdir) -> list[tuple[str, int | None]]:
     found = json.loads(folder.stages.read_text(encoding='utf-8'))
     return [(stage['name'], stage['rounds']) for stage in found]
   # The run has not come so far, or is of a version without this file.
-  flags = folder.flags.read_text(encoding='utf-8')
-  lines = (line.removeprefix('--') for line in flags.splitlines())
-  values = dict(line.partition('=')[::2] for line in lines)
+  values = writers.parse_flags(folder.flags.read_text(encoding='utf-8'))
   first, second = (
     int(values[name]) if name in values else None
     for name in ('algorithm.stage1_rounds', 'algorithm.stage2_rounds')
@@ -180,8 +179,8 @@ def _holder(holder: dict[str, Any]) -> str:
   )
 
 
-def _ago(seconds: float) -> str:
-  return f'{_duration(max(seconds, 0.0))} ago'
+def _ago(seconds: float | None) -> str:
+  return '' if seconds is None else f', {_duration(max(seconds, 0.0))} ago'
 
 
 def _duration(seconds: float) -> str:

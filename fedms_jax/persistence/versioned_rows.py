@@ -21,12 +21,15 @@ class Rows(Protocol):
 
   def version(self) -> int:
     """The newest version there is, -1 if there is none."""
+    ...
 
   def touched(self) -> np.ndarray:
     """All clients that have a row, int64, sorted."""
+    ...
 
   def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Puts the newest row of `ids[i]` into `out[i]`; bool `[K]`: has it one?"""
+    ...
 
   def write(self, ids: np.ndarray, rows: np.ndarray, version: int) -> None:
     """Adds all rows, or none."""

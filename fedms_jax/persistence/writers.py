@@ -65,8 +65,10 @@ class MetricsFile:
       ValueError: a line before the last one is damaged.
     """
     path = pathlib.Path(path)
-    lines = _lines(path) if resume_at is not None and path.exists() else []
-    kept = [raw for raw, at in lines if at is not None and at <= resume_at]
+    kept = []
+    if resume_at is not None and path.exists():
+      lines = _lines(path)
+      kept = [raw for raw, at in lines if at is not None and at <= resume_at]
     self._file = open(path, 'ab')
     self._file.truncate(sum(map(len, kept)))
 
@@ -91,6 +93,16 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   """
   lines = _lines(pathlib.Path(path))
   return [json.loads(raw) for raw, at in lines if at is not None]
+
+
+def parse_flags(text: str) -> dict[str, str]:
+  """The values in the text of a flags.txt, by name."""
+  values = {}
+  for line in text.splitlines():
+    name, _, value = line.removeprefix('--').partition('=')
+    if name:
+      values[name] = value
+  return values
 
 
 def _lines(path: pathlib.Path) -> list[tuple[bytes, tuple[int, int] | None]]:

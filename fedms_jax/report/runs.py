@@ -48,6 +48,18 @@ class Run(NamedTuple):
     return self.summary['models'][self.served]
 
   @property
+  def score(self) -> float:
+    """What runs are ranked by: clients' own test rows, the served model.
+
+    Raises:
+      ValueError: the run has none, because it diverged or has no test rows.
+    """
+    found = self.scores['own_mean']
+    if found is None:
+      raise ValueError(f"{self.root} has no score on clients' own test rows.")
+    return found
+
+  @property
   def seed(self) -> int:
     return int(self.flags['seed'])
 
@@ -98,18 +110,12 @@ def read(path: str | pathlib.Path) -> Run:
   )
   return Run(
     folder.root,
-    options(folder.flags.read_text(encoding='utf-8')),
-    loaded(folder.summary, None),
+    writers.parse_flags(folder.flags.read_text(encoding='utf-8')),
+    json.loads(folder.summary.read_text()),
     records,
     loaded(folder.stages, []),
     loaded(folder.partition, None),
   )
-
-
-def options(text: str) -> dict[str, str]:
-  """The values of a flag file, by name."""
-  lines = (line.removeprefix('--') for line in text.splitlines())
-  return dict(line.partition('=')[::2] for line in lines if line)
 
 
 def comparison(root: pathlib.Path) -> Comparison:
@@ -120,7 +126,7 @@ def comparison(root: pathlib.Path) -> Comparison:
   row is made of the points that differ by their seed alone.
 
   Raises:
-    ValueError: nothing in it is finished.
+    ValueError: nothing in it is finished and has a score.
   """
   record = json.loads((root / SWEEP).read_text(encoding='utf-8'))
   told = record.get('benchmark', {})
@@ -129,12 +135,18 @@ def comparison(root: pathlib.Path) -> Comparison:
   missing = dict(told.get('missing', {}))
   for folder, point in record['points'].items():
     label = labels.get(folder) or _label(point)
-    if (root / folder / 'summary.json').exists():
-      found.setdefault(label, []).append(read(root / folder))
-    else:
+    if not (root / folder / 'summary.json').exists():
       missing.setdefault(label, f'{folder} is not finished')
+      continue
+    run = read(root / folder)
+    if run.scores['own_mean'] is None:
+      missing.setdefault(label, f"{folder} has no score on clients' test rows")
+    else:
+      found.setdefault(label, []).append(run)
   if not found:
-    raise ValueError(f'{root} holds no finished run; nothing to compare.')
+    raise ValueError(
+      f'{root} holds no finished run with a score; nothing to compare.'
+    )
   notes = told.get('notes', {})
   return Comparison(
     told.get('title', root.name),

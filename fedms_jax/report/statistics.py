@@ -40,8 +40,12 @@ class Verdict(NamedTuple):
 
 def measure(values: Sequence[float | None]) -> Measure | None:
   """None if a value is missing."""
-  if not values or None in values:
-    return None
+  known = [value for value in values if value is not None]
+  return spread(known) if known and len(known) == len(values) else None
+
+
+def spread(values: Sequence[float]) -> Measure:
+  """Mean and deviation of at least one value."""
   mean = float(np.mean(values))
   if len(values) == 1:
     return Measure(mean, None)
@@ -50,7 +54,7 @@ def measure(values: Sequence[float | None]) -> Measure | None:
 
 def score(row: Row) -> float:
   """What rows are ranked by: clients' own test rows, the served model."""
-  return float(np.mean([run.scores['own_mean'] for run in row.runs]))
+  return float(np.mean([run.score for run in row.runs]))
 
 
 def volume(run: Run) -> float:
@@ -71,7 +75,8 @@ def paired(best: Sequence[float], other: Sequence[float]) -> float:
   if np.ptp(difference) == 0:
     return 0.0 if difference[0] > 0 else 1.0
   found = stats.ttest_1samp(difference, 0.0, alternative='greater')
-  return float(found.pvalue)
+  # SciPy makes the class of the result while it runs.
+  return float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def verdict(best: Row, other: Row) -> Verdict:
@@ -84,7 +89,7 @@ def verdict(best: Row, other: Row) -> Verdict:
   both = [(mine[run.seed], run) for run in other.runs if run.seed in mine]
   if len(both) >= _FEWEST_SEEDS:
     unit = 'seeds'
-    pairs = [(a.scores['own_mean'], b.scores['own_mean']) for a, b in both]
+    pairs = [(a.score, b.score) for a, b in both]
   else:
     unit = 'clients'
     pairs = [

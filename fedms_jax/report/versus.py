@@ -70,7 +70,7 @@ def _cost(rows: Sequence[Row], title: str) -> str:
   get, show = ranking.COSTS[title]
   points = []
   for i, row in enumerate(rows):
-    found = statistics.measure([run.scores['own_mean'] for run in row.runs])
+    found = statistics.spread([run.score for run in row.runs])
     points.append(
       figures.Point(
         i + 1,
@@ -135,7 +135,7 @@ def _search(compared: Comparison) -> str:
   rows, edges = [], []
   for label, scores in compared.search.items():
     known = {r: s for r, s in scores.items() if s is not None}
-    best = max(known, key=known.get) if known else None
+    best = max(known, key=known.__getitem__) if known else None
     tried = sorted(scores, key=float)
     if best in (tried[0], tried[-1]) and len(tried) > 1:
       edges.append(label)

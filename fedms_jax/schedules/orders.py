@@ -90,8 +90,9 @@ def balanced(importance: Sequence[float], balance: float, seed: int) -> Pick:
       np.random.default_rng([seed, 0xF30, t, client]).random()
       for client in clients
     ]
-    used, found = np.zeros(len(blocks)), [()] * len(clients)
-    for i in np.lexsort((draws, -np.asarray(depths))):
+    used = np.zeros(len(blocks))
+    found: list[ActiveSet] = [()] * len(clients)
+    for i in np.lexsort((np.asarray(draws), -np.asarray(depths))):
       gains = weights - balance * used / len(clients)
       # Ties go to the output's side, as in `order`.
       chosen = np.lexsort((-blocks, -gains))[: depths[i]]

@@ -30,6 +30,7 @@ from fedms_jax.simulation.state import Preempted
 # Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
 EXIT_STOPPED = 143
 CACHE_BYTES = 4 << 30  # of compiled programs, in the user's cache folder
+_CACHE = 'jax_compilation_cache_dir'
 # Clients whose rows partition.json counts.
 MOST_SHOWN = 200
 
@@ -39,10 +40,10 @@ def compilation_cache() -> None:
   level of optimization that the user has given to XLA stays."""
   if 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', ''):
     compile.leave_to_xla()
-  if jax.config.jax_compilation_cache_dir is None:
+  if getattr(jax.config, _CACHE) is None:  # no attribute that types know of
     root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     folder = pathlib.Path(root) / 'fedms_jax' / 'programs'
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update(_CACHE, str(folder))
     # With a limit JAX takes a lock, too: without, a process may read what
     # another one has half written.
     jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)

@@ -22,9 +22,9 @@ class Clock:
     self.compilations = 0
     jax.monitoring.register_event_duration_secs_listener(self._note)
 
-  def _note(self, event: str, seconds: float, **unused) -> None:
+  def _note(self, event: str, duration_secs: float, **unused) -> None:
     if event in EVENTS:
-      self.compile_seconds += seconds
+      self.compile_seconds += duration_secs
       self.compilations += event == EVENTS[-1]
 
   @property

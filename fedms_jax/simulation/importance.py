@@ -56,7 +56,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   return [float(x) for x in np.sqrt(squares)]
 
 
-def _squares(moved, axis: int) -> np.ndarray:
+def _squares(moved, axis: int) -> np.ndarray | float:
   """Sums of squares by block, which stacked leaves have at this axis."""
   total = 0.0
   for key, value in moved.items():

@@ -69,8 +69,9 @@ class Progress(Silent):
       shown['depth'] = f'{record["depth"]:g}'
     if 'gate_weight' in record:
       shown['gate'] = f'{record["gate_weight"]:.2f}'
-    self._bar.set_postfix(shown, refresh=False)
-    self._bar.update()
+    if self._bar is not None:
+      self._bar.set_postfix(shown, refresh=False)
+      self._bar.update()
 
   def derived(self, done, total):
     if self._pass is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import columns, compile, tree
-from fedms_jax.core.types import Algorithm, Plan, Roles
+from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation import timeline
@@ -111,8 +111,8 @@ class Tables:
     host_budget: float = 0.0,
     block: int = 256,
     on_block: Callable[[int, int], None] | None = None,
-    put: Callable[[TableDict], TableDict] = lambda table: table,
-    split: Callable[[TableDict], TableDict] = lambda table: table,
+    put: Callable[[Tree], Tree] = lambda table: table,
+    split: Callable[[Tree], Tree] = lambda table: table,
     devices: int = 1,
     only: np.ndarray | None = None,
   ):
@@ -135,12 +135,12 @@ class Tables:
     """
     self._place_of = None  # of rows in what is kept
     if only is not None:
-      self._place_of = np.zeros(len(raw['labels']), np.int32)
+      self._place_of = np.zeros(raw['labels'].shape[0], np.int32)
       self._place_of[only] = np.arange(len(only))
       raw = lazy.take(raw, only)
     else:
       raw = lazy.whole(raw)
-    rows = len(raw['labels'])
+    rows = raw['labels'].shape[0]
     self.block = -(-min(block, rows) // devices) * devices
     self.blocks = -(-rows // self.block)
     self._raw = raw
@@ -251,10 +251,11 @@ class Tables:
 
   def _whole(self) -> TableDict:
     """All raw columns, on the device."""
-    if self._resident is None:
+    resident = self._resident
+    if resident is None:
       with timeline.span('transfer') as done:
-        self._resident = done(self._sent(self._raw))
-    return dict(self._resident)
+        resident = self._resident = done(self._sent(self._raw))
+    return dict(resident)
 
   def _on_device(self, algorithm, roles, needed, plan, shapes) -> TableDict:
     """All derived columns, with the needed blocks filled."""

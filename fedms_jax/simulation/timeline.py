@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -60,10 +61,10 @@ def rounds(stage: str, items: Iterable[_Item]) -> Iterator[_Item]:
     if timeline is not None:
       timeline.begin_round(stage)
     with span('sample'):
-      item = next(source, _current)  # which is no item
-    if item is _current:
+      next_one = list(itertools.islice(source, 1))
+    if not next_one:
       break
-    yield item
+    yield next_one[0]
   if timeline is not None:
     timeline.end_stage()
 

@@ -34,11 +34,9 @@ class Entry(NamedTuple):
 
   def plus(self, other: Entry) -> Entry:
     peaks = ('peak_client_memory', 'peak_client_bytes_up')
-    return Entry(
-      *(
-        max(a, b) if name in peaks else a + b
-        for name, a, b in zip(self._fields, self, other, strict=True)
-      )
+    return Entry._make(
+      max(a, b) if name in peaks else a + b
+      for name, a, b in zip(self._fields, self, other, strict=True)
     )
 
 

@@ -6,12 +6,13 @@ import re
 
 import pytest
 
+from fedms_jax.persistence import writers
 from fedms_jax.report import ranking, runs
 from fedms_jax.shell import config, flags, main
 from fedms_jax.shell.commands import report
 from tests.report import finished
 
-DEFAULTS = runs.options(flags.to_text(config.Config()))
+DEFAULTS = writers.parse_flags(flags.to_text(config.Config()))
 VOID = {'meta', 'br', 'hr', 'img', 'input', 'link'}
 
 

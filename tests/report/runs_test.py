@@ -5,11 +5,12 @@ import shlex
 
 import pytest
 
+from fedms_jax.persistence import writers
 from fedms_jax.report import runs
 from fedms_jax.shell import config, flags
 from tests.report import finished
 
-DEFAULTS = runs.options(flags.to_text(config.Config()))
+DEFAULTS = writers.parse_flags(flags.to_text(config.Config()))
 
 
 def test_a_command_gives_the_config_back(tmp_path):
@@ -67,3 +68,16 @@ def test_what_is_not_finished_is_refused(tmp_path):
   (tmp_path / 'sweep.json').write_text('{"points": {"run": {"seed": "0"}}}')
   with pytest.raises(ValueError, match='no finished run'):
     runs.comparison(tmp_path)
+
+
+def test_a_run_without_a_score_is_missing_and_not_ranked(tmp_path):
+  finished.comparison(tmp_path)
+  path = tmp_path / 'runs' / '1,seed=2' / 'summary.json'
+  summary = json.loads(path.read_text())
+  summary['models']['mixture']['own_mean'] = None
+  path.write_text(json.dumps(summary))
+  found = runs.comparison(tmp_path)
+  assert {row.label: len(row.runs) for row in found.rows}['as good'] == 2
+  assert list(found.missing) == ['as good']
+  with pytest.raises(ValueError, match='no score'):
+    _ = runs.read(path.parent).score

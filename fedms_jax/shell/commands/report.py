@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from fedms_jax.persistence import writers
 from fedms_jax.report import markdown, page, runs, single, versus
 from fedms_jax.shell import flags
 from fedms_jax.shell.config import Config
@@ -36,7 +37,7 @@ def table(root: pathlib.Path) -> str:
 
 def text(root: pathlib.Path) -> str:
   """The page of a folder."""
-  defaults = runs.options(flags.to_text(Config()))
+  defaults = writers.parse_flags(flags.to_text(Config()))
   if (root / runs.SWEEP).exists():
     return versus.report(runs.comparison(root), defaults)
   return single.report(runs.read(root), defaults)
