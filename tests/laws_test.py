@@ -180,7 +180,7 @@ def test_stage_two_freezes_the_global_expert_and_uploads_the_gate_alone():
   algorithm, roles = world.second_stage()
   shared, personal, _ = world.train(algorithm, roles, world.cohort_rows())
   assert set(shared) == {'gate'}
-  assert not any('global' in path for path in tree.paths(personal))
+  assert not any('global' in path for path in tree.flat(personal))
   moved = jax.tree.leaves(
     jax.tree.map(lambda x, y: bool((x != y).any()), shared, roles.shared)
   )

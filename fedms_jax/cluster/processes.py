@@ -37,9 +37,6 @@ class Alone:
     """The values that process 0 has."""
     return tree
 
-  def meet(self) -> None:
-    """Returns when all processes have come here."""
-
 
 class Peers(Alone):
   """One of several processes of a run."""
@@ -57,6 +54,3 @@ class Peers(Alone):
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(tree)
-
-  def meet(self):
-    self.gathered(np.zeros(1))

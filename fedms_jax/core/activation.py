@@ -20,14 +20,13 @@ def depth(active: ActiveSet) -> int:
   return sum(active)
 
 
-def boundary(active: ActiveSet, before: int | None = None) -> int:
-  """The lowest block that is active, or was (`before`); L if none is.
+def boundary(ever: ActiveSet) -> int:
+  """The lowest block that has ever been active; L if none has.
 
   Values above it may have changed since the stage began; what lies below is
   the frozen prefix.
   """
-  lowest = active.index(True) if any(active) else len(active)
-  return lowest if before is None else min(lowest, before)
+  return ever.index(True) if any(ever) else len(ever)
 
 
 class Stack(NamedTuple):

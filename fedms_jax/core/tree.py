@@ -8,7 +8,7 @@ the L transformer blocks (see `types.py`). `narrow` takes their active rows,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util as traverse
@@ -66,25 +66,6 @@ def widen(tree: Tree, part: Tree, mask: Mask) -> Tree:
   return out
 
 
-def partition(tree: Tree, keep: Callable[[str], bool]) -> tuple[Tree, Tree]:
-  """Splits a tree in two with `None` holes; `keep` sees paths like `a/b`."""
-  flags = jax.tree_util.tree_map_with_path(
-    lambda path, _: keep(path_name(path)), tree
-  )
-  kept = jax.tree.map(lambda x, f: x if f else None, tree, flags)
-  rest = jax.tree.map(lambda x, f: None if f else x, tree, flags)
-  return kept, rest
-
-
-def combine(*trees: Tree) -> Tree:
-  """Fills the `None` holes of each tree from the next; inverts `partition`."""
-  return jax.tree.map(
-    lambda *xs: next((x for x in xs if x is not None), None),
-    *trees,
-    is_leaf=lambda x: x is None,
-  )
-
-
 def flat(tree: Tree) -> dict[str, Any]:
   """The leaves of nested dicts by path, such as `attn/q/kernel`."""
   return dict(traverse.flatten_dict(tree, sep='/'))
@@ -101,12 +82,6 @@ def path_name(path: Sequence) -> str:
     str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k))))
     for k in path
   )
-
-
-def paths(tree: Tree) -> list[str]:
-  """The path names of all leaves."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [path_name(path) for path, _ in leaves]
 
 
 def subtract(a: Tree, b: Tree) -> Tree:

@@ -162,11 +162,6 @@ def evaluation_rows(
   return out
 
 
-def padding_efficiency(rows: np.ndarray) -> float:
-  """The share of the entries of `rows` that are not padding."""
-  return float(np.mean(rows != PADDING))
-
-
 def _sizes(partition, ids):
   return partition.offsets[ids + 1] - partition.offsets[ids]
 

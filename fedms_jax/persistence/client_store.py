@@ -25,8 +25,8 @@ _MAX_WRITES = 2  # rounds waiting for the disk before `scatter` waits too
 class ClientStore:
   """The personal trees of all clients, of one structure.
 
-  Reading ahead and writing behind run in a thread each; what was scattered is
-  gathered at once, written or not. Calls come from one thread.
+  Writing runs behind, in a thread; what was scattered is gathered at once,
+  written or not. Calls come from one thread.
   """
 
   def __init__(self, initial: Tree, path: str | os.PathLike | None = None):
@@ -50,8 +50,6 @@ class ClientStore:
     self._version = self._rows.version()
     self._lock = threading.Lock()
     self._unwritten: dict[int, _Unwritten] = {}  # by client, the newest
-    self._ahead: _Ahead | None = None
-    self._reader = futures.ThreadPoolExecutor(1, 'client-store-read')
     self._writer = futures.ThreadPoolExecutor(1, 'client-store-write')
     # The version at the time, and the future, of every task of the writer.
     self._writes: collections.deque = collections.deque()
@@ -71,22 +69,7 @@ class ClientStore:
     Args:
       ids: client numbers, integers `[K]`.
     """
-    ids = _checked(ids)
-    ahead, self._ahead = self._ahead, None
-    if ahead is None or not np.array_equal(ahead.ids, ids):
-      return self._layout.unpack(self._read(ids))
-    rows = ahead.rows.result()
-    stale = np.isin(ids, list(ahead.stale))
-    rows[stale] = self._read(ids[stale])
-    return self._layout.unpack(rows)
-
-  def prefetch(self, ids: np.ndarray) -> None:
-    """Starts reading what the next `gather`, of the same `ids`, will ask for.
-
-    States scattered in between are seen nevertheless.
-    """
-    ids = _checked(ids)
-    self._ahead = _Ahead(ids, self._reader.submit(self._read, ids), set())
+    return self._layout.unpack(self._read(_checked(ids)))
 
   def scatter(self, ids: np.ndarray, stacked: Tree, version: int) -> None:
     """Makes `stacked` the newest state of K clients, all of them or none.
@@ -114,8 +97,6 @@ class ClientStore:
     unwritten = [_Unwritten(rows, i) for i in range(len(ids))]
     with self._lock:
       self._unwritten.update(zip(clients, unwritten, strict=True))
-    if self._ahead is not None:
-      self._ahead.stale.update(clients)
     self._version = version
     self._submit(self._write, ids, leaves, unwritten, rows, version)
 
@@ -131,7 +112,6 @@ class ClientStore:
       ValueError: `collect` has dropped what that version consists of.
     """
     self._settle()
-    self._ahead = None
     self._rows.rollback(version)
     self._version = self._rows.version()
 
@@ -153,7 +133,6 @@ class ClientStore:
     try:
       self._settle()
     finally:
-      self._reader.shutdown()
       self._writer.shutdown()
       self._rows.close()
 
@@ -306,14 +285,6 @@ class _Unwritten(NamedTuple):
 
   rows: futures.Future
   place: int
-
-
-class _Ahead(NamedTuple):
-  """A cohort being read; `stale` were scattered since the reading began."""
-
-  ids: np.ndarray
-  rows: futures.Future
-  stale: set[int]
 
 
 def _checked(ids: np.ndarray) -> np.ndarray:

@@ -31,8 +31,7 @@ def summary(
 ) -> dict[str, Any]:
   """Everything that summary.json holds; its keys are in the README.
 
-  Only entries that end in `seconds`, and `compilations`, depend on the
-  machine's mood.
+  Only entries that end in `seconds` depend on the machine's mood.
   """
   rounds = [r for r in records if 'depth' in r]
   ledgers = simulation.ledgers

@@ -19,13 +19,11 @@ class Clock:
   def __init__(self):
     self._start = time.perf_counter()
     self.compile_seconds = 0.0
-    self.compilations = 0
     jax.monitoring.register_event_duration_secs_listener(self._note)
 
   def _note(self, event: str, duration_secs: float, **unused) -> None:
     if event in EVENTS:
       self.compile_seconds += duration_secs
-      self.compilations += event == EVENTS[-1]
 
   @property
   def run_seconds(self) -> float:

@@ -112,7 +112,6 @@ def test_scatter_waits_neither_for_device_nor_disk(store, monkeypatch):
   new['lora_blocks']['A'] += 1  # is not seen by what was scattered
   store.scatter([3], states(1, 1), 0)  # the next chunk of the cohort
   store.scatter([2], states(2, 1), 1)
-  store.prefetch([2, 3])
   done.set()
   assert bits(take(store.gather([2, 3]), [0])) == bits(states(2, 1))
   assert bits(store.gather([3])) == bits(states(1, 1))
@@ -133,8 +132,6 @@ def play(store, seed, version_of=lambda v: v):
   version = 0
   for _ in range(30):
     ids = rng.choice(12, rng.integers(1, 6), replace=False)
-    if rng.random() < 0.5:
-      store.prefetch(ids)
     if rng.random() < 0.7:
       others = rng.choice(12, 4, replace=False)
       store.scatter(others, states(int(rng.integers(99)), 4), version)
@@ -165,22 +162,6 @@ def test_disk_is_memory(tmp_path, seed):
   with lmdb.open(str(path), max_dbs=3) as env, env.begin() as txn:
     rows, log = (txn.stat(env.open_db(name, txn)) for name in (b'rows', b'log'))
   assert rows['entries'] == log['entries']
-
-
-def test_prefetched_is_what_gather_sees(store):
-  ids = np.array([4, 5, 6])
-  store.scatter([5], states(0, 1), 0)
-  store.prefetch(ids)
-  store.scatter([6, 7], states(1, 2), 1)  # after the reading began
-  assert bits(take(store.gather(ids), [1])) == bits(states(0, 1))
-  store.prefetch(ids)
-  assert bits(take(store.gather(ids), [2])) == bits(take(states(1, 2), [0]))
-  store.prefetch(ids)
-  store.rollback(0)
-  assert bits(take(store.gather(ids), [2])) == bits(untouched(1))
-  store.prefetch(ids)
-  others = [5, 4, 4]  # than were announced
-  assert bits(take(store.gather(others), [0])) == bits(states(0, 1))
 
 
 def test_rollback_sees_exactly_the_state_of_the_version(store):

@@ -288,7 +288,6 @@ def test_a_manual_depth_that_does_not_exist_is_refused(depth):
 
 def test_boundary_is_the_lowest_block_that_was_ever_active():
   assert activation.boundary((False, False, True)) == 2
-  assert activation.boundary((False, False, True), 1) == 1
   assert activation.boundary((False, False, False)) == 3
 
 
