@@ -8,6 +8,7 @@ the back-end: nothing here is done more than once a round.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,11 +25,13 @@ def shares(weights):
 
 def mean(values: Tree, share) -> Tree:
   """sum p_k x_k over the leading axis of all leaves."""
+  chex.assert_tree_shape_prefix(values, share.shape)
   return jax.tree.map(lambda x: jnp.sum(_scaled(x, share), axis=0), values)
 
 
 def products(factors: Tree, share) -> dict[str, jax.Array]:
   """sum p_k A_k B_k [L, d_in, d_out] by target."""
+  _check(factors, share)
   return {
     target: _dot('klir,klro->lio', a, _scaled(b, share))
     for target, (a, b) in lora.pairs(factors).items()
@@ -37,6 +40,7 @@ def products(factors: Tree, share) -> dict[str, jax.Array]:
 
 def norms(factors: Tree):
   """||A_k B_k||_F over all targets [K, L], from R x R products."""
+  _check(factors)
   squares = sum(
     _inner(_dot('klir,klis->klrs', a, a), _dot('klro,klso->klrs', b, b))
     for a, b in lora.pairs(factors).values()
@@ -50,6 +54,7 @@ def residual(factors: Tree, share):
   It is the norm of sum p_k (A_k - A) (B_k - B) = U V, and ||U V||^2 is the
   inner product of U'U and V V', both KR x KR.
   """
+  _check(factors, share)
   squares = jnp.float32(0)
   for a, b in lora.pairs(factors).values():
     u = _side_by_side(a - mean(a, share))
@@ -66,6 +71,7 @@ def best(factors: Tree, share, rank: int) -> Tree:
   A = U and B = S V in order of the singular values, so that the first r
   columns are the best of rank r.
   """
+  _check(factors, share)
   found = {}
   for target, (a, b) in lora.pairs(factors).items():
     q1, r1 = jnp.linalg.qr(_side_by_side(a))
@@ -76,6 +82,15 @@ def best(factors: Tree, share, rank: int) -> Tree:
     right = _dot('lrj,loj->lro', v[..., :rank, :], q2)
     found[target] = left, s[..., :rank, None] * right
   return lora.from_pairs(found)
+
+
+def _check(factors: Tree, share=None) -> None:
+  """Factors are those of K clients, and a share is [K, L]."""
+  for a, b in lora.pairs(factors).values():
+    chex.assert_rank([a, b], 4)
+    chex.assert_axis_dimension(b, 2, a.shape[3])
+    if share is not None:
+      chex.assert_shape(share, a.shape[:2])
 
 
 def _dot(spec: str, x, y):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -38,6 +39,7 @@ def take(table: dict[str, jax.Array], rows) -> Batch:
 
   Padding repeats row 0, so that no value depends on what padding holds.
   """
+  chex.assert_rank(rows, 1)
   safe = jnp.maximum(rows, 0)
   batch = {name: column[safe] for name, column in table.items()}
   batch['mask'] = rows >= 0

@@ -6,6 +6,7 @@ over steps, clients and chunks are plain additions; `mean` divides at the end.
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,8 @@ Sums = dict[str, jnp.ndarray]
 
 def summed(values, weights) -> jnp.ndarray:
   """The metric of values [B] with weights [B]: float32 [2]."""
+  chex.assert_rank(values, 1)
+  chex.assert_equal_shape([values, weights])
   values = jnp.where(weights > 0, values, 0.0).astype(jnp.float32)
   weights = weights.astype(jnp.float32)
   return jnp.stack([jnp.sum(values * weights), jnp.sum(weights)])
@@ -22,6 +25,7 @@ def summed(values, weights) -> jnp.ndarray:
 def mean(metric) -> np.ndarray:
   """Sum over weight along the last axis, NaN where nothing was counted."""
   metric = np.asarray(metric, dtype=np.float64)
+  chex.assert_axis_dimension(metric, -1, 2)
   total, weight = metric[..., 0], metric[..., 1]
   with np.errstate(invalid='ignore', divide='ignore'):
     return np.where(weight > 0, total / weight, np.nan)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -66,6 +67,11 @@ def attend(q, k, v, mask=None, *, causal: bool = False):
   Returns:
     [B, T, H, Dh] in the type of `q`; at padding, finite values.
   """
+  chex.assert_rank([q, k, v], 4)
+  chex.assert_equal_shape([k, v])
+  chex.assert_shape(q, (*k.shape[:2], None, k.shape[3]))
+  if mask is not None:
+    chex.assert_shape(mask, k.shape[:2])
   chosen = choose(device(), q.dtype, q.shape[-1])
   return IMPLEMENTATIONS[chosen](q, k, v, mask, causal)
 

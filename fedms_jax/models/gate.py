@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -81,8 +82,12 @@ def weights(spec: GateSpec, params: Tree, features, mask=None):
   their mask (bool [B, T], None: all). Then the weights are [B, T, E, 1],
   unless one weighing is for the sequence.
   """
+  chex.assert_rank(features, {2, 3})
+  chex.assert_axis_dimension(features, -1, spec.width)
   x = features.astype(jnp.float32)
   if x.ndim == 3:
+    if mask is not None:
+      chex.assert_shape(mask, x.shape[:2])
     x = _levelled(spec, x, mask)
   if spec.kind == 'fixed':
     first = jnp.full((*x.shape[:-1], 1), jax.nn.sigmoid(spec.bias))
@@ -108,7 +113,10 @@ def mix(spec: GateSpec, w, experts):
   """Mixed logits [..., C] of expert outputs [..., E, C] with weights [..., E,
   1 or C]; probabilities are mixed in log space: the result is logits again.
   Weights of a sequence hold for each of its tokens."""
+  chex.assert_rank(w, {experts.ndim - 1, experts.ndim})
+  chex.assert_axis_dimension(w, -2, experts.shape[-2])
   w = w[:, None] if w.ndim < experts.ndim else w
+  chex.assert_is_broadcastable(w.shape, experts.shape)
   if spec.mix == 'top1':
     w = _hard(w)
   if spec.mix == 'probabilities':

@@ -6,6 +6,7 @@ of tokens as weight, so that sums of examples are sums of tokens.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,10 +17,16 @@ from fedms_jax.core.types import Batch, Task
 def classification() -> Task:
   """Cross-entropy and accuracy of logits [B, C] against labels [B]."""
 
+  def check(logits, batch: Batch):
+    chex.assert_shape(batch['labels'], logits.shape[:1])
+    chex.assert_rank(logits, 2)
+
   def loss(logits, batch: Batch):
+    check(logits, batch)
     return _cross_entropy(logits, batch['labels']), _rows(batch)
 
   def score(logits, batch: Batch):
+    check(logits, batch)
     return _hits(logits, batch['labels']), _rows(batch)
 
   return Task('accuracy', loss, score)
@@ -54,6 +61,7 @@ def contrast() -> Task:
 
   def both(logits, batch: Batch):
     real = batch['mask']
+    chex.assert_shape(logits, (len(real), len(real)))
     floor = jnp.finfo(jnp.float32).min / 2
     by_image = jnp.where(real[None, :], logits.astype(jnp.float32), floor)
     by_text = jnp.where(real[None, :], logits.astype(jnp.float32).T, floor)
@@ -73,6 +81,7 @@ def contrast() -> Task:
 
 def weighted_mean(values, weights):
   """Mean of values [B] with weights [B]; 0 if nothing weighs."""
+  chex.assert_equal_shape([values, weights])
   values = jnp.where(weights > 0, values, 0.0)
   return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
@@ -83,6 +92,8 @@ def _tokens(pairs) -> Task:
   def per_example(measure):
     def measured(logits, batch: Batch):
       logits, targets = pairs(logits, batch)
+      chex.assert_rank(logits, 3)
+      chex.assert_shape(targets, logits.shape[:2])
       counted = (targets >= 0) & batch['mask'][:, None]
       values = jnp.sum(jnp.where(counted, measure(logits, targets), 0.0), -1)
       weights = jnp.sum(counted, axis=-1).astype(jnp.float32)

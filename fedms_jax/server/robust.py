@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -42,6 +43,7 @@ def krum(bad: int) -> Aggregator:
   """
 
   def merge(before, received: Received) -> Tree:
+    _check(received)
     values, weights = received.update, received.cover
     scores = _krum_scores(values, weights, bad)
 
@@ -61,6 +63,12 @@ def krum(bad: int) -> Aggregator:
   return Aggregator(_change, 'stack', merge)
 
 
+def _check(received: Received) -> None:
+  """Updates are [K, ...], or [K, L, ...] where their cover is [K, L]."""
+  for key, held in received.cover.items():
+    chex.assert_tree_shape_prefix(received.update[key], held.shape)
+
+
 def _change(before, message: Message, weight, sender) -> Message:
   del sender
   moved = tree.subtract(message.update, before)
@@ -72,6 +80,7 @@ def _by_coordinate(cut: Callable) -> Aggregator:
   smallest values."""
 
   def merge(before, received: Received) -> Tree:
+    _check(received)
     return {
       key: jax.tree.map(
         lambda x, y, held=received.cover[key] > 0: x + _trimmed(y, held, cut),

@@ -142,3 +142,17 @@ def test_the_capability_of_a_gpu_is_read(monkeypatch, capability, found):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   monkeypatch.setattr(jax, 'local_devices', lambda: [Gpu()])
   assert attention.device.__wrapped__() == Device('gpu', found)
+
+
+@pytest.mark.parametrize('wrong', ['queries', 'values', 'mask'])
+def test_arrays_that_do_not_belong_together_are_refused(wrong):
+  q, k, v = arrays()
+  mask = MASK
+  if wrong == 'queries':
+    q = q[..., :4]
+  elif wrong == 'values':
+    v = v[:, :1]  # would be broadcast
+  else:
+    mask = mask[:, :1]
+  with pytest.raises(AssertionError):
+    attention.attend(q, k, v, mask)

@@ -71,3 +71,15 @@ def test_a_weight_of_one_picks_one_expert_for_all_tokens():
   np.testing.assert_array_equal(
     gate.mix(spec, only, experts), experts[:, :, gate.LOCAL]
   )
+
+
+def test_features_masks_and_weights_of_a_wrong_shape_are_refused():
+  with pytest.raises(AssertionError):
+    weights('token', FEATURES[..., :-1])
+  with pytest.raises(AssertionError):
+    weights('running', FEATURES, MASK[:, :-1])
+  spec = gate.GateSpec(width=WIDTH, classes=9)
+  experts = jnp.zeros((2, 5, 2, 9))
+  for shape in ((2, 5, 3, 1), (2, 5, 2, 4), (2, 1)):
+    with pytest.raises(AssertionError):
+      gate.mix(spec, jnp.zeros(shape), experts)

@@ -102,3 +102,19 @@ def test_contrast_finds_pairs_both_ways_and_ignores_padding():
   np.testing.assert_array_equal(task.loss(poisoned, batch())[0][:2], values[:2])
   score, _ = task.score(np.eye(3), batch())
   assert score[:2].tolist() == [1, 1]
+
+
+def test_labels_that_belong_to_other_logits_are_refused():
+  """Those of one row would be broadcast, and nobody would see it."""
+  one = {'labels': jnp.zeros(1, int), 'mask': jnp.ones(3, bool)}
+  task = tasks.classification()
+  for measure in (task.loss, task.score):
+    with pytest.raises(AssertionError):
+      measure(LOGITS[:, 0], one)
+  for task in (tasks.causal_lm(), tasks.masked_lm()):
+    with pytest.raises(AssertionError):
+      task.loss(LOGITS, batch(targets=TOKENS[:1]))
+  with pytest.raises(AssertionError):
+    tasks.contrast().loss(LOGITS[0], batch())
+  with pytest.raises(AssertionError):
+    tasks.weighted_mean(jnp.zeros(3), jnp.ones((3, 1)))

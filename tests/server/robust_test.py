@@ -135,3 +135,11 @@ def test_a_single_client_is_taken_as_it_is():
   for name in AGGREGATORS:
     after = merged(name, values, held)
     np.testing.assert_allclose(after['head'], -3 + values['head'][3], rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', AGGREGATORS)
+def test_weights_of_other_clients_than_the_changes_are_refused(name):
+  held = weights()
+  held['head'] = held['head'][:1]  # would be broadcast
+  with pytest.raises(AssertionError):
+    merged(name, updates(), held)
