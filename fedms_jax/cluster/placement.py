@@ -57,7 +57,7 @@ class Placement:
     self._devices = found[:devices:model]
 
   def mine(self, ids: np.ndarray, clients: int) -> np.ndarray:
-    """Places of those ids that are this process's, of `clients` in all.
+    """Positions of the ids that belong to this process; `clients` is the total.
 
     Neighbors in number belong together: the table is sorted by client, so a
     process reads consecutive rows.
@@ -88,7 +88,7 @@ class Placement:
     return self._put(tree, spec)
 
   def empty(self, totals: Tree) -> Tree:
-    """Totals [D, ...] of no client, from those of one device."""
+    """Zero totals [D, ...] for all devices, from those of one device."""
     if self.mesh is None:
       return totals
     return self.split(
@@ -108,7 +108,7 @@ class Placement:
     return jax.tree.map(self._local, out)
 
   def _all_devices(self) -> list:
-    """Devices that hold totals, of all processes, in the order of theirs."""
+    """Devices that hold totals, of all processes in order."""
     by_process: dict[int, list] = {}
     for device in jax.devices():
       by_process.setdefault(device.process_index, []).append(device)

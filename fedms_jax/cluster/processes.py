@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other, as host values.
+"""Collective operations on host values between the processes of a run.
 
-All of them call in the same order, from the main thread.
+All processes call them in the same order, from the main thread.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def nbytes(tree: Tree) -> int:
 
 
 def nbytes_of(roles: Tree, mask: Mask) -> int:
-  """Bytes of what trains of a role tree; works on shapes, too."""
+  """Bytes of the trainable part of a role tree; works on shapes, too."""
 
   def share(key):
     held = trained(mask, key)

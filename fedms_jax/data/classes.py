@@ -1,4 +1,4 @@
-"""Classes that are the server's, the clients', or nobody's until tested."""
+"""Assigns classes to the server, to the clients, or to the test set alone."""
 
 from __future__ import annotations
 

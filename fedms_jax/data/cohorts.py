@@ -1,8 +1,8 @@
 """Which clients take part in a round, and which rows each step gets.
 
-All here is a pure function of its arguments, so that a resumed run needs no
-state of a sampler. What a client gets does not depend on who else is in the
-cohort, nor on the order.
+Everything here is a pure function of its arguments, so a resumed run needs no
+sampler state. What a client gets does not depend on who else is in the cohort,
+nor on the order.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def lost(
 def bucket(n: int) -> int:
   """The least allowed extent that is at least `n`.
 
-  Allowed are 1 to 16, and then 8 extents per factor of 2 (18, 20, ..., 32,
-  36, ...): shapes are few, so that compilations are, and the padding stays
-  under 12.5 %.
+  Allowed are 1 to 16, and then 8 extents per factor of 2 (18, 20, ..., 32, 36,
+  ...): few shapes mean few compilations, and padding stays under 12.5 %.
   """
   granule = 1 << max((int(n) - 1).bit_length() - 4, 0)
   return -(-int(n) // granule) * granule
@@ -74,7 +73,7 @@ def chunks(
     steps: of each client, int [K].
     width: most clients of a chunk.
     extent: how many steps a chunk of that many at most is given.
-    least: lanes of the narrowest chunk.
+    least: number of lanes of the narrowest chunk.
   """
   widths = [width]
   while widths[-1] > least:

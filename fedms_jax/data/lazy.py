@@ -1,7 +1,8 @@
-"""Columns whose rows are read when somebody asks for them.
+"""Columns whose rows are read on demand.
 
 Who gets which rows follows from labels alone, which are cheap. Images and
-tokens are dear: of several processes each reads those of its own clients.
+tokens are expensive and are read lazily: each of several processes reads those
+of its own clients.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 class Reader(abc.ABC):
   """Reads rows of columns that belong together, such as tokens and targets.
 
-  count: M, the rows that there are. names: of the columns.
+  count: M, the number of rows. names: names of the columns.
   """
 
   count: int
@@ -26,8 +27,8 @@ class Reader(abc.ABC):
   @property
   @abc.abstractmethod
   def like(self) -> Arrays:
-    """The columns without a row, [0, ...]: their shapes and types, the same
-    in every process. It may have to look at all rows, if briefly."""
+    """Empty columns [0, ...] that show shapes and types, the same in every
+    process. May have to inspect all rows briefly."""
 
   @abc.abstractmethod
   def read(self, rows: np.ndarray) -> Arrays:
@@ -35,10 +36,10 @@ class Reader(abc.ABC):
 
 
 class Column:
-  """One column of a reader, of which `rows` [M] are the rows.
+  """One column of a reader, restricted to its rows `rows` [M].
 
-  It has the shape and type of the array that it stands for. Rows are had by
-  `take` alone, so that nobody reads them all by accident.
+  It has the shape and type of the array that it stands for. Only `take` reads
+  rows, so that they are never all read by accident.
   """
 
   def __init__(self, reader: Reader, name: str, rows: np.ndarray | None = None):
@@ -60,8 +61,8 @@ class Column:
 
 
 class Changed(Reader):
-  """Rows as another reader has them, but changed: `change(rows, arrays)` gives
-  arrays of the same shapes, and may write into those that it gets."""
+  """The rows of another reader, modified: `change(rows, arrays)` returns arrays
+  of the same shapes and may write into its arguments."""
 
   def __init__(
     self, reader: Reader, change: Callable[[np.ndarray, Arrays], Arrays]
@@ -81,7 +82,7 @@ Columns = Mapping[str, np.ndarray | Column]
 
 
 def take(columns: Columns, rows: np.ndarray) -> Arrays:
-  """Rows [n] of columns; what lies in one reader is read once."""
+  """Rows [n] of columns; columns of one reader are read together."""
   read: dict[Reader, Arrays] = {}
   out = {}
   for name, column in columns.items():
@@ -95,7 +96,7 @@ def take(columns: Columns, rows: np.ndarray) -> Arrays:
 
 
 def whole(columns: Columns) -> Arrays:
-  """All rows of columns, as arrays; those that are arrays stay as they are."""
+  """All rows of columns as arrays; columns that are arrays are not copied."""
   lazy = {k: v for k, v in columns.items() if isinstance(v, Column)}
   read: Arrays = {}
   if lazy:

@@ -1,4 +1,4 @@
-"""Names that a user types: found, or refused with what there is."""
+"""Looks up names that a user types; errors list the options."""
 
 from __future__ import annotations
 

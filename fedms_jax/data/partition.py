@@ -38,7 +38,7 @@ def deal(
   each client has rows of `classes_per_client` classes, each class dealt
   equally to those who have it. `quantity`: random rows, sizes lognormal with
   `sigma`. `natural`: a client is a group, a random choice of the groups with
-  `min_rows` rows if there are more groups than clients; only here are rows
+  `min_rows` rows if there are more groups than clients; only then are rows
   left over.
 
   labels: int [M], groups: int [M] or None, of all rows of the table. rows:
@@ -205,7 +205,7 @@ def _apportion(total, weights):
 
 
 def _fill(owner, num_clients, least):
-  """Moves rows until each client has `least`, and no more than it takes.
+  """Moves as few rows as possible until each client has `least`.
 
   A client gives in proportion to what it has over `least`. Those who lack
   rows take them in one run from the gifts, which lie giver by giver, so a

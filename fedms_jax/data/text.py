@@ -197,7 +197,8 @@ def masked(
 
 
 def _rows(draw, rows, count: int, width: int) -> np.ndarray:
-  """Some rows of `draw((count, width))`, of which few are held at a time."""
+  """Some rows of `draw((count, width))`, drawn a few at a time to save
+  memory."""
   found = []
   for start in range(0, count, DRAWN):
     drawn = draw((min(DRAWN, count - start), width))

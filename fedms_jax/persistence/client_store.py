@@ -116,7 +116,7 @@ class ClientStore:
     self._version = self._rows.version()
 
   def collect(self, version: int) -> None:
-    """Lets go of states that no `rollback` to `version` or later will need.
+    """Drops states that no `rollback` to `version` or later needs.
 
     Costs time in proportion to what was written since the last call. Where
     nothing is ever rolled back, call it with each round's version.
@@ -124,7 +124,7 @@ class ClientStore:
     self._submit(self._rows.collect, version)
 
   def flush(self) -> None:
-    """Returns when everything scattered would survive a loss of power."""
+    """Waits until everything scattered would survive a loss of power."""
     self._settle()
     self._rows.sync()
 

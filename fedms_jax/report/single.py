@@ -122,7 +122,7 @@ def _costs(run: Run) -> str:
 
 
 def _rounds(row: Row) -> list[str]:
-  """Small charts of what the rounds tell."""
+  """Small charts of the metrics by round."""
   fields = {
     'depth': ('active blocks', {'floor': 0, 'also': (0, 1)}),
     'capability': ('capability', {'floor': 0}),

@@ -1,4 +1,4 @@
-"""What rows of a comparison say: mean, spread, who is best, at what cost."""
+"""Statistics of the rows of a comparison: mean, spread, significance, costs."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from fedms_jax.report.runs import Comparison, Row, command
 
 
 def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
-  """The page of a comparison. defaults: values of flags that need not be
-  said."""
+  """The page of a comparison. defaults: flag values that are left out of
+  commands."""
   rows = sorted(compared.rows, key=statistics.score, reverse=True)
   score = rows[0].runs[0].summary['score']
   return page.document(

@@ -1,4 +1,4 @@
-"""What the reports of a run and of a comparison both show."""
+"""Parts that the reports of a run and of a comparison share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WORLD = {
 
 
 def world(runs: Sequence[Run]) -> str:
-  """What runs have in common of data, clients, model and method, in a line."""
+  """Data, clients, model and method that the runs share, in one line."""
   told = []
   for title, flag in _WORLD.items():
     values = {run.flags.get(flag) for run in runs}

@@ -14,7 +14,7 @@ EVENTS = (
 
 
 class Clock:
-  """Wall-clock seconds since its making, and those spent compiling."""
+  """Wall-clock seconds since its creation, and those spent compiling."""
 
   def __init__(self):
     self._start = time.perf_counter()

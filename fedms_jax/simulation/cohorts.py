@@ -1,4 +1,4 @@
-"""What one round is made of, prepared by a thread while the last one runs."""
+"""The inputs of a round, prepared by a thread while the previous round runs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def sampler(
 def ahead(
   sample: Sampler, state: Any, rounds: range, prefetch: bool
 ) -> Iterator[Cohort]:
-  """The cohorts of these rounds in order, one prepared ahead by a thread."""
+  """The cohorts of these rounds in order; a thread prepares one ahead."""
   if not prefetch:
     for number in rounds:
       cohort = sample(state, number)

@@ -1,7 +1,7 @@
-"""The one evaluation contract: own test rows, pooled test set, newcomers.
+"""Evaluation: own test rows, pooled test set, unseen clients.
 
 A personal model is evaluated as its client has it; a client that was never
-sampled has the personal state that everybody starts with.
+sampled has the initial personal state.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Scope(NamedTuple):
 
 
 def limited(federation: Federation, most: int, seed: int) -> Federation:
-  """The federation with at most so many pooled rows, drawn by the seed. Before
-  a simulation reads its rows: nobody reads the others."""
+  """The federation with at most `most` pooled rows, drawn by the seed. Call it
+  before a simulation reads its rows: the others are then never read."""
   chosen = _some(len(federation.pooled), most, seed)
   return federation._replace(pooled=federation.pooled[chosen])
 
@@ -212,7 +212,7 @@ def _scores(simulation, state, scope: Scope, ids, rows):
 
 
 class _Readers:
-  """Clients with their models, of which this process evaluates its `own`.
+  """Clients with their models; this process evaluates its `own`.
 
   ids: as in `_scores`; count: how many they are.
   """
@@ -257,8 +257,8 @@ class _Readers:
 
 
 def _chunks(places, width: int):
-  """The places, so many at a time. Who has none runs once, on nobody, for the
-  names."""
+  """The positions, a chunk at a time. A process without clients runs once on
+  padding, to learn the names of the metrics."""
   for start in range(0, max(len(places), 1), width):
     yield places[start : start + width]
 

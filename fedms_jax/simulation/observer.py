@@ -1,4 +1,4 @@
-"""What watches a run: by default nothing, in a terminal a progress bar."""
+"""Observers of a run: progress bars, metrics files, signals."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class Silent:
   """An observer that shows nothing and never stops the run."""
 
   def stage(self, name: str, done: int, total: int) -> None:
-    """A stage begins, or goes on after `done` of `total` rounds."""
+    """Called when a stage begins, or resumes after `done` of `total` rounds."""
 
   def round(self, record: dict[str, Any]) -> None:
-    """The metrics of a round are known."""
+    """Called with the metrics of each round."""
 
   def derived(self, done: int, total: int) -> None:
-    """Of a pass that derives columns, so many blocks of rows are done."""
+    """`done` of `total` blocks of rows are derived in a pass over the table."""
 
   def note(self, text: str) -> None:
-    """Something was decided that a person may want to know."""
+    """Called with a decision of the engine that a user may want to know."""
 
   def stop_requested(self) -> bool:
     """Whether the run shall save and stop."""
@@ -30,7 +30,7 @@ class Silent:
 
 
 class Notes(Silent):
-  """Prints what was decided, each text once."""
+  """Prints decisions of the engine, each text once."""
 
   def __init__(self):
     self._told: set[str] = set()

@@ -1,7 +1,7 @@
-"""How many clients are computed together, predicted before they are.
+"""Predicts how many clients can be computed together.
 
-Programs for a few clients are compiled, not run; XLA says what memory they
-take, and as it grows by the same for each client, what more would take.
+Programs for a few clients are compiled, not run. XLA reports the memory that
+they take, which grows linearly with the number of clients.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Fit(NamedTuple):
 
 
 class Scene(NamedTuple):
-  """What programs are compiled for: the shapes of a round, and how many
-  clients one device has of it."""
+  """The shapes of a round, and how many of its clients one device has: what
+  programs are compiled for."""
 
   algorithm: Algorithm
   roles: Roles
@@ -88,10 +88,10 @@ class Planner:
     Args:
       wanted: 'auto', 'vmap', 'chunk' or 'loop'.
       width: clients per chunk; 0: as many as fit.
-      memory: bytes that each device is to be taken to have; 0: what it has.
+      memory: bytes that each device is assumed to have; 0: what it has.
       devices: that share a chunk.
       steps: see `Execution`.
-      tell: is given a line on what was chosen, and why.
+      tell: is called with a line on what was chosen, and why.
     """
     self._wanted = wanted
     self._width = width
@@ -205,8 +205,8 @@ def padding_efficiency(
 ) -> float:
   """The share of the executed local steps that are real, 0 to 1.
 
-  steps: of each client of the cohort [K]. chunks: of `execution.train`, which
-  was told `how`.
+  steps: of each client of the cohort [K]. chunks: of `execution.train`,
+  executed as `how`.
   """
   if how.mode == 'loop':
     return 1.0

@@ -73,8 +73,8 @@ class HostColumns:
 
   def read(self, name: str, numbers, width: int) -> np.ndarray:
     """A column's rows of these blocks, room for `width` blocks: a new array,
-    which the device may be reading while the next is made. The rows of blocks
-    that are not filled are any."""
+    which the device may be reading while the next is made. Rows of blocks that
+    are not filled are arbitrary."""
     while self._coming:
       self._land()
     column = self._columns[name]
@@ -127,7 +127,7 @@ class Tables:
       host_budget: bytes for derived columns in host memory; 0: half of what
         is free.
       block: rows of a block.
-      on_block: is told (done, of how many) of the blocks of a pass.
+      on_block: is called with (done, total) blocks of a pass.
       put: brings columns to the devices that read them, if those are several.
       split: spreads the rows of a block over the `devices` that derive it.
       only: sorted numbers of the rows that will be asked for, and kept; None:
@@ -164,7 +164,8 @@ class Tables:
   def view(
     self, algorithm: Algorithm, roles: Roles, rows, plan: Plan, usual=True
   ):
-    """(table, translate) for row numbers of any shape; negatives are padding.
+    """(table, translate) for row numbers of any shape; negative ones are
+    padding.
 
     `translate` maps row numbers to rows of this table. usual: whether it is
     one of those that `self.usual` is about.

@@ -1,8 +1,8 @@
 """Where a round's time goes: spans of the host, which a profile adds up.
 
 JAX computes while the host goes on, so a span of the host says nothing unless
-it waits for what it started. That is done only while a `Timeline` measures;
-at all other times a span costs a look-up and waits for nothing.
+it waits for what it started. That is done only while a `Timeline` measures; at
+all other times a span costs a look-up and does not wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one ledger of a run: what clients would spend, what the simulator spent.
+"""The ledger of a run: what clients would spend, what the simulator spent.
 
 It counts only what is active. All entries are plain numbers, so that a
 checkpoint carries the ledger as JSON.
