@@ -2,7 +2,8 @@
 
 Every run is a point of a sweep with a workdir of its own, so a benchmark that
 was killed goes on where it was, `launch.sweep --collect` reads its results,
-and `fedms report` makes its page. The runs share one process, see `shelf.py`.
+and `fedms report` makes its page. The runs share one process, see
+`shared_runs.py`.
 """
 
 from __future__ import annotations
@@ -188,8 +189,8 @@ class Contest:
     return {name: text[name] for name in job.flags}
 
 
-def in_process(shelf) -> Callable[[Config, pathlib.Path], int]:
-  """Runs a config here, with what the shelf holds; its words go to the log."""
+def in_process(shared) -> Callable[[Config, pathlib.Path], int]:
+  """Runs a config here, with what runs share; its words go to the log."""
 
   def run(config: Config, log: pathlib.Path) -> int:
     from fedms_jax.shell import run as simulation_command
@@ -197,8 +198,8 @@ def in_process(shelf) -> Callable[[Config, pathlib.Path], int]:
     with open(log, 'a') as file, contextlib.redirect_stdout(file):
       simulation_command.compilation_cache()
       memory.make_room()
-      shelf.prepare(config)
-      return simulation_command.run(config, shelf)
+      shared.prepare(config)
+      return simulation_command.run(config, shared)
 
   return run
 

@@ -168,7 +168,9 @@ def run(
     )
   if told.budget == 'bytes' and not told.reference:
     raise ValueError('--budget=bytes needs --reference=<row>.')
-  runner = runner or contest.in_process(shared_runs.Shelf(root / 'pretrained'))
+  if runner is None:
+    shared = shared_runs.SharedRuns(root / 'pretrained')
+    runner = contest.in_process(shared)
   game = Contest(root, base, runner)
   for entry in entries:
     game.config(Job(entry.label, 'check', entry.flags))

@@ -51,8 +51,8 @@ class _Watched(Config):
     return super().__getattribute__(name)
 
 
-class Shelf:
-  """Stands for the module `origin` in `simulation.command.run`.
+class SharedRuns:
+  """Stands for the module `shell.world` in `shell.run.run`.
 
   Holds the data of one seed at a time; what the server trained lies in a
   folder, too, so that a benchmark that was killed need not train it again.
@@ -68,7 +68,7 @@ class Shelf:
     self._pretrained: dict[str, dict[str, Tree]] = {}
 
   def world(self, config: Config) -> worlds.World:
-    """As `origin.world`."""
+    """As `world.world`."""
     key = _digest(config, leave_out=_HOW + _TRAINING)
     if key != self._key:
       self._like, self._initial, self._pretrained = None, {}, {}
@@ -95,7 +95,7 @@ class Shelf:
     return made._replace(stages=same)
 
   def initial(self, config: Config, world: worlds.World) -> Roles:
-    """As `origin.initial`."""
+    """As `world.initial`."""
     # Methods that learn prompts have the text tower in their model.
     text = methods.METHODS[config.algorithm.name].text
     key = _digest(config, only=('prompt.',)) if text else ''
@@ -106,7 +106,7 @@ class Shelf:
   def pretrained(
     self, config: Config, world: worlds.World, before: Roles, watch
   ) -> dict[str, Tree]:
-    """As `origin.pretrained`."""
+    """As `world.pretrained`."""
     key = _digest(config, only=_PRETRAINING)
     if key not in self._pretrained:
       self._pretrained[key] = run_store.kept(

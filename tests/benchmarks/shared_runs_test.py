@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.shared_runs import Shelf
+from benchmarks.shared_runs import SharedRuns
 from fedms_jax.shell import flags, methods
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import observer
@@ -22,30 +22,30 @@ def parsed(*words):
 
 
 @pytest.fixture
-def shelf(tmp_path):
-  return Shelf(tmp_path)
+def runs(tmp_path):
+  return SharedRuns(tmp_path)
 
 
-def algorithms(shelf, *words):
-  return [stage.algorithm for stage in shelf.world(parsed(*words)).stages]
+def algorithms(runs, *words):
+  return [stage.algorithm for stage in runs.world(parsed(*words)).stages]
 
 
-def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(shelf):
-  first = shelf.world(parsed())
-  other = shelf.world(parsed('--schedule=dense', '--workdir=x'))
+def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(runs):
+  first = runs.world(parsed())
+  other = runs.world(parsed('--schedule=dense', '--workdir=x'))
   assert other.data is first.data
   for a, b in zip(first.stages, other.stages, strict=True):
     assert (a.algorithm, a.probe) == (b.algorithm, b.probe)
     assert a.schedule is not b.schedule
-  short = shelf.world(
+  short = runs.world(
     parsed('--algorithm.stage1_rounds=1', '--algorithm.stage2_rounds=2')
   )
   assert [(s.algorithm, s.rounds) for s in short.stages] == [
     (first.stages[0].algorithm, 1), (first.stages[1].algorithm, 2)
   ]  # fmt: skip
-  alone = shelf.world(parsed('--algorithm.stage2_rounds=0'))
+  alone = runs.world(parsed('--algorithm.stage2_rounds=0'))
   assert len(alone.stages) == 1
-  new = shelf.world(parsed('--seed=1'))
+  new = runs.world(parsed('--seed=1'))
   assert [s.algorithm for s in new.stages] == [
     s.algorithm for s in first.stages
   ]
@@ -58,14 +58,14 @@ def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(shelf):
   'flag', ['--client.learning_rate=1', '--gate.kind=sigmoid', '--lora.rank=2',
            '--server.optimizer=adam', '--algorithm.local_loss=own'],
 )  # fmt: skip
-def test_what_an_algorithm_is_made_of_is_not_shared(shelf, flag):
-  first, other = algorithms(shelf), algorithms(shelf, flag)
+def test_what_an_algorithm_is_made_of_is_not_shared(runs, flag):
+  first, other = algorithms(runs), algorithms(runs, flag)
   assert first[1] != other[1]
-  assert algorithms(shelf) == first  # and is still there
+  assert algorithms(runs) == first  # and is still there
 
 
 def test_an_algorithm_that_asks_for_the_seed_has_one_for_each(
-  shelf, monkeypatch
+  runs, monkeypatch
 ):
   plain = methods.stages
 
@@ -74,8 +74,8 @@ def test_an_algorithm_that_asks_for_the_seed_has_one_for_each(
     return plain(config, *rest)
 
   monkeypatch.setattr(methods, 'stages', seeded)
-  assert algorithms(shelf) != algorithms(shelf, '--seed=1')
-  assert algorithms(shelf) == algorithms(shelf, '--schedule=dense')
+  assert algorithms(runs) != algorithms(runs, '--seed=1')
+  assert algorithms(runs) == algorithms(runs, '--schedule=dense')
 
 
 def test_the_server_trains_once_for_a_seed_and_a_killed_benchmark(
@@ -91,21 +91,21 @@ def test_the_server_trains_once_for_a_seed_and_a_killed_benchmark(
 
   monkeypatch.setattr(worlds, 'pretrained', train)
 
-  def made(shelf, *words):
+  def made(runs, *words):
     config = parsed(*words)
-    shelf.prepare(config)
-    shared = shelf.world(config)
-    before = shelf.initial(config, shared)
-    return shelf.pretrained(config, shared, before, observer.Silent())
+    runs.prepare(config)
+    shared = runs.world(config)
+    before = runs.initial(config, shared)
+    return runs.pretrained(config, shared, before, observer.Silent())
 
-  shelf = Shelf(tmp_path)
-  first = made(shelf)
-  assert made(shelf, '--schedule=dense', '--client.epochs=1') is first
+  runs = SharedRuns(tmp_path)
+  first = made(runs)
+  assert made(runs, '--schedule=dense', '--client.epochs=1') is first
   assert trained == [0]
-  again = made(Shelf(tmp_path))  # the process was killed
+  again = made(SharedRuns(tmp_path))  # the process was killed
   assert trained == [0]
   world.same(again, first)
-  other = made(shelf, '--seed=1'), made(shelf, '--pretrain.epochs=2')
+  other = made(runs, '--seed=1'), made(runs, '--pretrain.epochs=2')
   assert trained == [0, 1, 0]
   for tree in other:
     assert jax.tree.leaves(tree)[0].ravel()[0] == 2
