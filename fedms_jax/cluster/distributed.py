@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import jax
 
 from fedms_jax.cluster.host import Membership
-from fedms_jax.cluster.processes import Alone, Peers
+from fedms_jax.cluster.processes import ProcessGroup, SingleProcess
 from fedms_jax.cluster.signals import EXIT_SAVED
 
 # Hosts of a job may be minutes apart when they start: images are pulled.
@@ -25,7 +25,7 @@ JOIN_SECONDS = 300
 
 
 @contextlib.contextmanager
-def joined(member: Membership, timeout: int) -> Iterator[Alone]:
+def joined(member: Membership, timeout: int) -> Iterator[SingleProcess]:
   """The peers of this process, while the run lasts.
 
   timeout: seconds after which a lost process is noticed. Who loses a peer
@@ -33,7 +33,7 @@ def joined(member: Membership, timeout: int) -> Iterator[Alone]:
   when all are started again.
   """
   if member.processes == 1:
-    yield Alone()
+    yield SingleProcess()
     return
   _exit_where_jax_aborts()
   # The preemption service would take SIGTERM away from `signals.py`.
@@ -49,7 +49,7 @@ def joined(member: Membership, timeout: int) -> Iterator[Alone]:
       heartbeat_timeout_seconds=timeout,
       shutdown_timeout_seconds=timeout,
     )
-    yield Peers(member.process_id, member.processes)
+    yield ProcessGroup(member.process_id, member.processes)
     jax.distributed.shutdown()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import rounds
 from fedms_jax.core.types import Tree
 
@@ -33,9 +33,9 @@ class Placement:
   """
 
   def __init__(
-    self, devices: int = 1, model: int = 1, peers: Alone | None = None
+    self, devices: int = 1, model: int = 1, peers: SingleProcess | None = None
   ):
-    self.peers = peers or Alone()
+    self.peers = peers or SingleProcess()
     found = jax.local_devices()
     if not devices:
       devices = 1 if found[0].platform == 'cpu' else len(found)

@@ -10,8 +10,8 @@ import numpy as np
 from fedms_jax.core.types import Tree
 
 
-class Alone:
-  """The only process of a run."""
+class SingleProcess:
+  """The only process of a run; a `ProcessGroup` does the same for several."""
 
   process_id = 0
   processes = 1
@@ -38,7 +38,7 @@ class Alone:
     return tree
 
 
-class Peers(Alone):
+class ProcessGroup(SingleProcess):
   """One of several processes of a run."""
 
   def __init__(self, process_id: int, processes: int):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core.types import Tree
 
 # Item, key path, dtype and shape of every leaf, in the order of the buffer.
@@ -33,7 +33,7 @@ class Checkpointer:
     keep: int,
     *,
     read_only: bool = False,
-    peers: Alone | None = None,
+    peers: SingleProcess | None = None,
   ):
     """Opens the folder, which is made if absent.
 
@@ -45,7 +45,7 @@ class Checkpointer:
     """
     import orbax.checkpoint as ocp  # lazy: slow, and not every run saves
 
-    peers = peers or Alone()
+    peers = peers or SingleProcess()
     read_only = read_only or not peers.primary
     alone = ocp.options.MultiprocessingOptions()
     if peers.processes > 1:  # else orbax would wait for all to save together

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import reduction
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.persistence.checkpoint import Checkpointer
@@ -18,11 +18,14 @@ from fedms_jax.systems.ledger import Entry
 
 
 def kept(
-  folder, shapes: Tree, train: Callable[[], Tree], peers: Alone | None = None
+  folder,
+  shapes: Tree,
+  train: Callable[[], Tree],
+  peers: SingleProcess | None = None,
 ) -> Tree:
   """The tree that lies in a folder, or else the one that `train` gives, which
   is then laid there. All processes get that of the first."""
-  peers = peers or Alone()
+  peers = peers or SingleProcess()
   once = Checkpointer(folder, 1, peers=peers)
   try:
     found = once.restore_latest({'frozen': shapes}) if peers.primary else None
@@ -72,8 +75,8 @@ class NoPersonal:
 class Memory:
   """Keeps the personal state of clients in memory, and no checkpoints."""
 
-  def __init__(self, peers: Alone | None = None):
-    self.peers = peers or Alone()
+  def __init__(self, peers: SingleProcess | None = None):
+    self.peers = peers or SingleProcess()
     self._stores: dict[str, ClientStore] = {}
 
   def pretrained(self, shapes: Tree, train: Callable[[], Tree]) -> Tree:
@@ -120,7 +123,7 @@ class Disk(Memory):
   processes each has a store of its own, and the first one the checkpoints.
   """
 
-  def __init__(self, workdir, keep: int, peers: Alone | None = None):
+  def __init__(self, workdir, keep: int, peers: SingleProcess | None = None):
     super().__init__(peers)
     self._workdir = workdir
     self._checkpoints = Checkpointer(

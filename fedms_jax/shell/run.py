@@ -14,7 +14,7 @@ import numpy as np
 
 from fedms_jax.cluster import distributed, host, signals
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import compile
 from fedms_jax.core.types import Federation, Roles
 from fedms_jax.data import partition
@@ -74,7 +74,7 @@ def run(config: Config, source=worlds) -> int:
       return _stopped(f'{how} after {stopped}', workdir)
 
 
-def _opened(config: Config, peers: Alone) -> Workdir:
+def _opened(config: Config, peers: SingleProcess) -> Workdir:
   """The workdir, which the first of several processes locks and checks."""
   args = (flags.to_text(config), config.resume, config.break_lock)
   workdir, refusal = None, None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import metrics
 from fedms_jax.core.types import ActiveSet, Algorithm, Plan
 from fedms_jax.simulation import cohorts, execution
@@ -41,7 +41,7 @@ class Accounting:
   run was asked to stop, as of the last round that was settled.
   """
 
-  def __init__(self, options: Options, peers: Alone, observer):
+  def __init__(self, options: Options, peers: SingleProcess, observer):
     self.stopping = False
     self._options = options
     self._peers = peers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import reduction, rounds
 from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Work
@@ -115,7 +115,7 @@ def test_training_needs_no_collective_and_a_round_one_all_reduce():
 
 
 def test_each_client_is_of_one_process_and_neighbors_stay_together():
-  class Process(Alone):
+  class Process(SingleProcess):
     processes = 3
 
     def __init__(self, number):

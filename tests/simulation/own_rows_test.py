@@ -7,7 +7,7 @@ import pytest
 
 from fedms_jax.algorithms import full
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.cluster.processes import Alone
+from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.data import federation as federations
 from fedms_jax.data import images, lazy
 from fedms_jax.persistence import run_store
@@ -21,7 +21,7 @@ from tests.data.lazy_test import Spy
 CLIENTS, UNSEEN = 6, 2
 
 
-class Process(Alone):
+class Process(SingleProcess):
   """One of two processes, that is never asked to meet the other."""
 
   processes = 2
