@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from benchmarks import small_vit, timing
 from fedms_jax.cluster import memory
-from fedms_jax.core.types import Work
+from fedms_jax.core.types import Passes
 from fedms_jax.systems import cost
 
 SIDE = {'cpu': 2048}  # of the square product; else 8,192
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
   raw = small_vit.columns(args.shape, args.batch)
   step = small_vit.Step(algorithm, roles, raw, plan)
   lora = cost.lora_flops(roles.shared['blocks'], model.cost.tokens)
-  one = cost.client_flops(model.cost, Work(), plan, lora)
+  one = cost.client_flops(model.cost, Passes(), plan, lora)
   tokens, width = args.batch * model.cost.tokens, model.width
   side = 256 if args.quick else SIDE.get(jax.default_backend(), 8192)
   variants = {
