@@ -43,11 +43,11 @@ def proximal(mu: float) -> optax.GradientTransformation:
   """Adds the gradient of mu / 2 ||w - w_0||^2; w_0 are the parameters that
   the state is made of."""
 
-  def update(gradient, first, params):
+  def update(updates, state, params=None):
     pull = jax.tree.map(
-      lambda g, w, start: g + mu * (w - start), gradient, params, first
+      lambda g, w, start: g + mu * (w - start), updates, params, state
     )
-    return pull, first
+    return pull, state
 
   return optax.GradientTransformation(lambda params: params, update)
 

@@ -179,7 +179,8 @@ def _pruned(
   def measure(before, received: Received):
     each = jnp.max(_ranks_held(received), axis=1)
     mean = jnp.sum(each) / jnp.maximum(jnp.sum(each > 0), 1)
-    return aggregator.measure(before, received) | {'mean_rank': mean}
+    found = aggregator.measure(before, received) if aggregator.measure else {}
+    return found | {'mean_rank': mean}
 
   server = averaged(aggregator._replace(measure=measure), setting.outer)
   plain = _plain(setting, 'hetlora', server, adapter)

@@ -93,11 +93,11 @@ def corrected(optimizer) -> optax.GradientTransformation:
     zeros = jax.tree.map(jnp.zeros_like, params)
     return Corrected(optimizer.init(params), zeros, zeros, jnp.float32(0))
 
-  def update(gradient, state: Corrected, params):
-    turned = tree.add(gradient, state.correction)
-    updates, inner = optimizer.update(turned, state.inner, params)
-    total = tree.add(state.total, gradient)
-    return updates, Corrected(inner, state.correction, total, state.steps + 1)
+  def update(updates, state, params=None):
+    turned = tree.add(updates, state.correction)
+    total = tree.add(state.total, updates)
+    moves, inner = optimizer.update(turned, state.inner, params)
+    return moves, Corrected(inner, state.correction, total, state.steps + 1)
 
   return optax.GradientTransformation(init, update)
 

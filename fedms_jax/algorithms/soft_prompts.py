@@ -145,7 +145,7 @@ def _twice(passes: Passes) -> Passes:
   """The passes of two models in each step."""
 
   def both(shapes: Roles) -> tuple[float, float]:
-    step, once = passes.beside(shapes)
+    step, once = passes.beside(shapes) if passes.beside else (0.0, 0.0)
     return 2 * step, 2 * once
 
   return passes._replace(

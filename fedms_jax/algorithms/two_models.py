@@ -177,7 +177,9 @@ def _within_bounds(learning_rate: float) -> optax.GradientTransformation:
   """SGD of parameters that stay within [0, 1]."""
   return optax.chain(
     optax.sgd(learning_rate),
-    optax.stateless_with_tree_map(lambda u, p: jnp.clip(p + u, 0.0, 1.0) - p),
+    optax.stateless_with_tree_map(
+      lambda u, p: jnp.clip(jnp.asarray(p) + u, 0.0, 1.0) - jnp.asarray(p)
+    ),
   )
 
 

@@ -50,7 +50,8 @@ def join(full: Tree, part: Tree, mask: Mask, blocks: int) -> Tree:
     if key not in part:
       return at_rest(value, blocks)
     held = tree.trained(mask, key)
-    return Stack(value, part[key], (True,) * blocks if held is True else held)
+    active = held if isinstance(held, tuple) else (True,) * blocks
+    return Stack(value, part[key], active)
 
   return {key: joined(key, value) for key, value in full.items()}
 

@@ -32,7 +32,7 @@ def indices(active: ActiveSet) -> np.ndarray:
 def trained(mask: Mask, key: str) -> ActiveSet | bool:
   """What trains below a top-level key: its blocks, or all (True) or nothing
   (False) of it."""
-  if isinstance(mask, dict):
+  if isinstance(mask, Mapping):
     held = mask.get(key, True)
   else:
     held = mask if is_stacked(key) else True

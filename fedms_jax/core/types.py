@@ -11,7 +11,7 @@ are always active.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ Batch = dict[str, Any]  # column name -> [B, ...], and 'mask' [B]
 ActiveSet = tuple[bool, ...]  # one entry per block: does its LoRA train?
 # What of a role tree trains: the same blocks of all its stacked keys, or by
 # top-level key the blocks (True: all of it; False: nothing).
-Mask = ActiveSet | dict[str, ActiveSet | bool]
+Mask = ActiveSet | Mapping[str, ActiveSet | bool]
 
 
 class Roles(NamedTuple):
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
   active: ActiveSet
   boundary: int
-  variant: Hashable = None
+  variant: Any = None  # hashable
 
 
 class Table(NamedTuple):
@@ -425,7 +425,7 @@ class Algorithm(NamedTuple):
   shared and of personal are trainable. served: the prediction that users are
   served with; its score drives the schedule. passes: for the ledger.
 
-  The rest may be None. models: whole roles -> what has become of the models
+  The rest may be left out. models: whole roles -> what has become of the models
   that `predict` names, for `fedms export`: 'global' of all clients, 'local' of
   the one whose roles they are. Each has some of 'base' (if it is trained),
   'blocks' (LoRA [L, ...], with what is dense beside it) and 'head', or parts of
@@ -449,7 +449,7 @@ class Algorithm(NamedTuple):
   masks: Callable[[Plan], tuple[Mask, Mask]]
   served: str
   passes: Passes
-  models: Callable[[Roles], dict[str, Tree]] | None = None
+  models: Callable[[Roles], dict[str, Tree]] = lambda roles: {}
   variant: Callable[[int, int], Hashable] | None = None
   traffic: (
     Callable[[Roles, Plan, ActiveSet, int], tuple[float, float]] | None

@@ -97,7 +97,7 @@ class Accounting:
     )
     return state._replace(progress=progress)
 
-  def _entry(self, flight: InFlight, derived: int, met: np.ndarray):
+  def _entry(self, flight: InFlight, derived: float, met: np.ndarray):
     """(the ledger's entry of a round, who was met). derived: rows, by all
     processes. Who is lost has received and trained, and sent nothing."""
     cohort, plans = flight.cohort, flight.plans

@@ -183,7 +183,7 @@ class Simulation:
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
     stage, o = self.stages[state.stage], self.options
-    importance = state.importance
+    importance = state.importance or []
     schedule = stage.schedule(
       Handover(state.inherited, lambda: importance, self._score_rows())
     )

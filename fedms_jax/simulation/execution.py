@@ -125,18 +125,15 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
 
 def _chunk(task: Round, plan, clients: Clients, here: Here, totals, how):
   """Trains one chunk on the devices of this process."""
-  mesh = here.place.mesh
-  function, last = rounds.train_chunk, ()
-  if how.mode == 'loop':
-    function, last = rounds.train_stepwise, (how.steps,)
-  elif mesh is not None:
-    function, last = rounds.train_spread, (mesh,)
   zero = np.int32(0)
   moment = Moment(np.int32(task.cohort.round), zero, zero, np.int32(task.clock))
   work = Work(here.table, task.key, moment, task.channel)
-  return function(
-    task.algorithm, plan, task.roles, work, totals, clients, *last
-  )
+  args = (task.algorithm, plan, task.roles, work, totals, clients)
+  if how.mode == 'loop':
+    return rounds.train_stepwise(*args, how.steps)
+  if here.place.mesh is not None:
+    return rounds.train_spread(*args, here.place.mesh)
+  return rounds.train_chunk(*args)
 
 
 def _padded(cohort: Cohort, here: Here, chosen, lanes: int) -> Clients:
@@ -167,7 +164,7 @@ def _apart(none: Received, parts, count: int, place: Placement) -> Received:
   parts: (places, messages of a chunk) each.
   """
 
-  def stacked(empty, found):
+  def stacked(empty, found) -> Any:
     if isinstance(empty, dict):
       return {
         key: stacked(value, [(at, x[key]) for at, x in found if key in x])
