@@ -206,7 +206,7 @@ def test_the_ledger_counts_only_what_is_active():
 
 def test_flops_grow_with_depth_and_stop_at_the_boundary():
   backbone = world.backbone()
-  work = world.first_stage()[0].work
+  work = world.first_stage()[0].passes
   plans = [
     world.Plan((False,) * (3 - d) + (True,) * d, 3 - d) for d in (1, 2, 3)
   ]
