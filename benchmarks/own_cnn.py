@@ -135,7 +135,6 @@ def backbone() -> Backbone:
   return Backbone(
     blocks=1,
     width=1,
-    lora_scale=1.0,
     cost=cost,
     **dict.fromkeys(functions, unasked),
   )

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from fedms_jax import schedules
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import client, compile
 from fedms_jax.core.types import (
@@ -67,7 +68,6 @@ def backbone(shape: str, dtype: str = 'float32', unroll: int = 3) -> Backbone:
     heads=heads,
     mlp_width=4 * width,
     dtype=dtype,
-    lora_scale=ALPHA / RANK,
     unroll=unroll,
   )
   return vit.backbone(vit.VitConfig(config, image, 3, patch, CLASSES))
@@ -90,8 +90,7 @@ def algorithms(model: Backbone) -> tuple[Algorithm, Algorithm]:
     optax.adam(LEARNING_RATE),
     optax.sgd(1.0),
     averaged.mean(),
-    TARGETS,
-    RANK,
+    lora.Spec(RANK, ALPHA, TARGETS),
   )
   choice = fedms.Personal(
     gate.GateSpec(model.width, CLASSES), local_loss='mixture'
@@ -209,13 +208,13 @@ class Step:
 def one_by_one(model: Backbone) -> Backbone:
   """The model with a span per block, so that no loop hides its FLOPs."""
 
-  def run(spans, x, mask):
+  def run(spans, x, mask, **adapter):
     for span in spans:
       for i in range(span.stop - span.start):
         block = jax.tree.map(lambda p, i=i: p[i : i + 1], span.params)
         at = span.start + i
         x = model.run([span._replace(start=at, stop=at + 1, params=block)],
-                      x, mask)  # fmt: skip
+                      x, mask, **adapter)  # fmt: skip
     return x
 
   return model._replace(run=run)

@@ -131,6 +131,7 @@ def test_the_trained_blocks_do_move():
 
 def full_logits(model, base, head, blocks_lora, images):
   """The model from its inputs, all blocks in one span."""
+  model = model.adapted(world.LORA)
   x = model.embed(base, images)
   spans = activation.prefix(base['blocks'], blocks_lora, model.blocks)
   features = model.features(base, model.run(spans, x, None), None)
@@ -146,7 +147,7 @@ def test_factored_lora_equals_merged_and_fresh_lora_is_the_base():
   world.same(plain, fresh)
   moved = world.trained(roles).shared['blocks']
   merged = base | {
-    'blocks': lora.merge(base['blocks'], moved, model.lora_scale)
+    'blocks': lora.merge(base['blocks'], moved, world.LORA.scale)
   }
   factored = full_logits(model, base, head, moved, images)
   world.close(factored, full_logits(model, merged, head, None, images))

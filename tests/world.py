@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from fedms_jax import schedules
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds, tree
 from fedms_jax.core.types import (
@@ -29,6 +30,7 @@ from fedms_jax.simulation.state import Options, Stage
 
 BLOCKS, WIDTH, CLASSES, ROWS = 3, 8, 4, 96
 TARGETS = ('attn/q', 'attn/v')
+LORA = lora.Spec(rank=2, alpha=4.0, targets=TARGETS)
 DENSE = Plan((True,) * BLOCKS, 0)
 TOP = Plan((False, False, True), 2)
 GAP = Plan((True, False, True), 0)
@@ -37,7 +39,7 @@ GAP = Plan((True, False, True), 0)
 @functools.cache
 def backbone():
   shape = transformer.TransformerConfig(
-    blocks=BLOCKS, width=WIDTH, heads=2, mlp_width=12, lora_scale=2.0
+    blocks=BLOCKS, width=WIDTH, heads=2, mlp_width=12
   )
   config = vit.VitConfig(shape, image=8, channels=1, patch=4, classes=CLASSES)
   return vit.backbone(config)
@@ -60,9 +62,7 @@ TASK, MEAN = tasks.classification(), averaged.mean()
 
 
 def setting(optimizer=SGD, outer=PLAIN, aggregator=MEAN):
-  return fedms.Setting(
-    backbone(), TASK, optimizer, outer, aggregator, TARGETS, 2
-  )
+  return fedms.Setting(backbone(), TASK, optimizer, outer, aggregator, LORA)
 
 
 def spec(**kwargs):

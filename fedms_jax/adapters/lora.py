@@ -1,13 +1,13 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) as stacked trees.
 
 For each target kernel [L, d_in, d_out] of the blocks, `a` is [L, d_in, R] and
-`b` is [L, R, d_out]; the block computes x W + (alpha / R) x A B.
+`b` is [L, R, d_out]; the block computes x W + (alpha / R) x A B, see `Spec`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,49 +27,79 @@ def kernels(blocks: Tree) -> dict[str, tuple[int, ...]]:
   }
 
 
-def check(blocks: Tree, targets: Sequence[str], rank: int) -> None:
-  """Raises `ValueError` for targets that match nothing and ranks too high."""
-  found = kernels(blocks)
-  if not targets:
-    raise ValueError(
-      f'--lora.targets is empty; allowed: one or more of {", ".join(found)}.'
-    )
-  for i, target in enumerate(targets):
-    if target not in found:
-      close = difflib.get_close_matches(target, found, n=1, cutoff=0.0)
-      raise ValueError(
-        f'--lora.targets[{i}]={target!r} matches no kernel. Kernels: '
-        f'{", ".join(found)}. Did you mean {close[0]!r}?'
-      )
-    _, rows, columns = found[target]
-    if not 1 <= rank <= min(rows, columns):
-      raise ValueError(
-        f'--lora.rank={rank} does not fit {target} ({rows} x {columns}); '
-        f'allowed: 1 to {min(rows, columns)}. Lower --lora.rank.'
-      )
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """Which LoRA a run has: its R, its alpha, and the kernels that carry it.
 
-
-def init(key, blocks: Tree, targets: Sequence[str], rank: int) -> Tree:
-  """LoRA for stacked blocks: A uniform within 1 / sqrt(d_in), B zero.
-
-  `blocks` may hold arrays or shapes. With B = 0 the adapted model is the base
-  model.
+  An `Adapter` of the block. Beside `a` and `b`, or alone, a layer may have a
+  dense `delta` [d_in, d_out], which is added unscaled.
   """
-  check(blocks, targets, rank)
-  found = kernels(blocks)
-  flat = {}
-  for number, target in enumerate(targets):
-    layers, rows, columns = found[target]
-    bound = rows**-0.5
-    flat[f'{target}/a'] = jax.random.uniform(
-      jax.random.fold_in(key, number),
-      (layers, rows, rank),
-      jnp.float32,
-      -bound,
-      bound,
-    )
-    flat[f'{target}/b'] = jnp.zeros((layers, rank, columns))
-  return tree.nested(flat)
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  @property
+  def scale(self) -> float:
+    """What A B is multiplied by."""
+    return self.alpha / self.rank
+
+  @property
+  def where(self) -> tuple[str, ...]:
+    """See `Adapter`."""
+    return self.targets
+
+  def init(self, key, blocks: Tree) -> Tree:
+    """A uniform within 1 / sqrt(d_in), B zero; see `Adapter`."""
+    self.check(blocks)
+    found = kernels(blocks)
+    flat = {}
+    for number, target in enumerate(self.targets):
+      layers, rows, columns = found[target]
+      bound = rows**-0.5
+      flat[f'{target}/a'] = jax.random.uniform(
+        jax.random.fold_in(key, number),
+        (layers, rows, self.rank),
+        jnp.float32,
+        -bound,
+        bound,
+      )
+      flat[f'{target}/b'] = jnp.zeros((layers, self.rank, columns))
+    return tree.nested(flat)
+
+  def apply(self, params: Tree, x, y):
+    """y + scale * x A B + x delta, of what there is; see `Adapter`."""
+    if 'a' in params:
+      a, b = params['a'].astype(y.dtype), params['b'].astype(y.dtype)
+      y = y + (x @ a) @ (b * self.scale)
+    if 'delta' in params:
+      y = y + x @ params['delta'].astype(y.dtype)
+    return y
+
+  def check(self, blocks: Tree) -> None:
+    """Raises `ValueError` where this is no LoRA of these blocks."""
+    if not self.alpha > 0:
+      raise ValueError(
+        f'--lora.alpha={self.alpha} is not allowed; allowed: more than 0.'
+      )
+    found, rank = kernels(blocks), self.rank
+    if not self.targets:
+      raise ValueError(
+        f'--lora.targets is empty; allowed: one or more of {", ".join(found)}.'
+      )
+    for i, target in enumerate(self.targets):
+      if target not in found:
+        close = difflib.get_close_matches(target, found, n=1, cutoff=0.0)
+        raise ValueError(
+          f'--lora.targets[{i}]={target!r} matches no kernel. Kernels: '
+          f'{", ".join(found)}. Did you mean {close[0]!r}?'
+        )
+      _, rows, columns = found[target]
+      if not 1 <= rank <= min(rows, columns):
+        raise ValueError(
+          f'--lora.rank={rank} does not fit {target} ({rows} x {columns}); '
+          f'allowed: 1 to {min(rows, columns)}. Lower --lora.rank.'
+        )
 
 
 def pairs(lora: Tree) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -36,19 +36,23 @@ from fedms_jax.server.averaged import Aggregator, averaged, with_residual
 class Setting(NamedTuple):
   """What the stages of one run have in common.
 
-  optimizer, outer: optax transformations, of clients and of the server.
-  aggregator: for methods that leave it to the user. residual: whether averages
-  of LoRA log what they miss. targets, rank: of LoRA.
+  model: as it is, without an adapter. optimizer, outer: optax transformations,
+  of clients and of the server. aggregator: for methods that leave it to the
+  user. residual: whether averages of LoRA log what they miss.
   """
 
-  backbone: Backbone
+  model: Backbone
   task: Task
   optimizer: Any
   outer: Any
   aggregator: Aggregator
-  targets: tuple[str, ...]
-  rank: int
+  lora: lora.Spec
   residual: bool = True
+
+  @property
+  def backbone(self) -> Backbone:
+    """The model with LoRA, so that there is one scale in a run."""
+    return self.model.adapted(self.lora)
 
 
 def start(base: Tree, head: Tree) -> Roles:
@@ -65,7 +69,7 @@ def fresh(setting: Setting, key, before: Roles, adapter: Tree | None) -> Tree:
   blocks = adapter
   if blocks is None:
     base = before.frozen['base']
-    blocks = lora.init(key, base['blocks'], setting.targets, setting.rank)
+    blocks = setting.lora.init(key, base['blocks'])
   return {'blocks': blocks, 'head': before.frozen['head']}
 
 
@@ -75,7 +79,7 @@ def server(setting: Setting, *, residual: bool = False) -> Server:
   so."""
   aggregator = setting.aggregator
   if residual and setting.residual:
-    aggregator = with_residual(aggregator, setting.backbone.lora_scale)
+    aggregator = with_residual(aggregator, setting.lora.scale)
   return averaged(aggregator, setting.outer)
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.adapters import lora
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
@@ -149,11 +148,8 @@ def _begin_personal(setting: Setting, choice: Personal) -> Callable:
     if choice.gate.kind != 'fixed':
       gates['gate'] = gate.init(key, choice.gate)
     if choice.tower == 'lora':
-      gates['gate_blocks'] = lora.init(
-        jax.random.fold_in(key, 1),
-        frozen['base']['blocks'],
-        setting.targets,
-        setting.rank,
+      gates['gate_blocks'] = setting.lora.init(
+        jax.random.fold_in(key, 1), frozen['base']['blocks']
       )
     uploads = {'blocks': local['blocks']} if choice.upload else {}
     if choice.scope == 'local':

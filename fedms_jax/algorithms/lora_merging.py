@@ -62,15 +62,15 @@ def flora(
     weight = received.cover['blocks']
     share = lora_products.shares(weight)
     added = lora_products.products(received.update['blocks'], share)
-    new = lora.init(context.key, base['blocks'], setting.targets, setting.rank)
+    new = setting.lora.init(context.key, base['blocks'])
     held = jnp.max(weight, axis=0)[:, None, None] > 0
     blocks = jax.tree.map(lambda x, y: jnp.where(held, x, y), new, old)
     roles = roles._replace(shared=roles.shared | {'blocks': blocks})
-    return _add(roles, added, setting.backbone.lora_scale)
+    return _add(roles, added, setting.lora.scale)
 
   server = then(averaged(_apart(setting, merge), setting.outer), fold)
   method = _beside_dense(setting, 'flora', server, adapter)
-  traffic = _traffic(setting.rank, factors_down=False)
+  traffic = _traffic(setting.lora.rank, factors_down=False)
   return _ranked(method._replace(traffic=traffic), setting, rank_of)
 
 
@@ -92,11 +92,11 @@ def fedex_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
     factors = received.update['blocks']
     kept = lora.products(lora_products.mean(factors, share))
     missed = tree.subtract(lora_products.products(factors, share), kept)
-    return _add(roles, missed, setting.backbone.lora_scale)
+    return _add(roles, missed, setting.lora.scale)
 
   server = then(averaged(_apart(setting, merge), setting.outer), fold)
   method = _beside_dense(setting, 'fedex_lora', server, adapter)
-  return method._replace(traffic=_traffic(setting.rank))
+  return method._replace(traffic=_traffic(setting.lora.rank))
 
 
 def flexlora(
@@ -112,13 +112,13 @@ def flexlora(
     del before
     update, cover = received.update, received.cover
     share = lora_products.shares(cover['blocks'])
-    blocks = lora_products.best(update['blocks'], share, setting.rank)
+    blocks = lora_products.best(update['blocks'], share, setting.lora.rank)
     share = lora_products.shares(cover['head'])
     return {'blocks': blocks, 'head': lora_products.mean(update['head'], share)}
 
   server = averaged(_apart(setting, merge), setting.outer)
   method = _plain(setting, 'flexlora', server, adapter)
-  method = method._replace(traffic=_traffic(setting.rank))
+  method = method._replace(traffic=_traffic(setting.lora.rank))
   return _ranked(method, setting, rank_of)
 
 
@@ -150,7 +150,7 @@ def hetlora(
     update, cover = received.update, received.cover
     blocks = lora_products.mean(update['blocks'], shares(received))
     most = jnp.max(_ranks_held(received), axis=0)
-    real = jnp.arange(setting.rank) < most[:, None]  # [L, R]
+    real = jnp.arange(setting.lora.rank) < most[:, None]  # [L, R]
 
     def kept(path, new, old):
       here = real[:, None, :] if path[-1].key == 'a' else real[:, :, None]
@@ -161,13 +161,13 @@ def hetlora(
     return {'blocks': blocks, 'head': lora_products.mean(update['head'], share)}
 
   aggregator = _apart(setting, merge, shares)
-  rank_of = rank_of or (lambda client: setting.rank)
+  rank_of = rank_of or (lambda client: setting.lora.rank)
   if pruning is not None:
     method = _pruned(setting, aggregator, pruning, adapter)
   else:
     server = averaged(aggregator, setting.outer)
     method = _plain(setting, 'hetlora', server, adapter)
-  method = method._replace(traffic=_traffic(setting.rank))
+  method = method._replace(traffic=_traffic(setting.lora.rank))
   return _ranked(method, setting, rank_of)
 
 
@@ -229,7 +229,7 @@ def _beside_dense(setting: Setting, name: str, server, adapter) -> Algorithm:
   def begin(key, before: Roles) -> Roles:
     roles = plain.begin(key, before)
     found = lora.kernels(before.frozen['base']['blocks'])
-    none = lora.dense({t: jnp.zeros(found[t]) for t in setting.targets})
+    none = lora.dense({t: jnp.zeros(found[t]) for t in setting.lora.targets})
     return roles._replace(frozen=roles.frozen | {'delta_blocks': none})
 
   def model(roles: Roles) -> Tree:
@@ -253,7 +253,7 @@ def _ranked(
   """The method at ranks of clients; None: all have R."""
   if rank_of is None:
     return method
-  update = ranks.truncated(method.update, setting.rank)
+  update = ranks.truncated(method.update, setting.lora.rank)
   return method._replace(update=update, variant=ranks.variant(rank_of))
 
 
@@ -271,7 +271,7 @@ def _apart(
     by_weight = lora_products.shares(received.cover['blocks'])
     share = shares(received) if shares else by_weight
     missed = lora_products.residual(received.update['blocks'], share)
-    return {RESIDUAL: setting.backbone.lora_scale * missed}
+    return {RESIDUAL: setting.lora.scale * missed}
 
   return Aggregator(as_trained, 'stack', merge, measure)
 

@@ -11,6 +11,7 @@ are always active.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -143,23 +144,51 @@ class BackboneCost(NamedTuple):
   activation: float
 
 
+class Adapter(Protocol):
+  """What is trained beside the frozen layers of a block, such as LoRA."""
+
+  @property
+  def where(self) -> tuple[str, ...]:
+    """The layers that it is beside, by their path in a block: `attn/q`."""
+    ...
+
+  def init(self, key, blocks: Tree) -> Tree:
+    """Fresh parameters by layer, stacked [L, ...], with which the model is as
+    it was. blocks: stacked arrays or shapes of the model's own.
+
+    Raises:
+      ValueError: the blocks have no such layers, or not of such a size.
+    """
+    ...
+
+  def apply(self, params: Tree, x, y) -> Any:
+    """What comes out of one layer of one block: [..., d_out], where `y` would
+    without the adapter. params: of this layer and block. x: [..., d_in], what
+    goes in."""
+    ...
+
+
 class Backbone(NamedTuple):
   """A foundation model as pure functions of its parameters.
 
-  blocks, width: L and D. params: {'stem', 'blocks' [L, ...], 'final'}.
+  blocks, width: L and D. params: {'stem', 'blocks' [L, ...], 'final'}. run
+  takes pairs (weights, parameters of the adapter or None) in its spans.
   """
 
   blocks: int
   width: int
-  lora_scale: float
   init: Callable[[Any], Tree]  # key -> params
   embed: Callable[[Tree, Any], Any]  # params, inputs [B, ...] -> [B, T, D]
   mask: Callable[[Any], Any]  # inputs [B, ...] -> bool [B, T] or None
-  run: Callable[..., Any]  # spans, x [B, T, D], mask -> x [B, T, D]
+  run: Callable[..., Any]  # spans, x [B, T, D], mask, adapter -> x [B, T, D]
   features: Callable[..., Any]  # params, x, mask -> [B, D] (or [B, T, D])
   init_head: Callable[[Any], Tree]  # key -> head
   logits: Callable[[Tree, Tree, Any], Any]  # params, head, features -> [B, C]
   cost: BackboneCost
+
+  def adapted(self, adapter: Adapter) -> Backbone:
+    """The same with an adapter, whose parameters `run` then applies."""
+    return self._replace(run=functools.partial(self.run, adapter=adapter))
 
 
 class Task(NamedTuple):

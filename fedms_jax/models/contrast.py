@@ -50,7 +50,6 @@ def model(towers: dict[str, Tower], options: Options, projected: int) -> Model:
   backbone = Backbone(
     blocks=pair.blocks,
     width=2 * projected,
-    lora_scale=options.lora_scale,
     init=pair.init,
     embed=pair.embed,
     mask=lambda inputs: towers['text'].mask(inputs['text']),
@@ -130,7 +129,7 @@ class Pair:
       out[name] = x
     return self._pack(out)
 
-  def run(self, spans, x, mask):
+  def run(self, spans, x, mask, adapter=None):
     del mask  # texts are causal
     arrays = self._unpack(x)
     for name in self.adapted:
@@ -138,7 +137,7 @@ class Pair:
       if len(self.adapted) > 1:
         own = [s._replace(params=_of_tower(s.params, name)) for s in spans]
       t = self.towers[name].transformer
-      arrays[name] = transformer.run(t, own, arrays[name])
+      arrays[name] = transformer.run(t, own, arrays[name], adapter=adapter)
     return self._pack(arrays)
 
   def features(self, params: Tree, x, mask):

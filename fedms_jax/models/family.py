@@ -45,7 +45,6 @@ class Options:
   storage: str = 'float32'
   remat: bool = False
   unroll: int = 3
-  lora_scale: float = 1.0
   image_mean: tuple[float, ...] = ()
   image_std: tuple[float, ...] = ()
   keep_head: bool = False
@@ -158,7 +157,6 @@ def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
     dtype=options.dtype,
     remat=options.remat,
     unroll=options.unroll,
-    lora_scale=options.lora_scale,
     **fields,
   )
   if not t.head_width and t.width % t.heads or t.heads % t.groups:
@@ -321,13 +319,12 @@ def backbone(
     }
     return stored(params, storage, t.dtype)
 
-  def run(spans, x, mask):
-    return transformer.run(t, spans, x, mask if masked else None)
+  def run(spans, x, mask, adapter=None):
+    return transformer.run(t, spans, x, mask if masked else None, adapter)
 
   return Backbone(
     blocks=t.blocks,
     width=width or t.width,
-    lora_scale=t.lora_scale,
     init=init,
     embed=embed,
     mask=mask,

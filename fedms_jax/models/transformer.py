@@ -1,9 +1,9 @@
 """The one transformer block of all models, stacked `[L, ...]` and scanned.
 
 A family of models is a `TransformerConfig`, a stem, a head and a table of
-names. LoRA is a second variable collection, so that `Dense` adds it beside
-the frozen kernel and never merges it (merging would copy the kernel for each
-client under `vmap`).
+names. What adapts a block is a second variable collection: `Dense` hands its
+part to the adapter (`core.types.Adapter`) beside the frozen kernel, and never
+merges it (merging would copy the kernel for each client under `vmap`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.core.types import BackboneCost, Span, Tree
+from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
 from fedms_jax.models import attention
 
 
@@ -26,8 +26,8 @@ class TransformerConfig:
   """What distinguishes the blocks of one family from those of another.
 
   gated: the MLP is `down(act(gate(x)) * up(x))`. rotary: base of the rotary
-  angles, 0 without; rotary_scaling: see `frequencies`. lora_scale: alpha / R.
-  unroll: blocks of a span that is no loop; a few compile as fast as a loop.
+  angles, 0 without; rotary_scaling: see `frequencies`. unroll: blocks of a span
+  that is no loop; a few compile as fast as a loop.
   """
 
   blocks: int
@@ -50,7 +50,6 @@ class TransformerConfig:
   dtype: str = 'float32'
   remat: bool = False
   unroll: int = 3
-  lora_scale: float = 1.0
 
   @property
   def groups(self) -> int:
@@ -72,17 +71,19 @@ ACTIVATIONS = {
 }
 
 
-class Dense(nn.Module):
-  """A linear layer that adds LoRA, `x @ A @ B * scale`, where it is given.
+ADAPTER = 'adapter'  # the collection of what adapts the blocks
 
-  Beside A and B there may be a dense `delta`, which is added as `x @ delta`.
+
+class Dense(nn.Module):
+  """A linear layer, with an adapter where there are parameters of one.
+
   A frozen kernel may be int8; `kernel_scale` [d_out] then gives its unit.
   """
 
   features: int
   use_bias: bool
   dtype: str
-  lora_scale: float
+  adapter: Adapter | None = None
 
   @nn.compact
   def __call__(self, x):
@@ -95,12 +96,9 @@ class Dense(nn.Module):
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, shape[1:])
       y = y + bias.astype(self.dtype)
-    if self.has_variable('lora', 'a'):
-      a = self.get_variable('lora', 'a').astype(self.dtype)
-      b = self.get_variable('lora', 'b').astype(self.dtype)
-      y = y + (x @ a) @ (b * self.lora_scale)
-    if self.has_variable('lora', 'delta'):
-      y = y + x @ self.get_variable('lora', 'delta').astype(self.dtype)
+    if self.adapter is not None:
+      if params := self.variables.get(ADAPTER):
+        y = self.adapter.apply(params, x, y)
     return y
 
 
@@ -177,13 +175,14 @@ def rotate(x, base: float, scaling: tuple[float, ...] = ()):
 
 class Attention(nn.Module):
   config: TransformerConfig
+  adapter: Adapter | None = None
 
   @nn.compact
   def __call__(self, x, mask):
     c = self.config
 
     def dense(name, features, bias):
-      return Dense(features, bias, c.dtype, c.lora_scale, name=name)
+      return Dense(features, bias, c.dtype, self.adapter, name=name)
 
     def heads(name, count):
       y = dense(name, count * c.per_head, c.qkv_bias)(x)
@@ -199,13 +198,14 @@ class Attention(nn.Module):
 
 class Mlp(nn.Module):
   config: TransformerConfig
+  adapter: Adapter | None = None
 
   @nn.compact
   def __call__(self, x):
     c = self.config
 
     def dense(name, features):
-      return Dense(features, c.mlp_bias, c.dtype, c.lora_scale, name=name)
+      return Dense(features, c.mlp_bias, c.dtype, self.adapter, name=name)
 
     y = dense('up', c.mlp_width)(x)
     activation = recomputed(ACTIVATIONS[c.activation])
@@ -220,13 +220,15 @@ class Block(nn.Module):
   """Attention and MLP with residuals; pre-norm, or post-norm as in BERT."""
 
   config: TransformerConfig
+  adapter: Adapter | None = None
 
   @nn.compact
   def __call__(self, x, mask):
     c = self.config
     norm1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1')
     norm2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2')
-    attn, mlp = Attention(c, name='attn'), Mlp(c, name='mlp')
+    attn = Attention(c, self.adapter, name='attn')
+    mlp = Mlp(c, self.adapter, name='mlp')
     if c.pre_norm:
       x = x + attn(norm1(x), mask)
       return x + mlp(norm2(x))
@@ -248,26 +250,41 @@ def init_blocks(config: TransformerConfig, key) -> Tree:
 
 
 def run(
-  config: TransformerConfig, spans: Sequence[Span], x, mask=None
+  config: TransformerConfig,
+  spans: Sequence[Span],
+  x,
+  mask=None,
+  adapter: Adapter | None = None,
 ) -> jax.Array:
   """Runs x [B, T, D] through spans of blocks, one `lax.scan` each; a span of
   few blocks is no loop, which would copy what it keeps in and out.
 
-  Each span's params are a pair (weights, lora), both `[n, ...]`; lora may be
-  None. mask: bool [B, T], True where a token exists; None: everywhere.
+  Each span's params are a pair (weights, what adapts them), both `[n, ...]`;
+  the latter may be None. mask: bool [B, T], True where a token exists; None:
+  everywhere. adapter: whose parameters those are.
+
+  Raises:
+    ValueError: there are such parameters, and no adapter that applies them.
   """
 
   def apply(x, params):
-    weights, lora = params
+    weights, added = params
     variables = {'params': weights}
-    if lora is not None:
-      variables['lora'] = lora
+    if added is not None:
+      variables[ADAPTER] = added
+    block = Block(config, adapter)
     # One value, because nothing of the variables is mutable.
-    return cast(jax.Array, Block(config).apply(variables, x, mask)), None
+    return cast(jax.Array, block.apply(variables, x, mask)), None
 
   if config.remat:
     apply = jax.checkpoint(apply)
   for span in spans:
+    if adapter is None and span.params[1] is not None:
+      raise ValueError(
+        f'blocks {span.start} to {span.stop - 1} come with parameters of an '
+        'adapter, and the backbone has none that applies them. Take '
+        '`backbone.adapted(spec)`.'
+      )
     few = span.stop - span.start <= config.unroll
     x, _ = jax.lax.scan(apply, x, span.params, unroll=few or 1)
   return x

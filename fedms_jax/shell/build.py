@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 
 from fedms_jax import schedules
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Federation
 from fedms_jax.data import federation as federations
@@ -18,7 +19,7 @@ from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.schedules import orders, triggers
 from fedms_jax.server import averaged, optimizers, robust
 from fedms_jax.shell import foundation
-from fedms_jax.shell.config import Config, ScheduleConfig
+from fedms_jax.shell.config import Config, LoraConfig, ScheduleConfig
 from fedms_jax.simulation.state import Handover, Options
 
 
@@ -69,10 +70,11 @@ def federation(
   )
 
 
-def targets(config: Config) -> tuple[str, ...]:
-  """The kernels that carry LoRA."""
-  names = config.lora.targets.split(',')
-  return tuple(name.strip() for name in names if name.strip())
+def lora_spec(config: LoraConfig) -> lora.Spec:
+  """The LoRA of a run."""
+  names = config.targets.split(',')
+  targets = tuple(name.strip() for name in names if name.strip())
+  return lora.Spec(config.rank, config.alpha, targets)
 
 
 def setting(config: Config, model: Backbone) -> fedms.Setting:
@@ -88,13 +90,12 @@ def setting(config: Config, model: Backbone) -> fedms.Setting:
     max_norm=c.max_norm,
   )
   return fedms.Setting(
-    backbone=model,
+    model=model,
     task=foundation.task(config),
     optimizer=optimizer,
     outer=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
     aggregator=aggregator(config),
-    targets=targets(config),
-    rank=config.lora.rank,
+    lora=lora_spec(config.lora),
   )
 
 

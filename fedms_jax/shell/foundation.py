@@ -129,7 +129,6 @@ def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
     storage=m.storage,
     remat=m.remat,
     unroll=m.unroll,
-    lora_scale=config.lora.alpha / config.lora.rank,
     keep_head=m.keep_head,
   )
   return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
@@ -246,7 +245,6 @@ def _built_in(config: Config, data: Federation):
     dtype=m.dtype,
     remat=m.remat,
     unroll=m.unroll,
-    lora_scale=config.lora.alpha / config.lora.rank,
   )
   return vit.backbone(
     vit.VitConfig(

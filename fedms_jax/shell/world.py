@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.core import compile, seeds
 from fedms_jax.core.types import Federation, Roles, Tree
@@ -74,10 +73,9 @@ def _adapter(
       f'{config.model.name} is built in. Leave it out.'
     )
   base = jax.eval_shape(backbone.init, key)
-  fresh = lora.init(key, base['blocks'], build.targets(config), c.rank)
-  blocks, head = peft.load(
-    c.init, model, fresh, scale=backbone.lora_scale, labels=names
-  )
+  spec = build.lora_spec(c)
+  fresh = spec.init(key, base['blocks'])
+  blocks, head = peft.load(c.init, model, fresh, scale=spec.scale, labels=names)
   return jax.tree.map(jnp.asarray, (blocks, head))
 
 

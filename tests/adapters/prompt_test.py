@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.adapters import prompt
+from fedms_jax.adapters import lora, prompt
 from fedms_jax.algorithms import adapted, soft_prompts
 from fedms_jax.models import pretrained, tasks
 from fedms_jax.models.family import Options
@@ -36,7 +36,7 @@ def test_words_as_a_prompt_of_llama_give_the_logits_of_the_whole_text():
   )
   head = model.init_head(jax.random.key(1))
   setting = adapted.Setting(
-    model, tasks.classification(), None, None, None, (), 1
+    model, tasks.classification(), None, None, None, lora.Spec(1, 1.0, ())
   )
   form = soft_prompts.of_inputs(setting, 2)
   whole = np.array([[7, 8, 3, 4, 5], [7, 8, 6, 5, -1]], np.int32)

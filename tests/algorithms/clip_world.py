@@ -80,7 +80,7 @@ def start():
 
 def setting():
   """As that of `world`, so that a test may compare both."""
-  return world.setting()._replace(backbone=model().backbone)
+  return world.setting()._replace(model=model().backbone)
 
 
 def begin(algorithm):

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import client, scoring
 from fedms_jax.core.types import Plan
@@ -51,7 +52,7 @@ def stage(kind, mix='logits'):
   backbone = model.backbone
   setting = fedms.Setting(
     backbone, task, optax.sgd(0.1), optax.sgd(1.0), averaged.mean(),
-    targets, 2,
+    lora.Spec(2, 2.0, targets),
   )  # fmt: skip
   spec = gate.GateSpec(backbone.width, classes=0, level=level, mix=mix)
   first = fedms.global_stage(setting)

@@ -9,7 +9,7 @@ from fedms_jax.algorithms import fedms, lora_halves, lora_merging
 from tests import world
 from tests.algorithms import cohort
 
-SCALE = world.backbone().lora_scale
+SCALE = world.LORA.scale
 ROWS = world.cohort_rows()
 WEIGHTS = (ROWS >= 0).sum((1, 2)).astype(np.float32)
 MAKERS = {

@@ -12,10 +12,10 @@ from tests import world
 def counting(backbone, calls):
   """The backbone; `calls` gets the blocks of each run that is executed."""
 
-  def run(spans, x, mask):
+  def run(spans, x, mask, **adapter):
     blocks = sum(span.stop - span.start for span in spans)
     jax.debug.callback(lambda: calls.append(blocks))
-    return backbone.run(spans, x, mask)
+    return backbone.run(spans, x, mask, **adapter)
 
   return backbone._replace(run=run)
 
@@ -33,7 +33,7 @@ def test_the_prefix_is_computed_again_only_if_stage_one_moved_it(
   calls = []
 
   def columns(backbone):
-    setting = world.setting()._replace(backbone=backbone)
+    setting = world.setting()._replace(model=backbone)
     stage = fedms.personal_stage(setting, fedms.Personal(world.spec()))
     roles = stage.begin(jax.random.key(0), before)
     raw = jax.tree.map(lambda x: x[:4], world.table())

@@ -51,7 +51,7 @@ def between(roles, weight, w, v, images):
   for own, part in ((weight, v), (1 - weight, w)):
     for name, update in lora.products(part['blocks']).items():
       kernel = flat[f'{name}/kernel']
-      flat[f'{name}/kernel'] = kernel + own * model.lora_scale * update
+      flat[f'{name}/kernel'] = kernel + own * world.LORA.scale * update
   blocks = traverse.unflatten_dict(flat, sep='/')
   x = model.embed(base, images)
   spans = activation.prefix(blocks, None, model.blocks)

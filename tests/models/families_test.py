@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds
 from fedms_jax.core.types import Clients, Plan, Work
@@ -74,8 +75,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
     sgd,
     optax.sgd(1.0),
     averaged.mean(),
-    targets,
-    2,
+    lora.Spec(2, 2.0, targets),
   )
   spec = gate.GateSpec(width=backbone.width, classes=max(1, options.classes))
   top = (False,) * (backbone.blocks - 1) + (True,)

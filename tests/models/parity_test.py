@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,9 +106,10 @@ def test_a_merged_model_leaves_for_the_reference(name, tmp_path):
   checkpoint = references.reopen(theirs, tmp_path / 'in')
   model, params, head = references.load(case, checkpoint)
   targets = ('attn/q', 'attn/v', 'mlp/down')
-  adapter = lora.init(jax.random.key(0), params['blocks'], targets, 2)
+  spec = lora.Spec(2, 4.0, targets)
+  adapter = spec.init(jax.random.key(0), params['blocks'])
   adapter = jax.tree.map(lambda x: x + 0.05, adapter)
-  merged = lora.merge(params['blocks'], adapter, 2.0)
+  merged = lora.merge(params['blocks'], adapter, spec.scale)
   params = params | {'blocks': merged}
   model_export.save(model, params, tmp_path / 'out', checkpoint, head=head)
   again, info = type(theirs).from_pretrained(
@@ -134,8 +133,7 @@ def test_gradients_of_lora_equal_those_of_peft(tmp_path):
   case = references.CASES['llama']
   theirs = references.build(case)
   checkpoint = references.reopen(theirs, tmp_path)
-  options = dataclasses.replace(case.options, lora_scale=8 / 2)
-  model = pretrained.model(checkpoint.config, options)
+  model = pretrained.model(checkpoint.config, case.options)
   params, _ = model_files.load(model, checkpoint)
   ours = {
     'attn/q': 'self_attn.q_proj',
@@ -143,7 +141,8 @@ def test_gradients_of_lora_equal_those_of_peft(tmp_path):
     'mlp/up': 'mlp.up_proj',
   }
   blocks = params['blocks']
-  adapter = lora.init(jax.random.key(0), blocks, tuple(ours), 2)
+  lora_spec = lora.Spec(2, 8.0, tuple(ours))
+  adapter = lora_spec.init(jax.random.key(0), blocks)
   keys = iter(jax.random.split(jax.random.key(1), 6))
   adapter = jax.tree.map(
     lambda x: 0.1 * jax.random.normal(next(keys), x.shape), adapter
@@ -175,7 +174,7 @@ def test_gradients_of_lora_equal_those_of_peft(tmp_path):
   @jax.jit
   @jax.value_and_grad
   def measured(adapter):
-    backbone, mask = model.backbone, inputs >= 0
+    backbone, mask = model.backbone.adapted(lora_spec), inputs >= 0
     spans = [Span(0, backbone.blocks, (blocks, adapter))]
     x = backbone.run(spans, backbone.embed(params, inputs), mask)
     logits = backbone.logits(params, {}, backbone.features(params, x, mask))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +46,15 @@ def test_linear_scaling_slows_every_pair_and_llama3_only_the_slow_ones():
   assert len(between) and (between < 1).all() and (between > 0.25).all()
 
 
+LORA = lora.Spec(2, 2.0, ('attn/q', 'mlp/up'))
+
+
 @pytest.fixture(scope='module')
 def llama():
   """(config, exact parameters, LoRA, inputs) of a small LLaMA."""
   config, options = CONFIGS['llama']
   params, _ = weights(pretrained.model(config, options), 0.2)
-  targets = ('attn/q', 'mlp/up')
-  adapter = lora.init(jax.random.key(1), params['blocks'], targets, 2)
+  adapter = LORA.init(jax.random.key(1), params['blocks'])
   adapter = jax.tree.map(lambda x: x + 0.1, adapter)
   return config, params, adapter, tokens()
 
@@ -59,10 +62,58 @@ def llama():
 @functools.partial(jax.jit, static_argnums=0)
 def apply(backbone, params, adapter, inputs):
   """Logits with LoRA."""
+  backbone = backbone.adapted(LORA)
   mask = backbone.mask(inputs)
   spans = [Span(0, backbone.blocks, (params['blocks'], adapter))]
   x = backbone.run(spans, backbone.embed(params, inputs), mask)
   return backbone.logits(params, {}, backbone.features(params, x, mask))
+
+
+class Bottleneck(NamedTuple):
+  """An adapter behind a layer (Houlsby, arXiv 1902.00751): no LoRA."""
+
+  where: tuple[str, ...] = ('mlp/down',)
+
+  def init(self, key, blocks):
+    layers, _, width = lora.kernels(blocks)[self.where[0]]
+    down = jax.random.normal(key, (layers, width, 3))
+    return {
+      'mlp': {'down': {'down': down, 'up': jnp.zeros((layers, 3, width))}}
+    }
+
+  def apply(self, params, x, y):
+    return y + jnp.tanh(y @ params['down']) @ params['up']
+
+
+def test_the_block_takes_any_adapter_where_it_has_parameters():
+  config = transformer.TransformerConfig(2, 16, heads=2, mlp_width=24)
+  adapter, key = Bottleneck(), jax.random.key(0)
+  blocks = transformer.init_blocks(config, key)
+  fresh = adapter.init(jax.random.key(1), blocks)
+  x = jax.random.normal(jax.random.key(2), (3, 5, 16))
+
+  def run(params, adapter=adapter):
+    spans = [Span(0, 2, (blocks, params))]
+    return transformer.run(config, spans, x, adapter=adapter)
+
+  plain = run(None)
+  np.testing.assert_array_equal(run(fresh), plain)
+  up = fresh['mlp']['down']['up'].at[1].set(0.5)
+  moved = run({'mlp': {'down': fresh['mlp']['down'] | {'up': up}}})
+  # Only the last block's is not zero: it adds to what that block puts out.
+  mlp = jax.tree.map(lambda p: p[1], blocks['mlp'])
+  last = {'down': fresh['mlp']['down']['down'][1], 'up': up[1]}
+  first = [Span(0, 1, (jax.tree.map(lambda p: p[:1], blocks), None))]
+  within = transformer.run(config, first, x)
+  whole = {'params': jax.tree.map(lambda p: p[1], blocks)}
+  silent = whole['params'] | {'mlp': jax.tree.map(jnp.zeros_like, mlp)}
+  before = transformer.Block(config).apply({'params': silent}, within, None)
+  y = plain - before
+  np.testing.assert_allclose(
+    moved, before + adapter.apply(last, None, y), atol=1e-5
+  )
+  with pytest.raises(ValueError, match='blocks 0 to 1.*none that applies'):
+    run(fresh, adapter=None)
 
 
 def test_int8_kernels_compute_as_what_they_stand_for(llama):
@@ -156,12 +207,12 @@ def test_the_backward_pass_keeps_no_more_than_the_cost_model_says(gated):
   )
   batch, tokens = 3, 5
   blocks = transformer.init_blocks(config, jax.random.key(0))
-  adapter = lora.init(jax.random.key(1), blocks, ('attn/q', 'attn/v'), 2)
+  adapter = LORA.init(jax.random.key(1), blocks)
   x = jax.random.normal(jax.random.key(2), (batch, tokens, config.width))
 
   def run(adapter):
     spans = [Span(0, config.blocks, (blocks, adapter))]
-    return transformer.run(config, spans, x)
+    return transformer.run(config, spans, x, adapter=LORA)
 
   _, backward = jax.vjp(run, adapter)
   sizes = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import jax
@@ -39,7 +38,7 @@ def adapter(model, targets, seed=0, rank=RANK):
   """Random LoRA, whose lowest block was never active."""
   key = jax.random.key(seed)
   base = jax.eval_shape(model.backbone.init, key)
-  fresh = lora.init(key, base['blocks'], targets, rank)
+  fresh = lora.Spec(rank, ALPHA, tuple(targets)).init(key, base['blocks'])
   rng = np.random.default_rng(seed)
 
   def moved(path, x):
@@ -54,7 +53,7 @@ def adapter(model, targets, seed=0, rank=RANK):
 def made(kind):
   config, targets = KINDS[kind]
   pooling = 'pooler' if kind == 'bert' else ''
-  options = Options(classes=3, pooling=pooling, lora_scale=ALPHA / RANK)
+  options = Options(classes=3, pooling=pooling)
   return pretrained.model(config, options), targets
 
 
@@ -185,11 +184,8 @@ CASES = {
 
 
 def reference(name):
-  """(case with our scale, torch model, inputs, inputs as torch has them)."""
+  """(case, torch model, inputs, inputs as torch has them)."""
   case = references.CASES[name]
-  case = case._replace(
-    options=dataclasses.replace(case.options, lora_scale=ALPHA / RANK)
-  )
   if case.inputs == 'images':
     inputs = references.images()
     given = {'pixel_values': references.pixels(inputs, (0.5,) * 3, (0.5,) * 3)}
@@ -201,7 +197,7 @@ def reference(name):
 
 def logits(model, params, head, tree, inputs):
   """Our logits with LoRA."""
-  backbone = model.backbone
+  backbone = model.backbone.adapted(lora.Spec(RANK, ALPHA, ()))
 
   @jax.jit
   def run(params, head, tree, inputs):

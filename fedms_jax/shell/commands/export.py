@@ -19,7 +19,7 @@ from fedms_jax.models.family import Model
 from fedms_jax.persistence import model_export, model_files, peft
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
-from fedms_jax.shell import flags, foundation, methods
+from fedms_jax.shell import build, flags, foundation, methods
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.units import in_bytes
@@ -218,7 +218,7 @@ def _merged(
     model = foundation.loadable(config, checkpoint, facts)
   base = parts.get('base') or _base(config, model, facts, checkpoint, snapshot)
   if 'blocks' in parts:
-    scale = model.backbone.lora_scale
+    scale = build.lora_spec(config.lora).scale
     merged = lora.merge(base['blocks'], parts['blocks'], scale)
     base = base | {'blocks': merged}
   head, labels = parts['head'] or None, facts.label_names

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 
-from fedms_jax.adapters import lora
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
 from fedms_jax.core.types import Algorithm, Backbone, Tree
@@ -73,8 +72,7 @@ class Builder(NamedTuple):
           'out.'
         )
     base = jax.eval_shape(self.backbone.init, jax.random.key(0))
-    targets = build.targets(self.config)
-    lora.check(base['blocks'], targets, l.rank)
+    build.lora_spec(l).check(base['blocks'])
     return build.setting(self.config, self.backbone)
 
   def rank_of(self) -> RankOf | None:

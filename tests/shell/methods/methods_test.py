@@ -29,6 +29,7 @@ USUAL = {
   'algorithm.stage1_rounds': 2,
   'algorithm.stage2_rounds': 0,
   'lora.rank': 2,
+  'lora.alpha': 4.0,
   'partition.num_clients': 6,
   'cohort.size': 3,
   'client.batch_size': 4,

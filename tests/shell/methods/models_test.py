@@ -23,6 +23,7 @@ def stages(name, model, flags):
     'algorithm.name': name,
     'lora.targets': ','.join(world.TARGETS),
     'lora.rank': 2,
+    'lora.alpha': 4.0,
     'prompt.length': 3,
     'partition.num_clients': 6,
     'algorithm.pfedmoap_width': 4,
@@ -91,7 +92,7 @@ def whole(roles, parts):
   backbone = world.backbone()
   base = parts.get('base') or roles.frozen['base']
   if 'blocks' in parts:
-    merged = lora.merge(base['blocks'], parts['blocks'], backbone.lora_scale)
+    merged = lora.merge(base['blocks'], parts['blocks'], world.LORA.scale)
     base = base | {'blocks': merged}
   x = pretrained.encode(backbone, base, batch()['inputs'])
   return backbone.logits(base, parts['head'], x)

@@ -22,6 +22,7 @@ def stages(name, **values):
     'algorithm.stage2_rounds': 1,
     'lora.targets': ','.join(world.TARGETS),
     'lora.rank': 2,
+    'lora.alpha': 4.0,
     'schedule.name': 'manual',
     'schedule.depths': '2',
     'client.optimizer': 'sgd',
