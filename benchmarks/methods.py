@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from benchmarks import search_and_seeds
 from benchmarks.contest import Axis, Entry
 from fedms_jax.persistence import writers
-from fedms_jax.shell import methods
+from fedms_jax.shell import catalog
 from fedms_jax.shell.commands.listing import PRESETS, presets
 from launch import command
 
@@ -50,7 +50,7 @@ def entries() -> dict[str, Entry]:
       {'algorithm.name': name} | (_DENSE if name != 'fedms' else {}),
       method.summary,
     )
-    for name, method in methods.METHODS.items()
+    for name, method in catalog.METHODS.items()
   }
   for label, (optimizer, rates) in _SERVERS.items():
     flags = {

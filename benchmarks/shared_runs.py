@@ -16,8 +16,8 @@ from typing import Any
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import run_store
+from fedms_jax.shell import catalog, foundation
 from fedms_jax.shell import config as config_lib
-from fedms_jax.shell import foundation, methods
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer
@@ -31,7 +31,7 @@ _HOW = (
 )  # fmt: skip
 _TRAINING = (
   'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
-  'pretrain.', 'on_nan',
+  'pretrain.', 'on_nan', *(f'{name}.' for name in catalog.METHODS),
 )  # fmt: skip
 # How long a stage is, is no part of its algorithm.
 _LENGTH = ('algorithm.stage1_rounds', 'algorithm.stage2_rounds')
@@ -97,7 +97,7 @@ class SharedRuns:
   def initial(self, config: Config, world: worlds.World) -> Roles:
     """As `world.initial`."""
     # Methods that learn prompts have the text tower in their model.
-    text = methods.METHODS[config.algorithm.name].text
+    text = catalog.METHODS[config.algorithm.name].text
     key = _digest(config, only=('prompt.',)) if text else ''
     if key not in self._initial:
       self._initial[key] = worlds.initial(config, world)

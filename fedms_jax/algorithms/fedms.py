@@ -80,7 +80,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   """Stage 2: a local expert per client, and a gate that weighs it."""
   if choice.upload and choice.tower == 'lora':
     raise ValueError(
-      f'--algorithm.upload_blocks={choice.upload:g} does not go with '
+      f'--fedms.upload_blocks={choice.upload:g} does not go with '
       '--gate.tower=lora; allowed: one of them. Set the other to its default.'
     )
   backbone = setting.backbone

@@ -17,11 +17,13 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from fedms_jax.shell import commands
+from fedms_jax.shell import commands, fields
 from fedms_jax.shell import config as config_lib
 
 # Short names for what is typed most: alias -> flag.
-ALIASES = {'schedule': 'schedule.name'}
+SHORT = {'schedule': 'schedule.name'}
+# And the names that flags had in earlier versions.
+ALIASES = SHORT | fields.renamed(config_lib.Config)
 # These say how one command runs, not what the run computes: flags.txt leaves
 # them out, so that it can be fed to a run in another folder.
 PER_COMMAND = (
@@ -146,7 +148,8 @@ def parse_command(
   try:
     rest = flag_values(list(argv))[1:]
   except absl_flags.UnrecognizedFlagError as e:
-    hint = _did_you_mean(e.flagname, list(flag_values), prefix='--')
+    known = [name for name in flag_values if name not in ALIASES]
+    hint = _did_you_mean(e.flagname, known, prefix='--')
     raise ValueError(
       f'--{e.flagname} is no flag.{hint} `--help` lists all flags.'
     ) from None
@@ -218,6 +221,17 @@ def to_text(config: config_lib.Config) -> str:
   return ''.join(lines)
 
 
+def as_kept(text: str, file: pathlib.Path) -> str:
+  """A text of `to_text`; in the words of `file` where these say the same, as
+  those of an earlier version do, which had other names or fewer options."""
+  try:
+    kept = file.read_text(encoding='utf-8')
+    same = to_text(parse(['fedms', f'--flagfile={file}'])) == text
+  except (OSError, ValueError):  # it is for others to say what is wrong
+    return text
+  return kept if same else text
+
+
 def help_text(extra: Mapping[str, tuple[Any, str]]) -> str:
   """Every flag, by section, with its default, its help and what it allows;
   first those of the command."""
@@ -230,7 +244,7 @@ def help_text(extra: Mapping[str, tuple[Any, str]]) -> str:
       section = _section(name)
       lines.append(f'{section}:')
     lines += _help_lines(name, field)
-  aliases = ', '.join(f'--{a} is --{name}' for a, name in ALIASES.items())
+  aliases = ', '.join(f'--{a} is --{name}' for a, name in SHORT.items())
   lines.append(f'Short names: {aliases}.')
   return '\n'.join(lines)
 

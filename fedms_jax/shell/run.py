@@ -76,11 +76,14 @@ def run(config: Config, source=worlds) -> int:
 
 def _opened(config: Config, peers: SingleProcess) -> Workdir:
   """The workdir, which the first of several processes locks and checks."""
-  args = (flags.to_text(config), config.resume, config.break_lock)
+  text = flags.to_text(config)
   workdir, refusal = None, None
   if peers.primary:
     try:
-      workdir = Workdir.open(config.workdir, *args)
+      kept = flags.as_kept(text, pathlib.Path(config.workdir, 'flags.txt'))
+      workdir = Workdir.open(
+        config.workdir, kept, config.resume, config.break_lock
+      )
     except ValueError as e:
       refusal = e
   found = -1 if workdir is None else int(workdir.existed)

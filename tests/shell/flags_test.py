@@ -1,5 +1,6 @@
 """Flags and the config dataclasses say the same, in both directions."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -7,8 +8,8 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
+from fedms_jax.shell import catalog, flags
 from fedms_jax.shell import config as config_lib
-from fedms_jax.shell import flags
 
 
 def parse(*words):
@@ -65,6 +66,83 @@ def test_text_overrides_every_flag_given_before(tmp_path):
   words = ('--data.subset=x', '--schedule=dense', '--client.momentum=0.1')
   assert parse(*words) != config_lib.Config()
   assert parse(*words, f'--flagfile={path}') == config_lib.Config()
+
+
+OLD = """--algorithm.local_start=zero
+--algorithm.local_loss=own
+--algorithm.stage2_depth=dense
+--algorithm.upload_blocks=0.25
+--algorithm.hetlora_prune=0.5
+--algorithm.hetlora_lambda=0.25
+--algorithm.prox_mu=0.25
+--algorithm.fedrep_head_share=0.25
+--algorithm.ditto_lambda=0.25
+--algorithm.apfl_alpha=0.25
+--algorithm.apfl_alpha_learning_rate=0.25
+--algorithm.pfedme_lambda=0.25
+--algorithm.pfedme_steps=3
+--algorithm.pfedme_learning_rate=0.25
+--algorithm.feddpa_scale=0.25
+--algorithm.promptfolio_local=0.25
+--algorithm.fedpgp_rank=3
+--algorithm.fedpgp_contrast=0.25
+--algorithm.fedpgp_temperature=0.25
+--algorithm.pfedmoap_experts=3
+--algorithm.pfedmoap_pool=3
+--algorithm.pfedmoap_width=3
+--algorithm.pfedmoap_heads=3
+--algorithm.pfedmoap_scale=0.25
+--algorithm.pfedmoap_local=0.25
+"""
+
+
+def test_names_of_earlier_versions_work_and_are_written_as_today_s(tmp_path):
+  words = OLD.split()
+  config = parse(*words)
+  assert parse_text(OLD, tmp_path) == config
+  flat = dict(word.removeprefix('--').split('=') for word in words)
+  text = flags.to_text(config)
+  for old, value in flat.items():
+    assert f'--{old}=' not in text
+    assert f'--{flags.ALIASES[old]}={value}\n' in text
+  defaults = flags.to_text(config_lib.Config()).splitlines()
+  changed = set(text.splitlines()) - set(defaults)
+  assert len(changed) == len(flat)  # each is an option of its own
+  assert config_lib.from_values({'algorithm.prox_mu': 0.25}) == parse(
+    '--fedprox.mu=0.25'
+  )
+
+
+def test_a_folder_of_an_earlier_version_keeps_its_words(tmp_path):
+  text = flags.to_text(parse('--fedprox.mu=0.25'))
+  file = tmp_path / 'flags.txt'
+  assert flags.as_kept(text, file) == text
+  old = text.replace('--fedprox.mu=', '--algorithm.prox_mu=')
+  old = old.replace('--fedms.upload_blocks=0.0\n', '')
+  assert old.count('\n') == text.count('\n') - 1
+  file.write_text(old)
+  assert flags.as_kept(text, file) == old
+  other = flags.to_text(parse('--fedprox.mu=0.5'))
+  assert flags.as_kept(other, file) == other
+
+
+def test_every_method_has_a_section_of_its_own_options():
+  declared = {
+    name: {f.name for f in dataclasses.fields(method.options)}
+    for name, method in catalog.METHODS.items()
+    if method.options
+  }
+  flat = config_lib.flatten(config_lib.Config)
+  for name, own in declared.items():
+    assert {n for n in flat if n.startswith(f'{name}.')} == {
+      f'{name}.{option}' for option in own
+    }
+  others = {n.partition('.')[0] for n in flat if '.' in n} - set(declared)
+  assert others == {
+    field.name
+    for field in dataclasses.fields(config_lib.Config)
+    if field.default_factory is not dataclasses.MISSING
+  } - {'methods'}
 
 
 def test_text_leaves_out_what_only_one_command_needs(tmp_path):

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedms_jax.shell import catalog, flags
 from fedms_jax.shell import config as config_lib
-from fedms_jax.shell import flags
 
 Entry = tuple[str, str]  # one line, and the paper or '-'
 
@@ -86,9 +86,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
 
 def text() -> str:
   """All lists, one after another."""
-  from fedms_jax.shell import methods  # lazy: methods need jax
-
-  methods = {k: (m.summary, m.paper) for k, m in methods.METHODS.items()}
+  methods = {k: (m.summary, m.paper) for k, m in catalog.METHODS.items()}
   lists = {
     'algorithms (--algorithm.name)': methods,
     'schedules (--schedule)': SCHEDULES,

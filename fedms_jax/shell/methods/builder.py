@@ -1,9 +1,9 @@
-"""What a method of the catalog is built from, and what it is."""
+"""What a method of the catalog is built from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +31,12 @@ class Builder(NamedTuple):
   @property
   def backbone(self) -> Backbone:
     return self.model.backbone
+
+  @property
+  def own(self) -> Any:
+    """The options of the method that is built, of the type that its entry in
+    the catalog names."""
+    return getattr(self.config.methods, self.config.algorithm.name)
 
   @property
   def rounds(self) -> int:
@@ -131,14 +137,3 @@ class Builder(NamedTuple):
     server = averaged.meaning(plain.server)
     probe = plain._replace(server=server, variant=None)
     return [self.stage(name, make(setting), self.rounds, start, probe)]
-
-
-class Method(NamedTuple):
-  """An entry of the catalog. summary: one line. paper: where it is from.
-  stages: builds it, or raises a `ValueError` that says what it needs. text:
-  of a model with class prompts it needs the text tower, too."""
-
-  summary: str
-  paper: str
-  stages: Callable[[Builder], list[Stage]]
-  text: bool = False

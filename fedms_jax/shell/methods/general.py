@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from fedms_jax.algorithms import general, scaffold
-from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 
@@ -35,7 +35,7 @@ def _probe(builder: Builder) -> list[Stage]:
 
 
 def _fedprox(builder: Builder) -> list[Stage]:
-  mu = builder.config.algorithm.prox_mu
+  mu = builder.own.mu
   return builder.alone(
     'global',
     builder.setting(),
@@ -52,17 +52,9 @@ def _scaffold(builder: Builder) -> list[Stage]:
   )
 
 
-METHODS = {
-  'fedavg': Method(
-    'FedAvg of all weights: full fine-tuning', 'arXiv 1602.05629', _fedavg
-  ),
-  'linear_probe': Method(
-    'FedAvg of a linear head on the frozen base', 'arXiv 1602.05629', _probe
-  ),
-  'fedprox': Method(
-    "LoRA, pulled to the server's", 'arXiv 1812.06127', _fedprox
-  ),
-  'scaffold': Method(
-    'LoRA, with control variates against drift', 'arXiv 1910.06378', _scaffold
-  ),
+STAGES = {
+  'fedavg': _fedavg,
+  'linear_probe': _probe,
+  'fedprox': _fedprox,
+  'scaffold': _scaffold,
 }

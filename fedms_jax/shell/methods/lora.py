@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fedms_jax.algorithms import fedms, lora_halves, lora_merging
 from fedms_jax.algorithms.ranks import Pruning
 from fedms_jax.core.types import Algorithm
-from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 Maker = Callable[..., Algorithm]  # (setting, adapter=...)
@@ -40,13 +40,13 @@ def _merged(make: Maker, *, ranks: bool = False, exact: bool = True):
 
 
 def _hetlora(builder: Builder) -> list[Stage]:
-  a, adapter = builder.config.algorithm, builder.config.lora.init
+  own, adapter = builder.own, builder.config.lora.init
   pruning = None
-  if 0 < a.hetlora_prune < 1:
-    pruning = Pruning(a.hetlora_prune, a.hetlora_lambda)
+  if 0 < own.prune < 1:
+    pruning = Pruning(own.prune, own.pull)
   if pruning and adapter:
     raise ValueError(
-      f'--algorithm.hetlora_prune={a.hetlora_prune:g} does not go with '
+      f'--hetlora.prune={own.prune:g} does not go with '
       '--lora.init: blocks that do not train yet keep the rank of the adapter. '
       'Set it to 1, or leave --lora.init out.'
     )
@@ -59,38 +59,13 @@ def _fedit(setting, **kwargs) -> Algorithm:
   return fedms.global_stage(setting, **kwargs)._replace(name='fedit')
 
 
-METHODS = {
-  'fedit': Method(
-    'FedAvg of LoRA: A and B averaged apart', 'arXiv 2305.05644',
-    _plain(_fedit),
-  ),
-  'ffa_lora': Method(
-    'A random and frozen, B averaged', 'arXiv 2403.12313',
-    _plain(lora_halves.ffa_lora),
-  ),
-  'rolora': Method(
-    'B and A in turn, a round each', 'arXiv 2502.01755',
-    _plain(lora_halves.rolora),
-  ),
-  'fedsa_lora': Method(
-    'A shared, B and head personal', 'arXiv 2410.01463',
-    _plain(lora_halves.fedsa_lora, stage='personal'),
-  ),
-  'flora': Method(
-    'LoRA stacked into a dense residual and restarted', 'arXiv 2409.05976',
-    _merged(lora_merging.flora, ranks=True),
-  ),
-  'fedex_lora': Method(
-    'A and B averaged, what that misses added to the base',
-    'arXiv 2410.09432', _merged(lora_merging.fedex_lora),
-  ),
-  'flexlora': Method(
-    'mean of the products, cut to the ranks of clients by an SVD',
-    'arXiv 2402.11505', _merged(lora_merging.flexlora, ranks=True),
-  ),
-  'hetlora': Method(
-    'ranks of clients cut from one LoRA, pruned, weighted by the norm of A B',
-    'arXiv 2401.06432',
-    _hetlora,
-  ),
-}  # fmt: skip
+STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
+  'fedit': _plain(_fedit),
+  'ffa_lora': _plain(lora_halves.ffa_lora),
+  'rolora': _plain(lora_halves.rolora),
+  'fedsa_lora': _plain(lora_halves.fedsa_lora, stage='personal'),
+  'flora': _merged(lora_merging.flora, ranks=True),
+  'fedex_lora': _merged(lora_merging.fedex_lora),
+  'flexlora': _merged(lora_merging.flexlora, ranks=True),
+  'hetlora': _hetlora,
+}

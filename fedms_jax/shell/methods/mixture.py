@@ -7,21 +7,21 @@ import optax
 from fedms_jax.algorithms import fedms
 from fedms_jax.models import gate
 from fedms_jax.shell import foundation
-from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 
 def _fedms(builder: Builder) -> list[Stage]:
-  a, g = builder.config.algorithm, builder.config.gate
+  a, g, own = builder.config.algorithm, builder.config.gate, builder.own
   common, adapter = builder.setting(), builder.adapter
   slope = common._replace(optimizer=optax.sgd(1.0))
   choice = fedms.Personal(
     gate=_gate(builder),
-    local_start=a.local_start,
-    local_loss=a.local_loss,
+    local_start=own.local_start,
+    local_loss=own.local_loss,
     tower=g.tower,
     scope=g.scope,
-    upload=a.upload_blocks,
+    upload=own.upload_blocks,
   )
   first = builder.stage(
     'global',
@@ -33,7 +33,7 @@ def _fedms(builder: Builder) -> list[Stage]:
     'personal',
     fedms.personal_stage(common, choice),
     a.stage2_rounds,
-    start=a.stage2_depth,
+    start=own.stage2_depth,
     probe=fedms.personal_stage(slope, choice),
   )
   # Stage 1 stays with no rounds, too: it makes the global expert.
@@ -69,10 +69,4 @@ def _gate(builder: Builder) -> gate.GateSpec:
   )
 
 
-METHODS = {
-  'fedms': Method(
-    'global expert, then local experts and a gate, with SAL',
-    'arXiv 2312.15926',
-    _fedms,
-  )
-}
+STAGES = {'fedms': _fedms}

@@ -10,7 +10,7 @@ import optax
 from fedms_jax.algorithms import fedms, moreau, personal, two_models
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.types import Algorithm
-from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 # A method for the builder's flags, with the optimizers of a setting.
@@ -51,37 +51,34 @@ def _fedper(builder: Builder, setting: Setting) -> Algorithm:
 
 def _fedrep(builder: Builder, setting: Setting) -> Algorithm:
   _needs_head(builder)
-  share = builder.config.algorithm.fedrep_head_share
+  share = builder.own.head_share
   return personal.fedrep(setting, share, adapter=builder.adapter)
 
 
 def _ditto(builder: Builder, setting: Setting) -> Algorithm:
-  pull = builder.config.algorithm.ditto_lambda
+  pull = builder.own.pull
   return two_models.ditto(setting, pull, adapter=builder.adapter)
 
 
 def _apfl(builder: Builder, setting: Setting) -> Algorithm:
-  a = builder.config.algorithm
+  own, adapter = builder.own, builder.adapter
   return two_models.apfl(
-    setting,
-    a.apfl_alpha,
-    a.apfl_alpha_learning_rate,
-    adapter=builder.adapter,
+    setting, own.alpha, own.alpha_learning_rate, adapter=adapter
   )
 
 
 def _feddpa(builder: Builder, setting: Setting) -> Algorithm:
-  scale = builder.config.algorithm.feddpa_scale
+  scale = builder.own.scale
   return two_models.feddpa(setting, scale, adapter=builder.adapter)
 
 
 def _pfedme(builder: Builder, setting: Setting) -> Algorithm:
-  a = builder.config.algorithm
+  own = builder.own
   return moreau.pfedme(
     setting,
-    pull=a.pfedme_lambda,
-    steps=a.pfedme_steps,
-    learning_rate=a.pfedme_learning_rate,
+    pull=own.pull,
+    steps=own.steps,
+    learning_rate=own.learning_rate,
     adapter=builder.adapter,
   )
 
@@ -98,32 +95,12 @@ def _needs_head(builder: Builder) -> None:
     )
 
 
-METHODS = {
-  'local': Method(
-    'LoRA and head of each client alone: nothing is shared', '-',
-    _stages(_local),
-  ),
-  'fedper': Method(
-    'LoRA shared, head personal', 'arXiv 1912.00818', _stages(_fedper)
-  ),
-  'fedrep': Method(
-    'head first, then LoRA; LoRA shared, head personal', 'arXiv 2102.07078',
-    _stages(_fedrep, probe=_fedper),
-  ),
-  'ditto': Method(
-    'own model, pulled to that of FedAvg', 'arXiv 2012.04221',
-    _stages(_ditto),
-  ),
-  'apfl': Method(
-    'own and shared model, mixed by a weight that each client learns',
-    'arXiv 2003.13461', _stages(_apfl),
-  ),
-  'pfedme': Method(
-    'own model by Moreau envelopes of the shared one', 'arXiv 2006.08848',
-    _stages(_pfedme, probe=_global),
-  ),
-  'feddpa': Method(
-    "local and global LoRA, weighed by an input's likeness to the client's",
-    'arXiv 2403.19211', _stages(_feddpa),
-  ),
-}  # fmt: skip
+STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
+  'local': _stages(_local),
+  'fedper': _stages(_fedper),
+  'fedrep': _stages(_fedrep, probe=_fedper),
+  'ditto': _stages(_ditto),
+  'apfl': _stages(_apfl),
+  'pfedme': _stages(_pfedme, probe=_global),
+  'feddpa': _stages(_feddpa),
+}

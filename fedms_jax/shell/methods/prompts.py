@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedms_jax.algorithms import fedclip, fedpgp, pfedmoap, soft_prompts
 from fedms_jax.algorithms.frozen_backbone import Form
 from fedms_jax.models.family import Prompted
-from fedms_jax.shell.methods.builder import Builder, Method
+from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 
@@ -24,7 +24,7 @@ def _promptfl(builder: Builder) -> list[Stage]:
 
 
 def _promptfolio(builder: Builder) -> list[Stage]:
-  local = builder.config.algorithm.promptfolio_local
+  local = builder.own.local
 
   def make(setting):
     return soft_prompts.promptfolio(setting, _form(builder, setting), local)
@@ -33,16 +33,16 @@ def _promptfolio(builder: Builder) -> list[Stage]:
 
 
 def _fedpgp(builder: Builder) -> list[Stage]:
-  prompted, a = _prompted(builder), builder.config.algorithm
+  prompted, own = _prompted(builder), builder.own
 
   def make(setting):
     return fedpgp.fedpgp(
       setting,
       prompted,
       builder.config.prompt.length,
-      rank=a.fedpgp_rank,
-      weight=a.fedpgp_contrast,
-      temperature=a.fedpgp_temperature,
+      rank=own.rank,
+      weight=own.contrast,
+      temperature=own.temperature,
     )
 
   return builder.alone('personal', builder.setting(), make, start='dense')
@@ -50,21 +50,20 @@ def _fedpgp(builder: Builder) -> list[Stage]:
 
 def _pfedmoap(builder: Builder) -> list[Stage]:
   prompted, config = _prompted(builder), builder.config
-  a, width = config.algorithm, builder.backbone.width
-  if a.pfedmoap_width > width or a.pfedmoap_width % a.pfedmoap_heads:
+  own, width = builder.own, builder.backbone.width
+  if own.width > width or own.width % own.heads:
     raise ValueError(
-      f'--algorithm.pfedmoap_width={a.pfedmoap_width} with --algorithm.'
-      f'pfedmoap_heads={a.pfedmoap_heads} does not fit features of width '
-      f'{width}; allowed: at most that, and a multiple of the heads. Change '
-      'one of them.'
+      f'--pfedmoap.width={own.width} with --pfedmoap.heads={own.heads} does '
+      f'not fit features of width {width}; allowed: at most that, and a '
+      'multiple of the heads. Change one of them.'
     )
   choice = pfedmoap.Choice(
-    experts=a.pfedmoap_experts,
-    pool=min(a.pfedmoap_pool, config.partition.num_clients),
-    width=a.pfedmoap_width,
-    heads=a.pfedmoap_heads,
-    scale=a.pfedmoap_scale,
-    local=a.pfedmoap_local,
+    experts=own.experts,
+    pool=min(own.pool, config.partition.num_clients),
+    width=own.width,
+    heads=own.heads,
+    scale=own.scale,
+    local=own.local,
   )
   setting = builder.setting(merges=True)
   method = pfedmoap.pfedmoap(setting, prompted, config.prompt.length, choice)
@@ -124,23 +123,10 @@ def _needs_classes(builder: Builder, why: str) -> None:
     )
 
 
-METHODS = {
-  'fedclip': Method(
-    "attention adapter on CLIP's image feature", 'arXiv 2302.13485', _fedclip
-  ),
-  'promptfl': Method(
-    'soft prompt, averaged', 'arXiv 2208.11625', _promptfl, text=True
-  ),
-  'promptfolio': Method(
-    'shared and own soft prompt, mixed by a fixed weight', 'arXiv 2409.19610',
-    _promptfolio, text=True,
-  ),
-  'fedpgp': Method(
-    'shared soft prompt and an own low-rank addition, held apart by a contrast',
-    'arXiv 2405.09771', _fedpgp, text=True,
-  ),
-  'pfedmoap': Method(
-    "other clients' soft prompts as experts of an own attention gate",
-    'arXiv 2410.10114', _pfedmoap, text=True,
-  ),
-}  # fmt: skip
+STAGES = {
+  'fedclip': _fedclip,
+  'promptfl': _promptfl,
+  'promptfolio': _promptfolio,
+  'fedpgp': _fedpgp,
+  'pfedmoap': _pfedmoap,
+}

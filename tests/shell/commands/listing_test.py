@@ -3,7 +3,7 @@
 import pathlib
 
 from fedms_jax.models import pretrained
-from fedms_jax.shell import config, main, methods
+from fedms_jax.shell import catalog, config, main
 from fedms_jax.shell.commands import listing
 
 
@@ -22,7 +22,7 @@ def test_the_lists_are_those_of_the_flags():
 def test_every_algorithm_is_printed_with_its_line_and_paper(capsys):
   assert main.main(['fedms', 'list']) == 0
   text = ' '.join(capsys.readouterr().out.split())
-  for name, method in methods.METHODS.items():
+  for name, method in catalog.METHODS.items():
     assert f'{name} {method.summary}' in text
     assert method.paper in text
   for path in listing.PRESETS.glob('*.flags'):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fedms_jax.shell import main, methods
+from fedms_jax.shell import catalog, main
 
 LLAMA_7B = {
   'model_type': 'llama',
@@ -91,7 +91,7 @@ def test_more_active_blocks_cost_more(tmp_path, capsys):
   assert flops == sorted(flops) and flops[0] < flops[-1]
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
+@pytest.mark.parametrize('name', catalog.METHODS)
 def test_any_method_has_a_plan(name, tmp_path, capsys):
   small = CLIP_L14 | {
     key: CLIP_L14[key] | SMALL for key in ('vision_config', 'text_config')

@@ -19,7 +19,7 @@ from fedms_jax.simulation import driver, evaluation, observer
 from fedms_jax.simulation.state import Preempted
 from tests import world
 
-METHODS = lora.METHODS | general.METHODS
+STAGES = lora.STAGES | general.STAGES
 PERSONAL = {'fedsa_lora', 'hetlora', 'scaffold'}
 RESIDUAL = {
   'fedit', 'ffa_lora', 'rolora', 'flora', 'fedex_lora', 'flexlora', 'hetlora',
@@ -78,12 +78,12 @@ SLOW = {'ffa_lora', 'flora', 'flexlora', 'fedprox'}
   'name',
   [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in METHODS
+    for name in STAGES
   ],
 )
 def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   made = bench(name)
-  stages, options = METHODS[name].stages(made), build.options(made.config)
+  stages, options = STAGES[name](made), build.options(made.config)
   whole = simulate(stages, options, tmp_path / 'whole')
   found, simulation, state, records = whole
   assert len(records) == 2
@@ -114,7 +114,7 @@ def test_robust_aggregators_by_a_flag(aggregator):
     server__optimizer='momentum', schedule__budgets='1,3',
     schedule__name='dense',
   )  # fmt: skip
-  stages = METHODS['rolora'].stages(made)
+  stages = STAGES['rolora'](made)
   _, state, records = world.simulate(stages, cohort=5)
   assert math.isfinite(records[-1]['train_loss'])
   for leaf in (*state.roles.shared['a_blocks']['attn']['q'].values(),):
@@ -129,13 +129,13 @@ def test_mixed_ranks_are_an_even_draw_by_client():
   assert sum(counts) == 600 and min(counts) > 150
   other = bench('hetlora', lora__rank=8, lora__ranks='2,4,8', seed=1)
   assert drawn != [other.rank_of()(i) for i in range(600)]
-  variant = METHODS['hetlora'].stages(made)[0].algorithm.variant
+  variant = STAGES['hetlora'](made)[0].algorithm.variant
   assert [variant(5, i) for i in range(9)] == drawn[:9]
 
 
 @pytest.mark.parametrize('name', ['flora', 'flexlora', 'hetlora'])
 def test_a_run_at_mixed_ranks(name):
-  stages = METHODS[name].stages(bench(name, lora__ranks='1,2'))
+  stages = STAGES[name](bench(name, lora__ranks='1,2'))
   _, state, records = world.simulate(stages)
   assert math.isfinite(records[-1]['train_loss'])
   assert records[-1]['aggregation_residual'] > 0
@@ -149,7 +149,7 @@ def test_a_schedule_that_looks_at_the_cohort_is_resumed(tmp_path):
     schedule__order='balanced', schedule__budgets='1,2', cohort__size=5,
     schedule__balance=9.0, algorithm__stage1_rounds=3,
   )  # fmt: skip
-  stages, options = METHODS['fedit'].stages(made), build.options(made.config)
+  stages, options = STAGES['fedit'](made), build.options(made.config)
   *_, state, records = simulate(stages, options, tmp_path / 'whole')
   assert records[0]['active'] == 2**world.BLOCKS - 1  # dealt over the cohort
   for _ in range(2):
@@ -160,13 +160,12 @@ def test_a_schedule_that_looks_at_the_cohort_is_resumed(tmp_path):
   world.same(resumed.roles, state.roles)
 
 
-PRUNED = {'algorithm__hetlora_prune': 0.5, 'algorithm__hetlora_lambda': 3.0,
-          'cohort__size': 6}  # fmt: skip
+PRUNED = {'hetlora__prune': 0.5, 'hetlora__pull': 3.0, 'cohort__size': 6}
 
 
 def test_pruned_ranks_are_kept_and_resumed(tmp_path):
   made = bench('hetlora', **PRUNED, algorithm__stage1_rounds=3)
-  stages, options = METHODS['hetlora'].stages(made), build.options(made.config)
+  stages, options = STAGES['hetlora'](made), build.options(made.config)
   *_, state, records = simulate(stages, options, tmp_path / 'whole')
   ranks = [record['mean_rank'] for record in records]
   assert ranks[0] <= 2 and ranks == sorted(ranks)[::-1] and ranks[-1] < ranks[0]
@@ -182,8 +181,8 @@ def test_pruned_ranks_are_kept_and_resumed(tmp_path):
 
 @pytest.mark.parametrize('gamma', [0.0, 1.0])
 def test_without_pruning_hetlora_has_no_state_and_the_same_numbers(gamma):
-  made = bench('hetlora', algorithm__hetlora_prune=gamma)
-  stages = METHODS['hetlora'].stages(made)
+  made = bench('hetlora', hetlora__prune=gamma)
+  stages = STAGES['hetlora'](made)
   _, state, records = world.simulate(stages)
   assert not tree.size(state.roles.personal)
   assert 'mean_rank' not in records[-1]
@@ -205,7 +204,7 @@ def test_without_pruning_hetlora_has_no_state_and_the_same_numbers(gamma):
   + [
     ('hetlora', {'lora__ranks': '1,3'}, 'rank 3'),
     ('hetlora', {'lora__ranks': 'two'}, 'no list of ranks'),
-    ('hetlora', {'lora__init': 'x'}, '--algorithm.hetlora_prune=0.99'),
+    ('hetlora', {'lora__init': 'x'}, '--hetlora.prune=0.99'),
     ('flexlora', {'server__optimizer': 'adam'}, '--server.optimizer=adam'),
     ('fedavg', {'model__storage': 'int8'}, '--model.storage=int8'),
     ('fedit', {'server__aggregator': 'krum'}, '--server.byzantine=1'),
@@ -214,5 +213,5 @@ def test_without_pruning_hetlora_has_no_state_and_the_same_numbers(gamma):
 )
 def test_flags_that_a_method_has_no_use_for_are_refused(name, flags, said):
   with pytest.raises(ValueError) as error:
-    METHODS[name].stages(bench(name, **flags))
+    STAGES[name](bench(name, **flags))
   assert said in str(error.value)

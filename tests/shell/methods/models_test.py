@@ -26,8 +26,8 @@ def stages(name, model, flags):
     'lora.alpha': 4.0,
     'prompt.length': 3,
     'partition.num_clients': 6,
-    'algorithm.pfedmoap_width': 4,
-    'algorithm.pfedmoap_heads': 2,
+    'pfedmoap.width': 4,
+    'pfedmoap.heads': 2,
     **flags,
   }
   return methods.stages(config.from_values(flat), model, world.CLASSES)
@@ -98,9 +98,9 @@ def whole(roles, parts):
   return backbone.logits(base, parts['head'], x)
 
 
-FLAGS = [('fedms', {'algorithm.upload_blocks': 0.5}),
+FLAGS = [('fedms', {'fedms.upload_blocks': 0.5}),
          ('fedms', {'gate.scope': 'local'})]  # fmt: skip
-PLAIN = [(name, {}) for name in methods.METHODS if name not in prompts.METHODS]
+PLAIN = [(name, {}) for name in methods.STAGES if name not in prompts.STAGES]
 
 
 @pytest.mark.parametrize(('name', 'flags'), [*PLAIN, *FLAGS])
@@ -116,7 +116,7 @@ def test_a_merged_model_predicts_what_the_method_does(name, flags):
     assert np.ptp(np.asarray(wanted[key])) > 0.1
 
 
-@pytest.mark.parametrize('name', prompts.METHODS)
+@pytest.mark.parametrize('name', prompts.STAGES)
 def test_a_client_s_own_parts_may_be_everybody_s(name):
   """Methods beside a frozen CLIP: what is called local, put in the place of
   what is shared, predicts as the shared model what the local one did."""

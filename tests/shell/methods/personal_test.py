@@ -41,7 +41,7 @@ SLOW = {'local', 'fedper', 'feddpa'}
   'name',
   [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in personal.METHODS
+    for name in personal.STAGES
   ],
 )
 def test_a_method_runs_the_same_in_the_loop_and_in_wide_vmap(name):
@@ -88,7 +88,7 @@ def own(simulation, state):
   return store.gather(np.arange(6))
 
 
-@pytest.mark.parametrize('name', personal.METHODS)
+@pytest.mark.parametrize('name', personal.STAGES)
 def test_its_probe_sees_a_slope_in_every_block(name):
   """Else the order by importance would be an accident."""
   (stage,) = stages(name)

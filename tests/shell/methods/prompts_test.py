@@ -20,9 +20,9 @@ from tests.algorithms import clip_world
 USUAL = {
   'algorithm.stage1_rounds': 1,
   'algorithm.stage2_rounds': 1,
-  'algorithm.pfedmoap_width': 4,
-  'algorithm.pfedmoap_heads': 2,
-  'algorithm.pfedmoap_experts': 3,
+  'pfedmoap.width': 4,
+  'pfedmoap.heads': 2,
+  'pfedmoap.experts': 3,
   'partition.num_clients': 6,
   'cohort.size': 3,
   'client.batch_size': 4,
@@ -85,7 +85,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize('name', prompts.METHODS)
+@pytest.mark.parametrize('name', prompts.STAGES)
 def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   stages, found = on_clip(name)
   (stage,) = stages
@@ -131,8 +131,8 @@ def test_a_model_without_class_prompts_is_refused(name):
   [
     ('promptfl', {'prompt__length': 10}, 'allowed: 1 to 9'),
     ('fedpgp', {'pretrain__mode': 'full'}, '--pretrain.mode=full'),
-    ('pfedmoap', {'algorithm__pfedmoap_width': 10}, 'of width 8'),
-    ('pfedmoap', {'algorithm__pfedmoap_heads': 3}, 'multiple of the heads'),
+    ('pfedmoap', {'pfedmoap__width': 10}, 'of width 8'),
+    ('pfedmoap', {'pfedmoap__heads': 3}, 'multiple of the heads'),
     ('pfedmoap', {'server__aggregator': 'median'}, '--server.aggregator'),
   ],
 )
@@ -196,7 +196,7 @@ PASSES = {
 
 @pytest.mark.parametrize('name', PASSES)
 def test_the_ledger_counts_the_text_tower_once_a_step(name):
-  (stage,), _ = on_clip(name, algorithm__pfedmoap_experts=3)
+  (stage,), _ = on_clip(name, pfedmoap__experts=3)
   method, step, once = stage.algorithm, *PASSES[name]
   meter = Meter(
     method, clip_world.begin(method), batch=4, slots=0,

@@ -1,0 +1,19 @@
+"""What the catalog says of a method, before anything is imported for it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Method(NamedTuple):
+  """An entry of the catalog.
+
+  summary: one line. paper: where it is from. options: what a run can tell it,
+  a frozen dataclass whose fields become flags named `method.field`; None: there
+  is nothing. text: of a model with class prompts it needs the text tower, too.
+  """
+
+  summary: str
+  paper: str
+  options: type | None = None
+  text: bool = False

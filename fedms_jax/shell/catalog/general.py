@@ -1,0 +1,35 @@
+"""Baselines of federated learning at large."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.catalog.entry import Method
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class FedProx:
+  mu: float = opt(
+    0.01,
+    "pull of the local model to the server's",
+    low=0.0,
+    was='algorithm.prox_mu',
+  )
+
+
+METHODS = {
+  'fedavg': Method(
+    'FedAvg of all weights: full fine-tuning', 'arXiv 1602.05629',
+  ),
+  'linear_probe': Method(
+    'FedAvg of a linear head on the frozen base', 'arXiv 1602.05629',
+  ),
+  'fedprox': Method(
+    "LoRA, pulled to the server's", 'arXiv 1812.06127',
+    FedProx,
+  ),
+  'scaffold': Method(
+    'LoRA, with control variates against drift', 'arXiv 1910.06378',
+  ),
+}  # fmt: skip

@@ -1,0 +1,110 @@
+"""Personalized methods: what stays with a client, or a second model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.catalog.entry import Method
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class FedRep:
+  head_share: float = opt(
+    0.5,
+    'share of the local steps, the first ones, that train the head',
+    above=0.0,
+    high=0.99,
+    was='algorithm.fedrep_head_share',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ditto:
+  pull: float = opt(
+    0.1,
+    'lambda; pull of the personal model to the shared one',
+    low=0.0,
+    was='algorithm.ditto_lambda',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Apfl:
+  alpha: float = opt(
+    0.5,
+    'first weight of the own model',
+    low=0.0,
+    high=1.0,
+    was='algorithm.apfl_alpha',
+  )
+  alpha_learning_rate: float = opt(
+    0.1,
+    'learning rate of that weight (0: it stays)',
+    low=0.0,
+    was='algorithm.apfl_alpha_learning_rate',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class PFedMe:
+  pull: float = opt(
+    15.0,
+    'lambda; pull of the personal model to the shared one',
+    above=0.0,
+    was='algorithm.pfedme_lambda',
+  )
+  steps: int = opt(
+    5,
+    'steps on each batch to the personal model',
+    low=1,
+    was='algorithm.pfedme_steps',
+  )
+  learning_rate: float = opt(
+    0.005,
+    'the shared model moves by this times pfedme.pull times its distance to '
+    'the personal one (beta is server.learning_rate)',
+    above=0.0,
+    was='algorithm.pfedme_learning_rate',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FedDpa:
+  scale: float = opt(
+    0.5,
+    'weight of the local LoRA for an input just like those that its client '
+    'trained on',
+    low=0.0,
+    high=1.0,
+    was='algorithm.feddpa_scale',
+  )
+
+
+METHODS = {
+  'local': Method(
+    'LoRA and head of each client alone: nothing is shared', '-',
+  ),
+  'fedper': Method(
+    'LoRA shared, head personal', 'arXiv 1912.00818'
+  ),
+  'fedrep': Method(
+    'head first, then LoRA; LoRA shared, head personal', 'arXiv 2102.07078',
+    FedRep,
+  ),
+  'ditto': Method(
+    'own model, pulled to that of FedAvg', 'arXiv 2012.04221', Ditto,
+  ),
+  'apfl': Method(
+    'own and shared model, mixed by a weight that each client learns',
+    'arXiv 2003.13461', Apfl,
+  ),
+  'pfedme': Method(
+    'own model by Moreau envelopes of the shared one', 'arXiv 2006.08848',
+    PFedMe,
+  ),
+  'feddpa': Method(
+    "local and global LoRA, weighed by an input's likeness to the client's",
+    'arXiv 2403.19211', FedDpa,
+  ),
+}  # fmt: skip

@@ -1,0 +1,73 @@
+"""Everything a run can be told, as frozen dataclasses; flags are made of them.
+
+A file holds sections of one subject, and beside each section what it checks of
+itself. The options of single methods are declared in `shell/catalog`, and are
+sections, too. Config objects stop at the shell: nothing below imports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedms_jax.shell import fields
+from fedms_jax.shell.config.data import (
+  CohortConfig,
+  DataConfig,
+  PartitionConfig,
+)
+from fedms_jax.shell.config.engine import (
+  CheckpointConfig,
+  ColumnsConfig,
+  DistributedConfig,
+  EngineConfig,
+  EvalConfig,
+)
+from fedms_jax.shell.config.model import (
+  LoraConfig,
+  ModelConfig,
+  PretrainConfig,
+  PromptConfig,
+)
+from fedms_jax.shell.config.run import Config
+from fedms_jax.shell.config.schedule import ScheduleConfig
+from fedms_jax.shell.config.training import (
+  AlgorithmConfig,
+  ClientConfig,
+  GateConfig,
+  ServerConfig,
+)
+from fedms_jax.shell.fields import flatten, opt, section, validate, values
+
+__all__ = [
+  'AlgorithmConfig',
+  'CheckpointConfig',
+  'ClientConfig',
+  'CohortConfig',
+  'ColumnsConfig',
+  'Config',
+  'DataConfig',
+  'DistributedConfig',
+  'EngineConfig',
+  'EvalConfig',
+  'GateConfig',
+  'LoraConfig',
+  'ModelConfig',
+  'PartitionConfig',
+  'PretrainConfig',
+  'PromptConfig',
+  'ScheduleConfig',
+  'ServerConfig',
+  'flatten',
+  'from_values',
+  'opt',
+  'section',
+  'validate',
+  'values',
+]
+
+
+def from_values(flat: Mapping[str, Any]) -> Config:
+  """The config whose leaves are `flat`, by the names of the flags; see
+  `fields.from_values`."""
+  return fields.from_values(Config, flat)

@@ -1,0 +1,91 @@
+"""How a run is executed, evaluated and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  clients: str = opt(
+    'auto',
+    'how a cohort is executed',
+    choices=('auto', 'vmap', 'chunk', 'loop'),
+  )
+  chunk: int = opt(0, 'clients per chunk (0: as many as fit)', low=0)
+  unroll: int = opt(
+    1,
+    'local steps that are compiled as one program where clients run one by '
+    'one: faster for small models, but each costs as much to compile',
+    low=1,
+  )
+  memory_mb: float = opt(
+    0.0,
+    'plan chunks as if the device had this memory, in MB (0: what it has)',
+    low=0.0,
+  )
+  devices: int = opt(
+    0,
+    'devices of each process that clients are spread over (0: all of an '
+    'accelerator, one of a CPU)',
+    low=0,
+  )
+  model_axis: int = opt(
+    1, 'split each frozen weight over so many of the devices', low=1
+  )
+  prefetch: bool = opt(True, 'prepare the next cohort while a round runs')
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+  scope: str = opt(
+    'auto',
+    'how long derived columns live',
+    choices=('auto', 'run', 'round', 'step'),
+  )
+  place: str = opt(
+    'auto',
+    'where the columns of a whole run lie: on the device, or in host memory, '
+    "from which each round's are sent; auto: where they fit",
+    choices=('auto', 'device', 'host'),
+  )
+  budget_mb: float = opt(
+    4096.0, 'memory of the device for columns, in MB', low=0.0
+  )
+  host_budget_mb: float = opt(
+    0.0,
+    'host memory for derived columns, in MB (0: half of what is free)',
+    low=0.0,
+  )
+  batch: int = opt(256, 'rows per pass when columns are computed', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  clients: int = opt(200, 'most clients in the final evaluation', low=1)
+  pooled_rows: int = opt(1000, 'most rows of the pooled test set', low=1)
+  validation_rows: int = opt(
+    64, 'most validation rows of a client per round', low=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  every: int = opt(1, 'rounds between checkpoints', low=1)
+  keep: int = opt(2, 'checkpoints kept', low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+  coordinator: str = opt(
+    '', 'host:port of process 0 (empty: from the environment)'
+  )
+  processes: int = opt(
+    0, "processes of the run (0: from the scheduler's environment)", low=0
+  )
+  process_id: int = opt(
+    -1, 'number of this process (-1: from the environment)', low=-1
+  )
+  timeout: int = opt(60, 'seconds after which a lost process is noticed', low=1)

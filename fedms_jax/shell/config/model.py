@@ -1,0 +1,112 @@
+"""The foundation model of a run, and what adapts it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  name: str = opt(
+    'vit',
+    'vit (the built-in small vision transformer), or a checkpoint of CLIP, '
+    'ViT, BERT, GPT-2 or LLaMA: a Hub id, or a local folder with config.json '
+    'and *.safetensors',
+  )
+  revision: str = opt('', 'revision of a Hub checkpoint')
+  head: str = opt(
+    'classification',
+    'what a checkpoint is for: a new linear head on its feature, next or '
+    "masked tokens, CLIP's class prompts, or image-text contrast",
+    choices=(
+      'classification',
+      'causal_lm',
+      'masked_lm',
+      'zero_shot',
+      'contrast',
+    ),
+  )
+  keep_head: bool = opt(
+    False, "keep the checkpoint's own classification head; else a new one"
+  )
+  tower: str = opt(
+    'image',
+    'tower of CLIP that adapts',
+    choices=('image', 'text', 'both'),
+  )
+  templates: str = opt(
+    'a photo of a {}.',
+    'class prompts for zero_shot, divided by |; their features are averaged',
+  )
+  patch: int = opt(2, 'vit: side of a square patch, in pixels', low=1)
+  width: int = opt(64, 'vit: D, width of the transformer', low=4)
+  blocks: int = opt(6, 'vit: L, number of transformer blocks', low=1)
+  heads: int = opt(4, 'vit: attention heads', low=1)
+  mlp_ratio: float = opt(2.0, 'vit: width of the MLP over D', above=0.0)
+  pooling: str = opt(
+    '',
+    'feature of an image or text (empty: the usual of the model)',
+    choices=('', 'cls', 'mean', 'pooler', 'last'),
+  )
+  dtype: str = opt(
+    'float32',
+    'compute type of the transformer',
+    choices=('float32', 'bfloat16'),
+  )
+  storage: str = opt(
+    'float32',
+    "type of a checkpoint's frozen parameters",
+    choices=('float32', 'bfloat16', 'int8'),
+  )
+  remat: bool = opt(False, 'rematerialize blocks in the backward pass')
+  unroll: int = opt(
+    3,
+    'blocks in a row that are compiled one by one; more are a loop. Without a '
+    'loop a step of a large model takes 6 % less on a CPU, and its compilation '
+    'four times as long',
+    low=0,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  mode: str = opt(
+    'auto',
+    "what the server trains on the public rows: full (all weights; the vit's "
+    'default), probe (a linear head on frozen features; the default of a '
+    'checkpoint with a new head), none',
+    choices=('auto', 'full', 'probe', 'none'),
+  )
+  epochs: int = opt(30, 'server epochs on the public rows', low=0)
+  batch_size: int = opt(64, 'server batch size', low=1)
+  learning_rate: float = opt(1e-3, 'server learning rate (AdamW)', above=0.0)
+  weight_decay: float = opt(1e-2, 'server weight decay', low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  length: int = opt(
+    16, 'context vectors of a soft prompt (promptfl and its kin)', low=1
+  )
+  words: str = opt(
+    '',
+    "CLIP: start the prompt from these words, such as 'a photo of a', as long "
+    'as they are (empty: prompt.length random vectors)',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  rank: int = opt(4, 'R, rank of the LoRA matrices', low=1)
+  alpha: float = opt(8.0, 'LoRA scale is alpha / R', above=0.0)
+  ranks: str = opt(
+    '',
+    'ranks dealt to clients in equal parts: 2,4,8, at most lora.rank, whose R '
+    'is in the scale of all (flora, flexlora, hetlora; empty: lora.rank)',
+  )
+  targets: str = opt('attn/q,attn/v', 'comma-separated kernels that carry LoRA')
+  init: str = opt(
+    '', 'start stage 1 from the PEFT adapter in this folder (empty: fresh)'
+  )

@@ -1,0 +1,84 @@
+"""When and where SAL activates blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+  name: str = opt(
+    'queue',
+    'when SAL activates more blocks',
+    choices=(
+      'queue',
+      'queue_std',
+      'fixed',
+      'linear',
+      'geometric',
+      'dense',
+      'random',
+      'manual',
+    ),
+  )
+  order: str = opt(
+    'top_down',
+    'which blocks come first; or which ones are drawn for each client and '
+    'round (allocation, dropout), dealt over the cohort by importance and '
+    'even use (balanced), or left out by a sliding window (window)',
+    choices=(
+      'top_down',
+      'bottom_up',
+      'random',
+      'importance',
+      'allocation',
+      'balanced',
+      'dropout',
+      'window',
+    ),
+  )
+  shape: str = opt(
+    'uniform',
+    'how likely a block is, for allocation',
+    choices=('uniform', 'rising', 'falling', 'bottleneck', 'importance'),
+  )
+  balance: float = opt(
+    1.0,
+    'weight of even use against importance, for balanced (0: importance alone)',
+    low=0.0,
+  )
+  start: int = opt(1, 'active blocks at the start', low=1)
+  step: int = opt(1, 'blocks activated at a time', low=1)
+  cap: int = opt(0, 'most active blocks (0: all)', low=0)
+  queue_length: int = opt(5, 'Q, scores in the capability queue', low=2)
+  eps: float = opt(
+    0.01,
+    'range of the queue (queue_std: its standard deviation) under which '
+    'training has settled',
+    above=0.0,
+  )
+  resolution: float = opt(
+    3.0,
+    'scores that differ by fewer validation rows count as equal, for queue',
+    low=0.0,
+  )
+  interval: int = opt(5, 'rounds between activations, for fixed', low=1)
+  probability: float = opt(
+    0.2, 'chance of an activation per round, for random', above=0.0, high=1.0
+  )
+  depths: str = opt('', 'depth of each round, for manual: 1,1,2,4')
+  score: str = opt(
+    'validation',
+    'what the queue watches',
+    choices=('validation', 'train_accuracy', 'train_loss'),
+  )
+  reports: int = opt(
+    256,
+    'average the newest score of this many clients (0: only the cohort)',
+    low=0,
+  )
+  budgets: str = opt(
+    '', 'depth budgets dealt to clients in equal parts: 1,2,6 (empty: none)'
+  )

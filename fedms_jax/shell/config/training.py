@@ -1,0 +1,91 @@
+"""How clients and server train."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+  name: str = opt('fedms', 'what is simulated')
+  stage1_rounds: int = opt(30, 'rounds of the global expert', low=0)
+  stage2_rounds: int = opt(20, 'rounds of local experts and gate', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientConfig:
+  optimizer: str = opt(
+    'adam', 'local optimizer', choices=('sgd', 'adam', 'adamw')
+  )
+  learning_rate: float = opt(0.003, 'local learning rate', above=0.0)
+  momentum: float = opt(0.9, 'for sgd', low=0.0, high=1.0)
+  weight_decay: float = opt(0.0, 'decoupled, for adamw', low=0.0)
+  max_norm: float = opt(1.0, 'clip the gradient norm (0: never)', low=0.0)
+  epochs: int = opt(2, "local passes over the client's rows", low=1)
+  steps: int = opt(0, 'local steps instead of epochs (0: epochs)', low=0)
+  batch_size: int = opt(8, 'B, local batch size', low=1)
+  personal_learning_rate: float = opt(
+    1e-3, 'for the personal part (0: client.learning_rate)', low=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+  optimizer: str = opt(
+    'mean',
+    'what the server does with the mean update',
+    choices=('mean', 'momentum', 'adagrad', 'adam', 'yogi'),
+  )
+  learning_rate: float = opt(1.0, 'server learning rate', above=0.0)
+  momentum: float = opt(0.9, 'for momentum', low=0.0, high=1.0)
+  aggregator: str = opt(
+    'mean',
+    'how the updates of clients are merged: by their mean, or so that a few '
+    'bad ones do little',
+    choices=('mean', 'median', 'trimmed_mean', 'krum'),
+  )
+  trim: float = opt(
+    0.2,
+    'trimmed_mean: share of the clients to leave out at either end',
+    above=0.0,
+    high=0.49,
+  )
+  byzantine: int = opt(1, 'krum: clients of a cohort that may be bad', low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GateConfig:
+  kind: str = opt(
+    'softmax',
+    'how the experts are weighed (fixed: by gate.bias, without a gate)',
+    choices=('softmax', 'sigmoid', 'per_class', 'fixed'),
+  )
+  scope: str = opt(
+    'shared',
+    'whose the gate is: averaged by the server, or of each client alone',
+    choices=('shared', 'local'),
+  )
+  tower: str = opt(
+    'frozen',
+    'features of the gate: of the frozen base, or of a tower with '
+    'LoRA of its own',
+    choices=('frozen', 'lora'),
+  )
+  reduction: int = opt(4, 'D over the width of the gate adapter', low=1)
+  level: str = opt(
+    'token',
+    'of language models: weigh the experts for each token, or for a sequence '
+    '(of next tokens: for what has been read of it)',
+    choices=('token', 'sequence'),
+  )
+  bias: float = opt(0.0, 'start of the gate: log-odds of the global expert')
+  learning_rate: float = opt(
+    1e-4, 'for the gate (0: client.learning_rate)', low=0.0
+  )
+  mix: str = opt(
+    'logits',
+    'what is mixed',
+    choices=('logits', 'probabilities', 'features', 'top1'),
+  )

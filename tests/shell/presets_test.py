@@ -1,0 +1,42 @@
+"""Every preset in `launch/presets` is one that a run can start from."""
+
+import pathlib
+
+import pytest
+
+from fedms_jax.shell import catalog, flags
+from fedms_jax.shell import world as worlds
+
+FOLDER = pathlib.Path(__file__).parents[2] / 'launch' / 'presets'
+PRESETS = sorted(FOLDER.glob('*.flags'))
+# These name data or a model that is not here.
+EXTERNAL = {'agnews_fewshot', 'agnews_minilm', 'cifar10', 'clip_vit_b16'}
+SMALL = FOLDER / 'smoke.flags'
+
+
+def of(path, *words):
+  return flags.parse(['fedms', *words, f'--flagfile={path}'])
+
+
+@pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_written_in_today_s_names_and_says_something(path):
+  config = of(path)
+  assert config != flags.parse(['fedms']) or path.stem == 'digits'
+  catalog.find(config.algorithm.name)
+  words = path.read_text().splitlines()
+  names = [w[2:].partition('=')[0] for w in words if w.startswith('--')]
+  assert names and not set(names) & set(flags.ALIASES)
+
+
+@pytest.mark.parametrize(
+  'path', [p for p in PRESETS if p.stem not in EXTERNAL], ids=lambda p: p.stem
+)
+def test_the_world_of_a_preset_on_embedded_data_is_built(path):
+  """Ablations are given after the flags of a run: here, of a small one."""
+  config = of(path, f'--flagfile={SMALL}')
+  world = worlds.world(config)
+  without = 'no_stage2' in path.stem
+  assert [stage.name for stage in world.stages] == (
+    ['global'] if without else ['global', 'personal']
+  )
+  assert world.data.train.num_clients == config.partition.num_clients
