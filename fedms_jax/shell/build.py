@@ -1,34 +1,48 @@
-"""The one place that knows everything: Config -> data, model, stages.
+"""From sections of a config to the values that a run is made of.
 
-What a config asks for is checked here, against data and model, before
-anything is compiled. Below this file there are no config objects.
+What they ask for is checked here, against data and model, before anything is
+compiled. Each function takes the sections that it reads, so that a run may have
+several of them. Below the shell there are no config objects.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fedms_jax import schedules
-from fedms_jax.adapters import lora
+from fedms_jax.adapters.lora import Spec
 from fedms_jax.algorithms import fedms
-from fedms_jax.core.types import Backbone, Federation
+from fedms_jax.core.types import Backbone, Federation, Task
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
-from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.schedules import orders, triggers
 from fedms_jax.server import averaged, optimizers, robust
-from fedms_jax.shell import foundation
-from fedms_jax.shell.config import Config, LoraConfig, ScheduleConfig
+from fedms_jax.shell.config import (
+  ClientConfig,
+  Config,
+  DataConfig,
+  GateConfig,
+  LoraConfig,
+  PartitionConfig,
+  ScheduleConfig,
+  ServerConfig,
+)
 from fedms_jax.simulation.state import Handover, Options
 
 
 def federation(
-  config: Config, checkpoint: Checkpoint | None = None
+  d: DataConfig,
+  p: PartitionConfig,
+  *,
+  seed: int,
+  progress: bool = False,
+  reading: Mapping[str, Any] | None = None,
 ) -> Federation:
-  """Finds the data, as the checkpoint reads it, and deals it to the clients.
-  Inputs that are dear to read are lazy (`data/lazy.py`)."""
-  d, p = config.data, config.partition
+  """Finds the data and deals it to the clients. Inputs that are dear to read
+  are lazy (`data/lazy.py`). reading: what the model asks, see
+  `foundation.reading`."""
   source = sources.load(
     d.source,
     subset=d.subset,
@@ -40,11 +54,11 @@ def federation(
     group_column=d.group_column,
     image_size=d.image_size,
     max_rows=d.max_rows,
-    seed=config.seed,
+    seed=seed,
     synthetic_rows=d.synthetic_rows,
     synthetic_classes=d.synthetic_classes,
-    progress=config.progress,
-    **foundation.reading(config, checkpoint),
+    progress=progress,
+    **(reading or {}),
   )
   if d.pack:
     source = text.pack(source, d.max_tokens)
@@ -64,38 +78,45 @@ def federation(
     novel_classes=d.novel_classes,
     novel_fraction=d.novel_fraction,
     public_shift=d.public_shift,
-    seed=config.seed,
+    seed=seed,
     save=p.save,
     load=p.load,
   )
 
 
-def lora_spec(config: LoraConfig) -> lora.Spec:
+def lora_spec(config: LoraConfig) -> Spec:
   """The LoRA of a run."""
   names = config.targets.split(',')
   targets = tuple(name.strip() for name in names if name.strip())
-  return lora.Spec(config.rank, config.alpha, targets)
+  return Spec(config.rank, config.alpha, targets)
 
 
-def setting(config: Config, model: Backbone) -> fedms.Setting:
-  """What all algorithms of a run have in common."""
-  c, s = config.client, config.server
+def setting(
+  model: Backbone,
+  task: Task,
+  c: ClientConfig,
+  s: ServerConfig,
+  gate: GateConfig,
+  lora: LoraConfig,
+  aggregator: averaged.Aggregator,
+) -> fedms.Setting:
+  """What all algorithms on one backbone have in common."""
   optimizer = optimizers.client(
     c.optimizer,
     shared=c.learning_rate,
     personal=c.personal_learning_rate or c.learning_rate,
-    gate=config.gate.learning_rate or c.learning_rate,
+    gate=gate.learning_rate or c.learning_rate,
     momentum=c.momentum,
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
   )
   return fedms.Setting(
     model=model,
-    task=foundation.task(config),
+    task=task,
     optimizer=optimizer,
     outer=optimizers.server(s.optimizer, s.learning_rate, s.momentum),
-    aggregator=aggregator(config),
-    lora=lora_spec(config.lora),
+    aggregator=aggregator,
+    lora=lora_spec(lora),
   )
 
 
@@ -122,11 +143,10 @@ def aggregator(config: Config) -> averaged.Aggregator:
 
 
 def schedule(
-  config: Config, blocks: int, total: int, start: str
-) -> Callable[[Handover], schedules.Schedule]:
-  """The schedule of a stage of `total` rounds. start: 'inherit' the depth of
-  the stage before, 'restart', or 'dense'."""
-  s = config.schedule
+  s: ScheduleConfig, blocks: int, total: int, start: str
+) -> Callable[[Handover, int], schedules.Schedule]:
+  """(handover, seed) -> the schedule of a stage of `total` rounds. start:
+  'inherit' the depth of the stage before, 'restart', or 'dense'."""
   cap = s.cap or blocks
   for name, depth in (('cap', cap), ('start', s.start)):
     if depth > blocks:
@@ -137,7 +157,7 @@ def schedule(
   budgets = _numbers('schedule.budgets', s.budgets, blocks)
   depths = _numbers('schedule.depths', s.depths, blocks)
 
-  def trigger(first: int, rows: int) -> triggers.Trigger:
+  def trigger(first: int, rows: int, seed: int) -> triggers.Trigger:
     # A score of few rows moves in steps; what is under a few of them is noise.
     eps = max(s.eps, s.resolution / max(rows, 1))
     return {
@@ -159,22 +179,22 @@ def schedule(
       'geometric': lambda: triggers.geometric(first, cap, interval=s.interval),
       'dense': lambda: triggers.dense(cap),
       'random': lambda: triggers.random(
-        first, cap, probability=s.probability, step=s.step, seed=config.seed
+        first, cap, probability=s.probability, step=s.step, seed=seed
       ),
       'manual': lambda: triggers.manual(depths, cap),
     }[s.name]()
 
   if s.name == 'manual':
-    trigger(min(s.start, cap), 1)  # fails early where it fails
+    trigger(min(s.start, cap), 1, 0)  # fails early where it fails
 
-  def make(handover: Handover) -> schedules.Schedule:
+  def make(handover: Handover, seed: int) -> schedules.Schedule:
     first = min(s.start, cap)
     if start == 'inherit' and handover.active is not None:
       first = max(first, min(cap, sum(handover.active)))
     dense = start == 'dense'
-    when = triggers.dense(cap) if dense else trigger(first, handover.rows)
-    where = _where(s, blocks, config.seed, handover)
-    made = schedules.schedule(when, where, budgets=budgets, seed=config.seed)
+    when = triggers.dense(cap) if dense else trigger(first, handover.rows, seed)
+    where = _where(s, blocks, seed, handover)
+    made = schedules.schedule(when, where, budgets=budgets, seed=seed)
     return schedules.delayed(made, 1)  # so that a round may be in flight
 
   return make

@@ -1,6 +1,6 @@
 """The foundation model of a run, and what it asks of the data.
 
-Part of `build.py`: a checkpoint's tokenizer and image size are known before
+A checkpoint's tokenizer and image size are known before
 the data is read, the shape of its inputs only after.
 """
 
@@ -19,19 +19,8 @@ from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.shell import side_files
-from fedms_jax.shell.config import Config, ModelConfig, flatten
+from fedms_jax.shell.config import DataConfig, ModelConfig, PromptConfig
 
-BUILT_IN = 'vit'
-# Flags of `--model` that say what a checkpoint says itself, or the reverse.
-OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
-OF_CHECKPOINT = (
-  'revision',
-  'head',
-  'keep_head',
-  'tower',
-  'templates',
-  'storage',
-)
 _MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
 IMAGE_MODELS = ('vit', 'deit')
 TASKS = {
@@ -43,47 +32,44 @@ TASKS = {
 }
 
 
-def find(config: Config, *, weights: bool = True) -> Checkpoint | None:
+def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
   """The checkpoint of `--model.name`; None for the built-in model."""
-  m = config.model
-  if m.name == BUILT_IN:
-    _check_unused(m, OF_CHECKPOINT, 'for checkpoints, not for the built-in vit')
+  if m.built_in:
     return None
-  _check_unused(m, OF_BUILT_IN, "the built-in vit's; a checkpoint has its own")
   return model_files.find(m.name, revision=m.revision, weights=weights)
 
 
-def task(config: Config) -> Task:
+def task(m: ModelConfig) -> Task:
   """What the model learns."""
-  return TASKS[config.model.head]()
+  return TASKS[m.head]()
 
 
-def reading(config: Config, checkpoint: Checkpoint | None) -> dict[str, Any]:
+def reading(
+  m: ModelConfig, d: DataConfig, checkpoint: Checkpoint | None, *, seed: int
+) -> dict[str, Any]:
   """The arguments of `sources.load` that depend on the model."""
-  d, head = config.data, config.model.head
   if checkpoint is None:
     return {}
-  _check_data_flags(config, checkpoint)
+  _check_data_flags(m, d, checkpoint)
   asked = {
     'target_column': d.target_column,
-    'need_labels': head in ('classification', 'zero_shot'),
+    'need_labels': m.head in ('classification', 'zero_shot'),
   }
-  if _reads_images(config, checkpoint):
+  if _reads_images(m, checkpoint):
     asked['prepare'] = images.for_checkpoint(
       side_files.preprocessor(checkpoint)
     )
     side_files.check_side(checkpoint)
-  if _reads_texts(config, checkpoint):
-    asked['encode_text'] = _encoder(config, checkpoint)
+  if _reads_texts(m, checkpoint):
+    asked['encode_text'] = _encoder(m, d, checkpoint, seed)
   return asked
 
 
-def text_length(config: Config, checkpoint: Checkpoint) -> int:
+def text_length(m: ModelConfig, d: DataConfig, checkpoint: Checkpoint) -> int:
   """The most tokens of a text, 0 if the model reads none."""
-  if not _reads_texts(config, checkpoint):
+  if not _reads_texts(m, checkpoint):
     return 0
-  most = pretrained.words(checkpoint.config).positions
-  return min(config.data.max_tokens, most)
+  return min(d.max_tokens, pretrained.words(checkpoint.config).positions)
 
 
 class Facts(NamedTuple):
@@ -104,21 +90,21 @@ def facts(data: Federation) -> Facts:
 
 
 def model(
-  config: Config, data: Federation, checkpoint: Checkpoint | None
+  m: ModelConfig, data: Federation, checkpoint: Checkpoint | None
 ) -> Model:
   """The model in the shape of the data."""
   if checkpoint is None:
-    return Model(_built_in(config, data), {})
-  if _reads_images(config, checkpoint):
+    return Model(_built_in(m, data), {})
+  if _reads_images(m, checkpoint):
     side_files.check_shape(checkpoint, data.table.columns['inputs'].shape[1:3])
-  made = loadable(config, checkpoint, facts(data))
+  made = loadable(m, checkpoint, facts(data))
   side_files.say_unread(made.unread, checkpoint)
   return made
 
 
-def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
+def loadable(m: ModelConfig, checkpoint: Checkpoint, facts: Facts) -> Model:
   """The model of a checkpoint."""
-  m, (names, tokens) = config.model, facts
+  names, tokens = facts
   options = Options(
     head=m.head,
     classes=len(names),
@@ -135,7 +121,8 @@ def loadable(config: Config, checkpoint: Checkpoint, facts: Facts) -> Model:
 
 
 def load(
-  config: Config,
+  m: ModelConfig,
+  d: DataConfig,
   model: Model,
   names: Sequence[str],
   checkpoint: Checkpoint,
@@ -145,14 +132,14 @@ def load(
 
   names: of the classes, for the prompts of zero_shot.
   """
-  m, given = config.model, {}
+  given = {}
   order = (
     side_files.outputs(m.head, model.reference, names, checkpoint)
     if m.keep_head
     else []
   )
   if m.head == 'zero_shot':
-    given['final/classes'] = _class_features(config, names, checkpoint)
+    given['final/classes'] = _class_features(m, d, names, checkpoint)
   params, head = model_files.load(
     model, checkpoint, head=m.keep_head, given=given
   )
@@ -163,30 +150,29 @@ def load(
 
 
 def text_tower(
-  config: Config, names: Sequence[str], checkpoint: Checkpoint
+  m: ModelConfig, p: PromptConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> Tree:
   """CLIP's text tower for soft prompts, see `family.Prompted`, with the
   `class_tokens`."""
-  params, _ = model_files.load(_text_tower(config, checkpoint), checkpoint)
-  found = params | class_tokens(config, names, checkpoint)
+  params, _ = model_files.load(_text_tower(m, checkpoint), checkpoint)
+  found = params | class_tokens(p, names, checkpoint)
   return jax.tree.map(jax.numpy.asarray, found)
 
 
 def text_tower_shapes(
-  config: Config, tokens: Tree, checkpoint: Checkpoint
+  m: ModelConfig, tokens: Tree, checkpoint: Checkpoint
 ) -> Tree:
   """The shapes of `text_tower`. tokens: the `class_tokens`, or `one_token`."""
-  tower = _text_tower(config, checkpoint)
+  tower = _text_tower(m, checkpoint)
   return jax.eval_shape(tower.backbone.init, jax.random.key(0)) | tokens
 
 
 def class_tokens(
-  config: Config, names: Sequence[str], checkpoint: Checkpoint
+  p: PromptConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> dict[str, np.ndarray]:
   """'tokens', int32 [C, n], of the names of the classes, read as 'name.' as in
   CoOp; and where there are --prompt.words, their tokens, 'words', int32 [T],
   as which a prompt begins."""
-  p = config.prompt
   tokenizer, _ = side_files.tokenizer(checkpoint)
   tokenizer.no_truncation()
   read = tokenizer.encode_batch([f'{clip.spoken(name)}.' for name in names])
@@ -207,25 +193,24 @@ def class_tokens(
   return out
 
 
-def one_token(config: Config, classes: int) -> dict[str, np.ndarray]:
+def one_token(p: PromptConfig, classes: int) -> dict[str, np.ndarray]:
   """`class_tokens` without a tokenizer: as if each name and each of
   --prompt.words were one token."""
   out = {'tokens': np.zeros((classes, _MARKS + 1), np.int32)}
-  if words := config.prompt.words.split():
+  if words := p.words.split():
     out['words'] = np.zeros(len(words), np.int32)
   return out
 
 
-def _text_tower(config: Config, checkpoint: Checkpoint) -> Model:
-  m = config.model
+def _text_tower(m: ModelConfig, checkpoint: Checkpoint) -> Model:
   options = Options(
     head='classification', tower='text', dtype=m.dtype, storage=m.storage
   )
   return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
 
 
-def _built_in(config: Config, data: Federation):
-  m, pictures = config.model, data.table.columns['inputs']
+def _built_in(m: ModelConfig, data: Federation):
+  pictures = data.table.columns['inputs']
   if pictures.ndim != 4:
     raise ValueError(
       '--model.name=vit reads images, and these inputs are none. Name another '
@@ -259,11 +244,11 @@ def _built_in(config: Config, data: Federation):
 
 
 def _class_features(
-  config: Config, names: Sequence[str], checkpoint: Checkpoint
+  m: ModelConfig, d: DataConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> np.ndarray:
   """The text features [C, P] of CLIP's class prompts."""
-  prompts = clip.class_prompts(config.model.templates.split('|'), names)
-  tokens = _encoder(config, checkpoint)(prompts)['inputs']
+  prompts = clip.class_prompts(m.templates.split('|'), names)
+  tokens = _encoder(m, d, checkpoint)(prompts)['inputs']
   options = Options(head='classification', tower='text')
   tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
   params, _ = model_files.load(tower, checkpoint)
@@ -273,24 +258,25 @@ def _class_features(
   )
 
 
-def _reads_images(config: Config, checkpoint: Checkpoint) -> bool:
-  m = config.model
+def _reads_images(m: ModelConfig, checkpoint: Checkpoint) -> bool:
   if checkpoint.config.get('model_type') != 'clip':
     return checkpoint.config.get('model_type') in IMAGE_MODELS
   return m.tower != 'text' or m.head in ('zero_shot', 'contrast')
 
 
-def _reads_texts(config: Config, checkpoint: Checkpoint) -> bool:
-  if config.model.head == 'contrast':
+def _reads_texts(m: ModelConfig, checkpoint: Checkpoint) -> bool:
+  if m.head == 'contrast':
     return True
-  return not _reads_images(config, checkpoint)
+  return not _reads_images(m, checkpoint)
 
 
-def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
-  d = config.data
+def _encoder(
+  m: ModelConfig, d: DataConfig, checkpoint: Checkpoint, seed: int = 0
+) -> text.Encoder:
+  """seed: of the tokens that are hidden (masked_lm)."""
   tokenizer, words = side_files.tokenizer(checkpoint)
-  lm = config.model.head == 'causal_lm'
   objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
+  lm = m.head == 'causal_lm'
   return text.Encoder(
     tokenizer,
     max_tokens=min(
@@ -298,30 +284,20 @@ def _encoder(config: Config, checkpoint: Checkpoint) -> text.Encoder:
       pretrained.words(checkpoint.config).positions,
       words.most or d.max_tokens,
     ),
-    objective=objective.get(config.model.head, 'whole'),
+    objective=objective.get(m.head, 'whole'),
     end=side_files.end(checkpoint.config) if lm else -1,
-    mask=side_files.mask(tokenizer) if config.model.head == 'masked_lm' else -1,
+    mask=side_files.mask(tokenizer) if m.head == 'masked_lm' else -1,
     fraction=d.mask_fraction,
-    seed=config.seed,
+    seed=seed,
     side=words.side,
   )
 
 
-def _check_unused(m: ModelConfig, names: Sequence[str], why: str) -> None:
-  fields = flatten(ModelConfig)
-  for name in names:
-    value = getattr(m, name)
-    if value != fields[name].default:
-      raise ValueError(
-        f'--model.{name}={value!r} does not go with --model.name={m.name}: it '
-        f'is {why}. Leave it out.'
-      )
-
-
-def _check_data_flags(config: Config, checkpoint: Checkpoint) -> None:
+def _check_data_flags(
+  m: ModelConfig, d: DataConfig, checkpoint: Checkpoint
+) -> None:
   """Flags of the data that this model would not look at."""
-  d, head = config.data, config.model.head
-  reads_images = _reads_images(config, checkpoint)
+  head, reads_images = m.head, _reads_images(m, checkpoint)
   problems = {
     f'--data.image_size={d.image_size}': (
       d.image_size and reads_images,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.core import compile, seeds
@@ -15,9 +16,14 @@ from fedms_jax.data.federation import by_client
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import peft
 from fedms_jax.persistence.model_files import Checkpoint
-from fedms_jax.server import optimizers
+from fedms_jax.server import averaged, optimizers
 from fedms_jax.shell import build, foundation, methods
-from fedms_jax.shell.config import Config
+from fedms_jax.shell.config import (
+  Config,
+  LoraConfig,
+  ModelConfig,
+  PretrainConfig,
+)
 from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Stage
 
@@ -44,43 +50,61 @@ def world(config: Config, like: World | None = None) -> World:
   like: the world of a config with the same data and model, to share them.
   """
   if like is None:
-    checkpoint = foundation.find(config)
-    data = by_client(build.federation(config, checkpoint))
+    checkpoint = foundation.find(config.model)
+    data = by_client(_federation(config, checkpoint))
     if jax.process_count() == 1:
       data = data._replace(
         table=data.table._replace(columns=lazy.whole(data.table.columns))
       )
-    model = foundation.model(config, data, checkpoint)
+    model = foundation.model(config.model, data, checkpoint)
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
   classes = len(data.table.label_names)
-  adapter, head = _adapter(config, model, data.table.label_names)
+  adapter, head = _adapter(
+    config.lora, config.model.name, model, data.table.label_names
+  )
   stages = methods.stages(config, model, classes, adapter)
   return World(checkpoint, data, model, stages, head)
 
 
+def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
+  """The data, as the model reads it."""
+  reading = foundation.reading(
+    config.model, config.data, checkpoint, seed=config.seed
+  )
+  return build.federation(
+    config.data,
+    config.partition,
+    seed=config.seed,
+    progress=config.progress,
+    reading=reading,
+  )
+
+
 def _adapter(
-  config: Config, model: Model, names: tuple[str, ...]
+  c: LoraConfig, name: str, model: Model, labels: tuple[str, ...]
 ) -> tuple[Tree | None, Tree | None]:
-  """(LoRA, head) that the run starts from; None is fresh. names: of the
-  classes."""
-  c, backbone, key = config.lora, model.backbone, jax.random.key(0)
+  """(LoRA, head) that the run starts from; None is fresh. name: the model's.
+  labels: the names of the classes."""
+  backbone, key = model.backbone, jax.random.key(0)
   if not c.init:
     return None, None
   if not model.names:
     raise ValueError(
-      f'--lora.init={c.init} is for checkpoints; --model.name='
-      f'{config.model.name} is built in. Leave it out.'
+      f'--lora.init={c.init} is for checkpoints; --model.name={name} is built '
+      'in. Leave it out.'
     )
   base = jax.eval_shape(backbone.init, key)
   spec = build.lora_spec(c)
   fresh = spec.init(key, base['blocks'])
-  blocks, head = peft.load(c.init, model, fresh, scale=spec.scale, labels=names)
+  blocks, head = peft.load(
+    c.init, model, fresh, scale=spec.scale, labels=labels
+  )
   return jax.tree.map(jnp.asarray, (blocks, head))
 
 
 def shapes(
-  config: Config,
+  m: ModelConfig,
   model: Model,
   checkpoint: Checkpoint,
   tokens: Tree | None = None,
@@ -95,7 +119,7 @@ def shapes(
   roles = jax.eval_shape(start, jax.random.key(0))
   if tokens is None:
     return roles
-  text = foundation.text_tower_shapes(config, tokens, checkpoint)
+  text = foundation.text_tower_shapes(m, tokens, checkpoint)
   base = roles.frozen['base'] | {'text': text}
   return roles._replace(frozen=roles.frozen | {'base': base})
 
@@ -105,11 +129,12 @@ def initial(config: Config, world: World) -> Roles:
   key = seeds.stream(config.seed, seeds.INIT)
   if world.checkpoint is not None:
     names = world.data.table.label_names
+    m = config.model
     base, head = foundation.load(
-      config, world.model, names, world.checkpoint, key
+      m, config.data, world.model, names, world.checkpoint, key
     )
-    if methods.reads_names(config, world.model):
-      text = foundation.text_tower(config, names, world.checkpoint)
+    if methods.reads_names(config.algorithm.name, world.model):
+      text = foundation.text_tower(m, config.prompt, names, world.checkpoint)
       base = base | {'text': text}
     return fedms.start(base, world.head or head)
 
@@ -122,10 +147,12 @@ def initial(config: Config, world: World) -> Roles:
   return init(key)
 
 
-def pretrain_mode(config: Config, headed: bool = False) -> str:
+def pretrain_mode(
+  p: PretrainConfig, m: ModelConfig, headed: bool = False
+) -> str:
   """What the server trains: 'full', 'probe' or 'none'. headed: the head came
   with an adapter."""
-  m, mode = config.model, config.pretrain.mode
+  mode = p.mode
   if mode != 'auto':
     if mode == 'full' and m.storage != 'float32':
       raise ValueError(
@@ -138,7 +165,7 @@ def pretrain_mode(config: Config, headed: bool = False) -> str:
         f'{m.head} has not; allowed: full, none.'
       )
     return mode
-  if m.name == foundation.BUILT_IN:
+  if m.built_in:
     return 'full'
   new = m.head == 'classification' and not m.keep_head and not headed
   return 'probe' if new else 'none'
@@ -148,7 +175,8 @@ def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
   """Shapes of what `pretrained` gives: {'base', 'head'}, or the head alone."""
   model, key = world.model.backbone, jax.random.key(0)
   head = {'head': jax.eval_shape(model.init_head, key)}
-  if pretrain_mode(config, bool(world.head)) != 'full':
+  mode = pretrain_mode(config.pretrain, config.model, bool(world.head))
+  if mode != 'full':
     return head
   return head | {'base': jax.eval_shape(model.init, key)}
 
@@ -157,7 +185,8 @@ def pretrained(
   config: Config, world: World, before: Roles, observer
 ) -> dict[str, Tree]:
   """What the server's pre-training makes of the model `before` it."""
-  p, mode = config.pretrain, pretrain_mode(config, bool(world.head))
+  p, m = config.pretrain, config.model
+  mode = pretrain_mode(p, m, bool(world.head))
   model, data = world.model.backbone, world.data
   if mode == 'none':
     return {'head': before.frozen['head']}
@@ -165,7 +194,14 @@ def pretrained(
   optimizer = optimizers.pretraining(
     p.learning_rate, p.weight_decay, p.epochs * per_epoch
   )
-  setting = build.setting(config, model)._replace(optimizer=optimizer)
+  setting = fedms.Setting(  # of one client, which has all rows
+    model=model,
+    task=foundation.task(m),
+    optimizer=optimizer,
+    outer=optax.sgd(1.0),
+    aggregator=averaged.mean(),
+    lora=build.lora_spec(config.lora),
+  )
   method = full.full_model if mode == 'full' else probe.linear_probe
   shared = pretraining.train(
     method(setting),

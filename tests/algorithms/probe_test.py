@@ -83,7 +83,8 @@ def test_without_public_rows_or_epochs_the_head_stays(trained):
 
 def mode(headed=False, **values):
   flat = {k.replace('__', '.'): v for k, v in values.items()}
-  return worlds.pretrain_mode(config_lib.from_values(flat), headed)
+  found = config_lib.from_values(flat)
+  return worlds.pretrain_mode(found.pretrain, found.model, headed)
 
 
 def test_what_the_server_trains_by_default():

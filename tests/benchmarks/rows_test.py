@@ -18,8 +18,9 @@ def active(entry):
   scores are such that every queue has settled."""
   words = [f'--{k}={v}' for k, v in entry.flags.items()]
   found = flags.parse(['fedms', *words])
-  make = build.schedule(found, BLOCKS, ROUNDS, 'restart')
-  schedule = make(Handover(None, lambda: [1.0, 5.0, 2.0, 6.0, 3.0, 4.0], 1000))
+  make = build.schedule(found.schedule, BLOCKS, ROUNDS, 'restart')
+  importance = [1.0, 5.0, 2.0, 6.0, 3.0, 4.0]
+  schedule = make(Handover(None, lambda: importance, 1000), found.seed)
   state, out = schedule.init, []
   for t in range(ROUNDS):
     out.append(schedule.active(state, t, range(10)))
@@ -78,7 +79,8 @@ def test_half_of_the_blocks_is_half():
 def test_schedules_fit_models_of_any_depth(blocks):
   for entry in schedules.entries(blocks, 3).values():
     words = [f'--{k}={v}' for k, v in entry.flags.items()]
-    build.schedule(flags.parse(['fedms', *words]), blocks, 3, 'restart')
+    found = flags.parse(['fedms', *words]).schedule
+    build.schedule(found, blocks, 3, 'restart')
 
 
 def test_every_method_and_ablation_has_flags_of_its_own():

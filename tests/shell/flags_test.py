@@ -10,6 +10,7 @@ from absl import flags as absl_flags
 
 from fedms_jax.shell import catalog, flags
 from fedms_jax.shell import config as config_lib
+from fedms_jax.shell.config import model
 
 
 def parse(*words):
@@ -37,6 +38,11 @@ def any_value(name, field, rng):
   return low + (1e-9 + rng.random()) * ((rule['high'] or 1.0) - low) * 0.3
 
 
+# What only one kind of model looks at.
+OF_BUILT_IN = {f'model.{name}' for name in model.OF_BUILT_IN}
+OF_CHECKPOINT = {f'model.{name}' for name in model.OF_CHECKPOINT}
+
+
 def any_config(seed):
   rng = random.Random(seed)
   flat = {
@@ -45,6 +51,11 @@ def any_config(seed):
     if name not in flags.PER_COMMAND
   }
   flat['cohort.size'] = 1 + flat['partition.num_clients'] // 2
+  flat |= {'lora.ranks': '1', 'lora.init': ''}
+  built_in = rng.random() < 0.5
+  flat['model.name'] = 'vit' if built_in else 'a/b'
+  unused = OF_CHECKPOINT if built_in else OF_BUILT_IN
+  flat = {k: v for k, v in flat.items() if k not in unused}
   return config_lib.from_values(flat)
 
 

@@ -1,6 +1,5 @@
 """What a checkpoint asks of the data, and what does not go together."""
 
-import dataclasses
 import json
 
 import jax
@@ -31,11 +30,13 @@ def config(**values):
 
 def found(root, kind, **values):
   made = config(model__name=str(root / kind), **values)
-  return made, foundation.find(made)
+  config_lib.validate(made)
+  return made, foundation.find(made.model)
 
 
 def asked(root, kind, **values):
-  return foundation.reading(*found(root, kind, **values))
+  made, checkpoint = found(root, kind, **values)
+  return foundation.reading(made.model, made.data, checkpoint, seed=0)
 
 
 def data(names=('sky', 'food', 'sport'), inputs=None, **columns):
@@ -60,7 +61,8 @@ def test_each_family_reads_its_own_kind_of_input(root):
     root, 'clip', model__head='contrast', data__target_column='caption'
   )
   assert both['encode_text'] and both['prepare'] == prepare
-  assert foundation.reading(config(), None) == {}
+  plain = config()
+  assert foundation.reading(plain.model, plain.data, None, seed=0) == {}
 
 
 def test_labels_are_needed_by_classifiers_alone(root):
@@ -82,8 +84,8 @@ def test_roberta_has_fewer_positions_than_its_table(tmp_path):
   words = folders.CONFIGS['bert'] | {'model_type': 'roberta', 'pad_token_id': 1}
   (tmp_path / 'config.json').write_text(json.dumps(words))
   made = config(model__name=str(tmp_path))
-  checkpoint = foundation.find(made, weights=False)
-  assert foundation.text_length(made, checkpoint) == 18
+  checkpoint = foundation.find(made.model, weights=False)
+  assert foundation.text_length(made.model, made.data, checkpoint) == 18
 
 
 def test_the_head_is_new_unless_it_is_kept(root):
@@ -92,8 +94,10 @@ def test_the_head_is_new_unless_it_is_kept(root):
   heads = {}
   for keep in (False, True):
     made, checkpoint = found(root, 'vit', model__keep_head=keep)
-    model = foundation.model(made, data(names, pixels), checkpoint)
-    _, heads[keep] = foundation.load(made, model, names, checkpoint, key)
+    model = foundation.model(made.model, data(names, pixels), checkpoint)
+    _, heads[keep] = foundation.load(
+      made.model, made.data, model, names, checkpoint, key
+    )
   assert heads[True]['kernel'].shape == heads[False]['kernel'].shape
   assert np.any(heads[True]['kernel'] != heads[False]['kernel'])
 
@@ -105,9 +109,9 @@ def test_class_prompts_are_in_the_order_of_the_labels(root):
       model__templates='a {} .|moon {} light',
     )  # fmt: skip
     pixels = np.zeros((2, 16, 16, 3), np.uint8)
-    model = foundation.model(made, data(names, pixels), checkpoint)
+    model = foundation.model(made.model, data(names, pixels), checkpoint)
     params, head = foundation.load(
-      made, model, names, checkpoint, jax.random.key(0)
+      made.model, made.data, model, names, checkpoint, jax.random.key(0)
     )
     assert head == {}
     return np.asarray(params['final']['classes'])
@@ -130,13 +134,13 @@ CHECKPOINT_ONLY = {
 def test_the_built_in_model_refuses_flags_of_checkpoints(name):
   made = config(**{f'model__{name}': CHECKPOINT_ONLY[name]})
   with pytest.raises(ValueError, match=f'--model.{name}='):
-    foundation.find(made)
+    config_lib.validate(made)
 
 
 def test_checkpoints_refuse_the_shape_of_the_built_in_model(root):
   defaults = config_lib.ModelConfig()
-  for name in foundation.OF_BUILT_IN:
-    other = dataclasses.asdict(defaults)[name] + 1
+  for name in ('patch', 'width', 'blocks', 'heads', 'mlp_ratio'):
+    other = getattr(defaults, name) + 1
     with pytest.raises(ValueError, match=f'--model.{name}='):
       found(root, 'bert', **{f'model__{name}': other})
 
@@ -156,16 +160,17 @@ def test_checkpoints_refuse_the_shape_of_the_built_in_model(root):
 def test_what_does_not_go_together_is_refused(root, kind, flags, message):
   with pytest.raises(ValueError, match=message):
     made, checkpoint = found(root, kind, **flags)
-    foundation.reading(made, checkpoint)
-    foundation.model(made, data(), checkpoint)
+    foundation.reading(made.model, made.data, checkpoint, seed=0)
+    foundation.model(made.model, data(), checkpoint)
 
 
 def test_the_built_in_model_wants_square_images():
   with pytest.raises(ValueError, match='reads images'):
-    foundation.model(config(), data(), None)
+    foundation.model(config().model, data(), None)
   oblong = np.zeros((2, 8, 6, 1), np.uint8)
   with pytest.raises(ValueError, match='8 x 6'):
-    foundation.model(config(), data(inputs=oblong), None)
+    foundation.model(config().model, data(inputs=oblong), None)
   square = np.zeros((2, 8, 8, 1), np.uint8)
   with pytest.raises(ValueError, match="--model.pooling='last'"):
-    foundation.model(config(model__pooling='last'), data(inputs=square), None)
+    m = config(model__pooling='last').model
+    foundation.model(m, data(inputs=square), None)

@@ -38,11 +38,13 @@ def change(folder, name, **values):
 def kept(folder, names, **values):
   """The head that is kept for data of these classes."""
   made = config(model__name=str(folder), model__keep_head=True, **values)
-  checkpoint = foundation.find(made)
+  checkpoint = foundation.find(made.model)
   images = checkpoint.config['model_type'] == 'vit'
   inputs = np.zeros((2, 16, 16, 3), np.uint8) if images else None
-  model = foundation.model(made, data(names, inputs), checkpoint)
-  return foundation.load(made, model, names, checkpoint, jax.random.key(0))[1]
+  model = foundation.model(made.model, data(names, inputs), checkpoint)
+  return foundation.load(
+    made.model, made.data, model, names, checkpoint, jax.random.key(0)
+  )[1]
 
 
 def test_the_outputs_of_a_kept_head_are_those_of_the_names(classifier):
@@ -80,7 +82,8 @@ def test_a_head_is_kept_for_classification_alone(tmp_path):
 
 def reading(folder, **values):
   made = config(model__name=str(folder), **values)
-  return foundation.reading(made, foundation.find(made))
+  checkpoint = foundation.find(made.model)
+  return foundation.reading(made.model, made.data, checkpoint, seed=0)
 
 
 @pytest.mark.parametrize('both', [True, False])
@@ -143,11 +146,11 @@ def test_images_that_come_out_in_another_size_are_refused(tmp_path):
   folders.checkpoint(tmp_path, 'vit')
   change(tmp_path, model_files.PREPROCESSOR, do_center_crop=False)
   made = config(model__name=str(tmp_path))
-  checkpoint = foundation.find(made)
-  foundation.reading(made, checkpoint)
+  checkpoint = foundation.find(made.model)
+  foundation.reading(made.model, made.data, checkpoint, seed=0)
   pixels = np.zeros((2, 18, 18, 3), np.uint8)
   with pytest.raises(ValueError, match='18 x 18.*image_size=16'):
-    foundation.model(made, data(inputs=pixels), checkpoint)
+    foundation.model(made.model, data(inputs=pixels), checkpoint)
 
 
 @pytest.mark.parametrize('kind', ['bert', 'gpt2', 'llama'])
@@ -177,8 +180,9 @@ def test_positions_start_behind_the_padding(kind, padding, tmp_path):
   words = {'model_type': kind, 'pad_token_id': padding, **references.WORDS}
   change(tmp_path, 'config.json', **words)
   made = config(model__name=str(tmp_path), data__max_tokens=514)
-  checkpoint = foundation.find(made, weights=False)
-  encode = foundation.reading(made, checkpoint)['encode_text']
+  checkpoint = foundation.find(made.model, weights=False)
+  asked = foundation.reading(made.model, made.data, checkpoint, seed=0)
+  encode = asked['encode_text']
   assert encode.max_tokens == 20 - padding - 1
 
 
@@ -195,7 +199,7 @@ def test_words_that_nobody_knows_are_told_once(tmp_path, capsys):
   change(tmp_path, 'config.json', mixture='deep', initializer_range=0.1)
   change(tmp_path, model_files.TOKENIZER, split_on_dashes=True)
   made = config(model__name=str(tmp_path))
-  foundation.model(made, data(), foundation.find(made))
+  foundation.model(made.model, data(), foundation.find(made.model))
   said = capsys.readouterr().err
   assert said.count('\n') == 1
   assert 'mixture (config.json), split_on_dashes' in said

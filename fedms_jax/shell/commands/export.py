@@ -46,13 +46,14 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   what, out = _what(config, values['what']), values['out']
   if not out:
     raise ValueError('--out is missing. Name the folder to write to.')
-  checkpoint = foundation.find(config)
+  checkpoint = foundation.find(config.model)
   if checkpoint is None:
     raise ValueError(
       f'--model.name={config.model.name} is built in, and no other library '
       'knows its format; allowed: runs of a loaded checkpoint.'
     )
-  if not what.merged and worlds.pretrain_mode(config) == 'full':
+  trained = worlds.pretrain_mode(config.pretrain, config.model) == 'full'
+  if trained and not what.merged:
     raise ValueError(
       '--pretrain.mode=full trained the base model too, so that an adapter to '
       f'{config.model.name} is not what was trained. Use --what=merged.'
@@ -100,7 +101,7 @@ def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
     raise ValueError(f'{file} does not exist yet. Wait for the first round.')
   found = json.loads(file.read_text(encoding='utf-8'))
   facts = foundation.Facts(tuple(found['label_names']), found['tokens'])
-  return foundation.loadable(config, checkpoint, facts), facts
+  return foundation.loadable(config.model, checkpoint, facts), facts
 
 
 def _parts(
@@ -109,9 +110,11 @@ def _parts(
   """What the run has made of its model, see `Algorithm.models`."""
   stages = methods.stages(config, model, len(facts.label_names))
   tokens = None
-  if methods.reads_names(config, model):
-    tokens = foundation.class_tokens(config, facts.label_names, checkpoint)
-  shapes = worlds.shapes(config, model, checkpoint, tokens)
+  if methods.reads_names(config.algorithm.name, model):
+    tokens = foundation.class_tokens(
+      config.prompt, facts.label_names, checkpoint
+    )
+  shapes = worlds.shapes(config.model, model, checkpoint, tokens)
   arrays, plain = snapshot.read(shapes, stages)
   stage = stages[plain['stage']]
   personal = arrays['personal']
@@ -215,7 +218,7 @@ def _merged(
   if config.model.storage == 'int8':
     plain = dataclasses.replace(config.model, storage='float32')
     config = dataclasses.replace(config, model=plain)
-    model = foundation.loadable(config, checkpoint, facts)
+    model = foundation.loadable(config.model, checkpoint, facts)
   base = parts.get('base') or _base(config, model, facts, checkpoint, snapshot)
   if 'blocks' in parts:
     scale = build.lora_spec(config.lora).scale
@@ -240,11 +243,13 @@ def _merged(
 def _base(config, model: Model, facts, checkpoint, snapshot) -> Tree:
   """The base model of the run: as loaded, or as its server trained it."""
   backbone, key = model.backbone, jax.random.key(0)
-  if worlds.pretrain_mode(config) == 'full':
+  if worlds.pretrain_mode(config.pretrain, config.model) == 'full':
     shapes = {
       'base': jax.eval_shape(backbone.init, key),
       'head': jax.eval_shape(backbone.init_head, key),
     }
     return snapshot.pretrained(shapes, dict)['base']
   names = facts.label_names
-  return foundation.load(config, model, names, checkpoint, key)[0]
+  return foundation.load(
+    config.model, config.data, model, names, checkpoint, key
+  )[0]

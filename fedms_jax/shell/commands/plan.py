@@ -34,19 +34,19 @@ class Shapes(NamedTuple):
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   """Prints the plan of --model.name."""
   config, values = flags.parse_command(words, extra)
-  checkpoint = foundation.find(config, weights=False)
+  checkpoint = foundation.find(config.model, weights=False)
   if checkpoint is None:
     raise ValueError(
       'fedms plan needs --model.name=<Hub id or folder>; the built-in vit has '
       'its shape from the data.'
     )
   names = tuple(map(str, range(values['classes'])))
-  tokens = foundation.text_length(config, checkpoint)
+  tokens = foundation.text_length(config.model, config.data, checkpoint)
   facts = foundation.Facts(names, tokens)
-  model, tokens = foundation.loadable(config, checkpoint, facts), None
-  if methods.reads_names(config, model):
-    tokens = foundation.one_token(config, len(names))
-  roles = worlds.shapes(config, model, checkpoint, tokens)
+  model, tokens = foundation.loadable(config.model, checkpoint, facts), None
+  if methods.reads_names(config.algorithm.name, model):
+    tokens = foundation.one_token(config.prompt, len(names))
+  roles = worlds.shapes(config.model, model, checkpoint, tokens)
   shapes = shaped(config, model, roles)
   print('\n'.join(lines(config, shapes)))
   return 0

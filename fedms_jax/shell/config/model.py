@@ -6,11 +6,23 @@ import dataclasses
 
 from fedms_jax.shell.fields import opt
 
+_BUILT_IN = 'vit'
+# Options that say what a checkpoint says itself, and the reverse.
+OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
+OF_CHECKPOINT = (
+  'revision',
+  'head',
+  'keep_head',
+  'tower',
+  'templates',
+  'storage',
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   name: str = opt(
-    'vit',
+    _BUILT_IN,
     'vit (the built-in small vision transformer), or a checkpoint of CLIP, '
     'ViT, BERT, GPT-2 or LLaMA: a Hub id, or a local folder with config.json '
     'and *.safetensors',
@@ -69,6 +81,24 @@ class ModelConfig:
     low=0,
   )
 
+  @property
+  def built_in(self) -> bool:
+    """Whether it is the built-in vit, and no checkpoint."""
+    return self.name == _BUILT_IN
+
+  def check(self) -> None:
+    """Raises `ValueError` for what the model would not look at."""
+    unused, why = OF_BUILT_IN, "the built-in vit's; a checkpoint has its own"
+    if self.built_in:
+      unused, why = OF_CHECKPOINT, 'for checkpoints, not for the built-in vit'
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in unused and value != field.default:
+        raise ValueError(
+          f'--model.{field.name}={value!r} does not go with --model.name='
+          f'{self.name}: it is {why}. Leave it out.'
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
@@ -110,3 +140,29 @@ class LoraConfig:
   init: str = opt(
     '', 'start stage 1 from the PEFT adapter in this folder (empty: fresh)'
   )
+
+  @property
+  def mixed(self) -> tuple[int, ...]:
+    """The ranks that are dealt to clients; () if all have the same."""
+    return tuple(int(x) for x in self.ranks.split(',') if x.strip())
+
+  def check(self) -> None:
+    """Raises `ValueError` for mixed ranks that no run can have."""
+    try:
+      mixed = self.mixed
+    except ValueError:
+      raise ValueError(
+        f'--lora.ranks={self.ranks!r} is no list of ranks; write --lora.ranks='
+        '2,4,8.'
+      ) from None
+    if mixed and self.init:
+      raise ValueError(
+        f'--lora.ranks={self.ranks} does not go with --lora.init: the adapter '
+        'has one rank. Leave one of them out.'
+      )
+    for rank in mixed:
+      if not 1 <= rank <= self.rank:
+        raise ValueError(
+          f'--lora.ranks={self.ranks!r} has the rank {rank}; allowed: 1 to '
+          f'--lora.rank={self.rank}, which the server keeps.'
+        )

@@ -36,6 +36,6 @@ def stages(
   return STAGES[name](Builder(config, model, classes, adapter))
 
 
-def reads_names(config: Config, model: Model) -> bool:
+def reads_names(name: str, model: Model) -> bool:
   """Whether the method needs the text tower, for prompts of class names."""
-  return bool(model.prompted) and catalog.find(config.algorithm.name).text
+  return bool(model.prompted) and catalog.find(name).text

@@ -13,10 +13,11 @@ from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
 from fedms_jax.core.types import Algorithm, Backbone, Tree
 from fedms_jax.models.family import Model
+from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged
-from fedms_jax.shell import build
+from fedms_jax.shell import build, foundation
 from fedms_jax.shell.config import Config
-from fedms_jax.simulation.state import Stage
+from fedms_jax.simulation.state import Handover, Stage
 
 
 class Builder(NamedTuple):
@@ -79,32 +80,23 @@ class Builder(NamedTuple):
         )
     base = jax.eval_shape(self.backbone.init, jax.random.key(0))
     build.lora_spec(l).check(base['blocks'])
-    return build.setting(self.config, self.backbone)
+    return build.setting(
+      self.backbone,
+      foundation.task(self.config.model),
+      self.config.client,
+      s,
+      self.config.gate,
+      l,
+      build.aggregator(self.config),
+    )
 
   def rank_of(self) -> RankOf | None:
     """The rank of each client: a pure, even draw from --lora.ranks; None if
     they are not mixed."""
-    l, seed = self.config.lora, self.config.seed
-    if not l.ranks:
+    found = self.config.lora.mixed
+    if not found:
       return None
-    if l.init:
-      raise ValueError(
-        f'--lora.ranks={l.ranks} does not go with --lora.init: the adapter has '
-        'one rank. Leave one of them out.'
-      )
-    try:
-      found = tuple(int(x) for x in l.ranks.split(',') if x.strip())
-    except ValueError:
-      raise ValueError(
-        f'--lora.ranks={l.ranks!r} is no list of ranks; write --lora.ranks='
-        '2,4,8.'
-      ) from None
-    for rank in found:
-      if not 1 <= rank <= l.rank:
-        raise ValueError(
-          f'--lora.ranks={l.ranks!r} has the rank {rank}; allowed: 1 to '
-          f'--lora.rank={l.rank}, which the server keeps.'
-        )
+    seed = self.config.seed
 
     def draw(client: int) -> int:
       rng = np.random.default_rng([seed, 0x4A4C, client])
@@ -121,7 +113,13 @@ class Builder(NamedTuple):
     probe: Algorithm | None = None,
   ) -> Stage:
     """A stage under the schedule of the flags; see `build.schedule`."""
-    schedule = build.schedule(self.config, self.backbone.blocks, rounds, start)
+    make = build.schedule(
+      self.config.schedule, self.backbone.blocks, rounds, start
+    )
+
+    def schedule(handover: Handover) -> Schedule:
+      return make(handover, self.config.seed)
+
     return Stage(name, algorithm, rounds, schedule, probe)
 
   def alone(

@@ -96,6 +96,7 @@ def _prompted(builder: Builder) -> Prompted:
   """The text tower that prompts of class names need; it is checked."""
   _needs_classes(builder, 'learns prompts of class names')
   config, prompted = builder.config, builder.model.prompted
+  assert prompted is not None  # it has class prompts
   most = prompted.room - 3  # a start, an end, and a name between
   if config.prompt.length > most and not config.prompt.words:
     raise ValueError(

@@ -25,7 +25,7 @@ transformers = pytest.importorskip('transformers', reason='parity')
 
 NAMES = ('sky', 'food', 'sport')
 TARGETS = ('attn/q', 'mlp/down')
-RANK, ALPHA = 2, 3.0
+LORA = lora.Spec(2, 3.0, TARGETS)
 ROBERTA = references.WORDS | {'pad_token_id': 1}
 
 
@@ -106,10 +106,10 @@ def made(name, folder) -> Made:
     references.Case(case.kind, case.source, words, None)
   )
   checkpoint = references.reopen(theirs, folder / 'base')
-  options = Options(classes=3, lora_scale=ALPHA / RANK, **case.options)
+  options = Options(classes=3, **case.options)
   model = pretrained.model(checkpoint.config, options)
   base, _ = model_files.load(model, checkpoint)
-  fresh = lora.init(jax.random.key(0), base['blocks'], TARGETS, RANK)
+  fresh = LORA.init(jax.random.key(0), base['blocks'])
   rng = np.random.default_rng(0)
   head = model.backbone.init_head(jax.random.key(1))
 
@@ -120,8 +120,8 @@ def made(name, folder) -> Made:
   config = config_lib.from_values(
     {
       'model.name': str(folder / 'base'),
-      'lora.rank': RANK,
-      'lora.alpha': ALPHA,
+      'lora.rank': LORA.rank,
+      'lora.alpha': LORA.alpha,
       **{f'model.{key}': value for key, value in case.options.items()},
     }
   )
@@ -161,8 +161,8 @@ def _pixels(kind):
 
 def expected(made: Made, ours):
   """Our logits."""
-  base, scale = made.parts['base'], made.model.backbone.lora_scale
-  merged = lora.merge(base['blocks'], made.parts['blocks'], scale)
+  base = made.parts['base']
+  merged = lora.merge(base['blocks'], made.parts['blocks'], LORA.scale)
   *_, logits = references.walk(
     made.model.backbone, base | {'blocks': merged}, made.parts['head'], ours
   )

@@ -186,7 +186,7 @@ def test_without_pruning_hetlora_has_no_state_and_the_same_numbers(gamma):
   _, state, records = world.simulate(stages)
   assert not tree.size(state.roles.personal)
   assert 'mean_rank' not in records[-1]
-  plain = lora_merging.hetlora(build.setting(made.config, world.backbone()))
+  plain = lora_merging.hetlora(made.setting(merges=True))
   plain = stages[0]._replace(algorithm=plain)
   world.same(world.simulate([plain])[1].roles, state.roles)
 
@@ -206,7 +206,11 @@ def test_without_pruning_hetlora_has_no_state_and_the_same_numbers(gamma):
     ('hetlora', {'lora__ranks': 'two'}, 'no list of ranks'),
     ('hetlora', {'lora__init': 'x'}, '--hetlora.prune=0.99'),
     ('flexlora', {'server__optimizer': 'adam'}, '--server.optimizer=adam'),
-    ('fedavg', {'model__storage': 'int8'}, '--model.storage=int8'),
+    (
+      'fedavg',
+      {'model__name': 'a/b', 'model__storage': 'int8'},
+      '--model.storage=int8',
+    ),
     ('fedit', {'server__aggregator': 'krum'}, '--server.byzantine=1'),
     ('fedit', {'server__aggregator': 'trimmed_mean'}, '--server.trim=0.2'),
   ],

@@ -158,7 +158,8 @@ def checkpoint(tmp_path_factory):
 def read(folder, names, **flags):
   found = made('promptfl', model__name=str(folder), model__head='zero_shot',
                **flags)  # fmt: skip
-  return foundation.text_tower(found, names, foundation.find(found))
+  tower = foundation.find(found.model)
+  return foundation.text_tower(found.model, found.prompt, names, tower)
 
 
 def test_the_text_tower_reads_names_and_words(checkpoint):
