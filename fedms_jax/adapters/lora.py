@@ -80,25 +80,25 @@ class Spec:
     """Raises `ValueError` where this is no LoRA of these blocks."""
     if not self.alpha > 0:
       raise ValueError(
-        f'--lora.alpha={self.alpha} is not allowed; allowed: more than 0.'
+        f'`Spec.alpha`={self.alpha} is not allowed; allowed: more than 0.'
       )
     found, rank = kernels(blocks), self.rank
     if not self.targets:
       raise ValueError(
-        f'--lora.targets is empty; allowed: one or more of {", ".join(found)}.'
+        f'`Spec.targets` is empty; allowed: one or more of {", ".join(found)}.'
       )
     for i, target in enumerate(self.targets):
       if target not in found:
         close = difflib.get_close_matches(target, found, n=1, cutoff=0.0)
         raise ValueError(
-          f'--lora.targets[{i}]={target!r} matches no kernel. Kernels: '
+          f'`Spec.targets`[{i}]={target!r} matches no kernel. Kernels: '
           f'{", ".join(found)}. Did you mean {close[0]!r}?'
         )
       _, rows, columns = found[target]
       if not 1 <= rank <= min(rows, columns):
         raise ValueError(
-          f'--lora.rank={rank} does not fit {target} ({rows} x {columns}); '
-          f'allowed: 1 to {min(rows, columns)}. Lower --lora.rank.'
+          f'`Spec.rank`={rank} does not fit {target} ({rows} x {columns}); '
+          f'allowed: 1 to {min(rows, columns)}. Lower `Spec.rank`.'
         )
 
 
@@ -161,7 +161,7 @@ def merge(blocks: Tree, lora: Tree, scale: float) -> Tree:
     if jnp.issubdtype(kernel.dtype, jnp.integer):
       raise ValueError(
         f'{name}/kernel is {kernel.dtype}: no update can be added to it. Load '
-        'the model with --model.storage=float32 to merge.'
+        'the model with `Options.storage`=float32 to merge.'
       )
     update = scale * update + added.get(f'{name}/delta', 0.0)
     flat[f'{name}/kernel'] = (kernel + update).astype(kernel.dtype)

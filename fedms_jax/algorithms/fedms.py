@@ -80,8 +80,9 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   """Stage 2: a local expert per client, and a gate that weighs it."""
   if choice.upload and choice.tower == 'lora':
     raise ValueError(
-      f'--fedms.upload_blocks={choice.upload:g} does not go with '
-      '--gate.tower=lora; allowed: one of them. Set the other to its default.'
+      f'`Personal.upload`={choice.upload:g} does not go with '
+      '`Personal.tower`=lora; allowed: one of them. Set the other to its '
+      'default.'
     )
   backbone = setting.backbone
   masks = _upload_masks(backbone.blocks, choice.upload)

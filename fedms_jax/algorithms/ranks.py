@@ -1,7 +1,7 @@
 """Mixed ranks: a client trains the first columns of A and rows of B; and how
 it gives up the last ones (`Pruning`).
 
-One scale serves all ranks, alpha / R with R = --lora.rank, the rank that the
+One scale serves all ranks, alpha / R with R = `Spec.rank`, the rank that the
 server keeps: a client of rank r < R has the server's LoRA cut to r, neither
 more nor less of it. (With alpha / r the same factors would mean another
 model at every client.)

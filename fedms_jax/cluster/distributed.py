@@ -64,7 +64,7 @@ def _ended_by_a_loss() -> Iterator[None]:
     first = str(e).splitlines()[0][:200]
     print(
       f'fedms: a process of this run was lost ({first}); start all of them '
-      'again with --resume.',
+      'again, to be resumed.',
       file=sys.stderr,
     )
     _exit(EXIT_SAVED)
@@ -92,7 +92,7 @@ def _exit_where_jax_aborts() -> None:
   def handler(number):
     del number
     os.write(2, b'fedms: a process of this run was lost; start all of them '
-             b'again with --resume.\n')  # fmt: skip
+             b'again, to be resumed.\n')  # fmt: skip
     os._exit(EXIT_SAVED)
 
   _kept.append(handler)

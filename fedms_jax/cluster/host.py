@@ -51,8 +51,8 @@ def membership(
     return _checked(Membership(coordinator, processes, process_id), 'flags')
   if coordinator or process_id != -1:
     raise ValueError(
-      f'--distributed.coordinator={coordinator!r} and '
-      f'--distributed.process_id={process_id} need --distributed.processes, '
+      f'`coordinator`={coordinator!r} and '
+      f'`process_id`={process_id} need `processes`, '
       'the number of processes. Give all three, or none.'
     )
   for name, (present, read) in _SCHEDULERS.items():
@@ -62,7 +62,7 @@ def membership(
       except KeyError as e:
         raise ValueError(
           f'the environment of {name} lacks {e.args[0]}. Start the processes '
-          'as launch/README.md says, or give --distributed.processes=1.'
+          'as launch/README.md says, or give `processes`=1.'
         ) from None
       return _checked(found, f'the environment of {name}')
   return Membership()

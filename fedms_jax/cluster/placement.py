@@ -41,12 +41,12 @@ class Placement:
       devices = 1 if found[0].platform == 'cpu' else len(found)
     if devices > len(found):
       raise ValueError(
-        f'--engine.devices={devices}, but this process sees {len(found)}: '
+        f'`Placement.devices`={devices}, but this process sees {len(found)}: '
         f'{found}. Lower it, or 0 for all.'
       )
     if devices % model:
       raise ValueError(
-        f'--engine.model_axis={model} does not divide the {devices} devices '
+        f'`Placement.model`={model} does not divide the {devices} devices '
         'of this process. Change one of them.'
       )
     self.width = devices // model

@@ -6,7 +6,7 @@ import signal
 import threading
 
 # The exit code of a run that was asked to stop and has saved: start it again
-# with --resume. (EX_TEMPFAIL of sysexits.h; schedulers can requeue on it.)
+# and resume. (EX_TEMPFAIL of sysexits.h; schedulers can requeue on it.)
 EXIT_SAVED = 75
 
 

@@ -87,10 +87,10 @@ def choose(
       return Choice('run', 'host')
   if scope == 'run':
     raise ValueError(
-      f'--columns.scope=run needs {sizes.derived + sizes.raw:.3g} bytes on the '
+      f'`Options.scope`=run needs {sizes.derived + sizes.raw:.3g} bytes on the '
       f'device, where {device:.3g} are allowed, or {sizes.derived:.3g} in host '
-      f'memory, where {host:.3g} are. Raise --columns.budget_mb or '
-      '--columns.host_budget_mb, or choose --columns.scope=auto.'
+      f'memory, where {host:.3g} are. Raise `Options.budget` or '
+      '`Options.host_budget`, or choose `Options.scope`=auto.'
     )
   if scope == 'auto':
     scope = 'round' if sent else 'step'

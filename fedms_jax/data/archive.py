@@ -41,7 +41,7 @@ def save(path: str, federation: Federation) -> None:
     partial.replace(target)
   except OSError as error:
     raise ValueError(
-      f'--partition.save={path} cannot be written: {error.strerror}. Name a '
+      f'`save`={path} cannot be written: {error.strerror}. Name a '
       'file in a folder that exists and is writable.'
     ) from error
   finally:
@@ -64,17 +64,17 @@ def load(path: str, table: Table) -> Federation:
       lists = {name: file[name] for name in _LISTS}
   except FileNotFoundError as error:
     raise ValueError(
-      f'--partition.load={path}: no such file. Make it with --partition.save.'
+      f'`load`={path}: no such file. Make it with `save`.'
     ) from error
   except Exception as error:  # a broken zip fails in many ways
     raise ValueError(
-      f'--partition.load={path} is no whole partition file ({error}). Make it '
-      'again with --partition.save.'
+      f'`load`={path} is no whole partition file ({error}). Make it '
+      'again with `save`.'
     ) from error
   if saved != fingerprint(table):
     raise ValueError(
-      f'--partition.load={path} divides other data than this: the number, '
-      'order or labels of the rows differ. Use the --data flags and the --seed '
-      'that it was made with, or make it again with --partition.save.'
+      f'`load`={path} divides other data than this: the number, '
+      'order or labels of the rows differ. Use the data and the `seed` that '
+      'it was made with, or make it again with `save`.'
     )
   return Federation(table=table, **parts, **lists)

@@ -22,14 +22,14 @@ def novel(source: Source, classes: str, fraction: float) -> np.ndarray:
     return np.zeros(0, int)
   if classes and fraction:
     raise ValueError(
-      f'--data.novel_classes={classes} and --data.novel_fraction={fraction} '
+      f'`novel_classes`={classes} and `novel_fraction`={fraction} '
       'both say which classes are novel. Leave one of them out.'
     )
-  said, count = f'--data.novel_fraction={fraction}', len(known)
+  said, count = f'`novel_fraction`={fraction}', len(known)
   found = np.arange(count)[count - max(round(fraction * count), 1) :]
   if classes:
-    said = f'--data.novel_classes={classes}'
-    found = _named('--data.novel_classes', classes, known)
+    said = f'`novel_classes`={classes}'
+    found = _named('`novel_classes`', classes, known)
   if np.isin(labels[source.train_rows], found).all():
     raise ValueError(
       f'{said} takes every class of {count}, so that no rows are left to train '
@@ -72,27 +72,26 @@ def divided(
   if not classes:
     if not 0 <= fraction < 1:
       raise ValueError(
-        f'--data.public_fraction={fraction} is not allowed; allowed: 0 to '
-        'under 1.'
+        f'`public_fraction`={fraction} is not allowed; allowed: 0 to under 1.'
       )
     rng = draws.generator(seed, draws.Stream.PUBLIC)
     count = int(round(fraction * len(rows)))
     public = rng.permutation(len(rows)) < count
     return rows[public], rows[~public], source.test_rows
   known = source.table.label_names
-  wanted = _named('--data.public_classes', classes, known)
+  wanted = _named('`public_classes`', classes, known)
   both = [known[c] for c in np.intersect1d(wanted, novel)]
   if both:
     raise ValueError(
-      f'--data.public_classes={classes}: {", ".join(both)} would be public, '
+      f'`public_classes`={classes}: {", ".join(both)} would be public, '
       'which the server trains on, and novel, which nobody does. Take it out '
-      'here, or out of --data.novel_classes or --data.novel_fraction.'
+      'here, or out of `novel_classes` or `novel_fraction`.'
     )
   public = np.isin(labels[rows], wanted)
   pool = source.test_rows[~np.isin(labels[source.test_rows], wanted)]
   if public.all():
     raise ValueError(
-      f'--data.public_classes={classes} takes every class, so that no rows '
+      f'`public_classes`={classes} takes every class, so that no rows '
       'are left for the clients. Name fewer.'
     )
   return rows[public], rows[~public], pool

@@ -28,7 +28,7 @@ def sample_cohort(
   """
   if not 1 <= size <= num_clients:
     raise ValueError(
-      f'--cohort.size={size} is not allowed; allowed: 1 to {num_clients}, '
+      f'`size`={size} is not allowed; allowed: 1 to {num_clients}, '
       'the clients that train.'
     )
   rng = draws.generator(seed, draws.Stream.COHORT, stage, round)
@@ -121,8 +121,7 @@ def batches(
     return np.full((0, 1, batch_size), PADDING, np.int32), sizes
   if sizes.min() < 1:
     raise ValueError(
-      f'client {ids[sizes.argmin()]} has no training rows. Raise '
-      '--partition.min_rows.'
+      f'client {ids[sizes.argmin()]} has no training rows. Raise `min_rows`.'
     )
   per_epoch = -(-sizes // batch_size)
   counts = np.full_like(sizes, steps) if steps else epochs * per_epoch

@@ -54,7 +54,7 @@ def read(
     for flag, column in used.items():
       if column:
         kind = f'column of the {name} split'
-        names.pick(f'--data.{flag}_column', column, split.features, kind)
+        names.pick(f'`{flag}_column`', column, split.features, kind)
   groups = _groups(splits, group_column) if group_column else None
   if label_column:
     labels, label_names = _labels(splits, label_column)
@@ -79,7 +79,7 @@ def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
   import datasets
 
   if column:
-    return names.pick('--data.input_column', column, features, 'column')
+    return names.pick('`input_column`', column, features, 'column')
   free = {k: v for k, v in features.items() if k not in others}
   found = [k for k, v in free.items() if isinstance(v, datasets.Image)]
   found = found or [k for k in free if k.lower() in INPUT_NAMES]
@@ -90,7 +90,7 @@ def find_label(features: Any, column: str, *others: str) -> str:
   """The column of labels: as named, or the only one with a usual name, or
   the only one of labels by type; never one of `others`."""
   if column:
-    return names.pick('--data.label_column', column, features, 'column')
+    return names.pick('`label_column`', column, features, 'column')
   found = _label_columns(features, others)
   return _only(found, features, 'labels', 'label_column')
 
@@ -111,7 +111,7 @@ def _only(found, features, what, flag):
   problem = f'may be any of {", ".join(found)}' if found else 'is not found'
   raise ValueError(
     f'the column of {what} {problem}. Columns: {", ".join(features)}. Name it: '
-    f'--data.{flag}.'
+    f'`{flag}`.'
   )
 
 
@@ -133,13 +133,13 @@ def _labels(splits, column) -> tuple[np.ndarray, tuple[str, ...]]:
       raise ValueError(
         f'row {missing[0]} of the {name} split has no {column!r} '
         f'({len(missing)} such rows). Use a split with labels: '
-        f'--data.{name}_split.'
+        f'`{name}_split`.'
       )
     if not all(isinstance(value, (int, str)) for value in part):
       raise ValueError(
         f'column {column!r} has values like {part[0]!r}, which are no labels; '
         'allowed: whole numbers, booleans or strings. Name another: '
-        '--data.label_column.'
+        '`label_column`.'
       )
     values += part
   feature = next(iter(splits.values())).features[column]
@@ -154,12 +154,12 @@ def _labels(splits, column) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def _groups(splits, column):
   (name, split), *others = splits.items()
-  names.pick('--data.group_column', column, split.features, 'column')
+  names.pick('`group_column`', column, split.features, 'column')
   values = _values(split, column)
   if any(value is None for value in values):
     raise ValueError(
       f'column {column!r} of the {name} split has rows without a value. Name '
-      'another: --data.group_column.'
+      'another: `group_column`.'
     )
   code = {value: i for i, value in enumerate(dict.fromkeys(values))}
   groups = [code[value] for value in values]

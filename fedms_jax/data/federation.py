@@ -101,10 +101,10 @@ def _check_counts(federation, num_clients, unseen_clients, path):
   found = (federation.train.num_clients, federation.unseen.num_clients)
   if found != (num_clients, unseen_clients):
     raise ValueError(
-      f'--partition.load={path} has {found[0]} clients and {found[1]} unseen '
+      f'`load`={path} has {found[0]} clients and {found[1]} unseen '
       f'ones, not {num_clients} and {unseen_clients}. Pass '
-      f'--partition.num_clients={found[0]} '
-      f'--partition.unseen_clients={found[1]}.'
+      f'`num_clients`={found[0]} '
+      f'`unseen_clients`={found[1]}.'
     )
 
 
@@ -114,7 +114,7 @@ def _divided(everyone, unseen_clients, validation, test, seed):
   if sizes.min() < 3:
     raise ValueError(
       f'client {sizes.argmin()} has {sizes.min()} rows; it needs 3, for '
-      'training, validation and test. Raise --partition.min_rows to 3 or more.'
+      'training, validation and test. Raise `min_rows` to 3 or more.'
     )
   rng = draws.generator(seed, draws.Stream.UNSEEN)
   unseen = np.zeros(len(sizes), bool)
@@ -149,7 +149,7 @@ def _span(partition, start, stop, chosen):
 def _shifted(table: Table, public, shift) -> Table:
   """The table with its public images shifted to another domain; lazy ones
   are when they are read."""
-  names.pick('--data.public_shift', shift, SHIFTS, 'domain shift')
+  names.pick('`public_shift`', shift, SHIFTS, 'domain shift')
   if shift == 'none' or not len(public):
     return table
   images = table.columns['inputs']
@@ -172,15 +172,15 @@ def _shift(images, places, shift) -> None:
   """Shifts the images at these places."""
   if images.ndim != 4:
     raise ValueError(
-      f'--data.public_shift={shift} is for images, and these inputs are none. '
-      'Use --data.public_shift=none.'
+      f'`public_shift`={shift} is for images, and these inputs are none. '
+      'Use `public_shift`=none.'
     )
   before = images[places]
   shifted = SHIFTS[shift](before)
   if shifted.shape != before.shape:
     raise ValueError(
-      f'--data.public_shift={shift} needs square images; got '
-      f'{images.shape[1]} x {images.shape[2]}. Use --data.image_size, or '
+      f'`public_shift`={shift} needs square images; got '
+      f'{images.shape[1]} x {images.shape[2]}. Use `image_size`, or '
       'another shift.'
     )
   images[places] = shifted

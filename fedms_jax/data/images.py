@@ -124,7 +124,7 @@ def decode(
       raise ValueError(
         f'images differ in size: {where} is {pixels.shape[0]} x '
         f'{pixels.shape[1]}, those before it are {out.shape[1]} x '
-        f'{out.shape[2]}. Resize them: --data.image_size.'
+        f'{out.shape[2]}. Resize them: `image_size`.'
       )
     if pixels.shape[2] > out.shape[3]:
       out = np.repeat(out, 3, axis=3)  # so far gray, now in color

@@ -65,7 +65,7 @@ def columns(
   if isinstance(feature, datasets.Value):
     raise ValueError(
       f'column {column!r} has {feature.dtype} values; allowed: images, texts, '
-      'or arrays of pixels. Name another: --data.input_column.'
+      'or arrays of pixels. Name another: `input_column`.'
     )
   kind = Images if isinstance(feature, datasets.Image) else Pixels
   reader = kind(splits, column, prepare or images.square(image_size), progress)
@@ -303,8 +303,8 @@ class Texts(_Rows):
           if not isinstance(text, str):
             raise ValueError(
               f'row {i} of the {split} split has no text in {column!r}. Remove '
-              'such rows, or name another column: --data.input_column, '
-              '--data.target_column.'
+              'such rows, or name another column: `input_column`, '
+              '`target_column`.'
             )
       yield found
 
@@ -324,8 +324,8 @@ def _texts(splits, pair, encode_text, progress) -> Texts:
     )
   if encode_text is None:
     raise ValueError(
-      f'column {column!r} has texts, which needs a text model: --model.name. '
-      'Or name a column of images: --data.input_column.'
+      f'column {column!r} has texts, which needs a text model: `encode_text`. '
+      'Or name a column of images: `input_column`.'
     )
   return reader
 
@@ -333,6 +333,6 @@ def _texts(splits, pair, encode_text, progress) -> Texts:
 def _check_no_image_size(column: str, image_size: int) -> None:
   if image_size:
     raise ValueError(
-      f'--data.image_size={image_size} is for images; column {column!r} has '
+      f'`image_size`={image_size} is for images; column {column!r} has '
       'texts. Leave it 0.'
     )

@@ -15,7 +15,8 @@ def hint(got: str, options: Iterable[str]) -> str:
 def pick(flag: str, got: str, options: Iterable[str], kind: str) -> str:
   """`got`, if it is one of `options`; else `ValueError` with all of them.
 
-  `flag` is what the user typed it at, `kind` the noun for the options.
+  `flag` says what it was given as, such as '`alpha`'; `kind` is the noun for
+  the options.
   """
   options = list(options)
   if got in options:

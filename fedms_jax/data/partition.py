@@ -54,8 +54,8 @@ def deal(
     raise ValueError(
       f'{num_clients} clients with at least {min_rows} rows need '
       f'{num_clients * min_rows} rows; there are {len(rows)}. Lower '
-      '--partition.num_clients (unseen clients count too), '
-      '--partition.min_rows or --data.public_fraction.'
+      '`num_clients` (unseen clients count too), '
+      '`min_rows` or `public_fraction`.'
     )
   rng = draws.generator(seed, draws.Stream.DEAL)
   rows = rng.permutation(np.asarray(rows))
@@ -103,7 +103,7 @@ def _softmax(x):
 def _dirichlet(labels, num_clients, rng, alpha):
   if not (alpha > 0 and np.isfinite(alpha)):
     raise ValueError(
-      f'--partition.alpha={alpha} is not allowed; allowed: a finite number '
+      f'`alpha`={alpha} is not allowed; allowed: a finite number '
       'above 0 (large: nearly iid, small: one class a client).'
     )
   owner = np.empty(len(labels), np.int64)
@@ -131,14 +131,14 @@ def _classes(labels, num_clients, rng, classes_per_client):
   num_classes = len(members)
   if not 1 <= classes_per_client <= num_classes:
     raise ValueError(
-      f'--partition.classes_per_client={classes_per_client} is not allowed; '
+      f'`classes_per_client`={classes_per_client} is not allowed; '
       f'allowed: 1 to {num_classes}, the classes of the private rows.'
     )
   if num_clients * classes_per_client < num_classes:
     raise ValueError(
       f'{num_clients} clients of {classes_per_client} classes cannot hold '
-      f'{num_classes} classes. Raise --partition.classes_per_client or '
-      '--partition.num_clients.'
+      f'{num_classes} classes. Raise `classes_per_client` or '
+      '`num_clients`.'
     )
   # A lap is the shortest run of clients that uses all classes equally often;
   # within it client i takes the next k classes of a random circle, so its
@@ -167,17 +167,17 @@ def _check_sizes(owner, num_clients, min_rows):
   if sizes.min() < min_rows:
     raise ValueError(
       f'client {sizes.argmin()} would get {sizes.min()} rows, fewer than '
-      f'--partition.min_rows={min_rows}, as its classes have few rows. Raise '
-      '--partition.classes_per_client, or lower --partition.num_clients or '
-      '--partition.min_rows.'
+      f'`min_rows`={min_rows}, as its classes have few rows. Raise '
+      '`classes_per_client`, or lower `num_clients` or '
+      '`min_rows`.'
     )
 
 
 def _natural(groups, num_clients, rng, min_rows):
   if groups is None:
     raise ValueError(
-      '--partition.name=natural needs the group of each row, and this source '
-      'has none. Name its column: --data.group_column.'
+      "the partition 'natural' needs the group of each row, and this source "
+      'has none. Name its column: `group_column`.'
     )
   found, group, sizes = np.unique(
     groups, return_inverse=True, return_counts=True
@@ -187,7 +187,7 @@ def _natural(groups, num_clients, rng, min_rows):
     raise ValueError(
       f'{num_clients} clients (unseen ones included) need as many groups with '
       f'at least {min_rows} rows; {len(enough)} of {len(found)} groups have '
-      'them. Lower --partition.num_clients or --partition.min_rows.'
+      'them. Lower `num_clients` or `min_rows`.'
     )
   client = np.full(len(found), -1)
   client[rng.permutation(enough)[:num_clients]] = np.arange(num_clients)

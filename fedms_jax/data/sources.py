@@ -108,8 +108,8 @@ def _check_unused(source, **flags):
   for flag, value in flags.items():
     if value:
       raise ValueError(
-        f'--data.{flag}={value!r} is not for the embedded source {source!r}; '
-        'allowed: empty. Leave it out, or name another --data.source.'
+        f'`{flag}`={value!r} is not for the embedded source {source!r}; '
+        'allowed: empty. Leave it out, or name another `source`.'
       )
 
 

@@ -34,15 +34,15 @@ def read(
     test_split = ''  # its default; the rows of such a source are dealt whole
   if not train_split or train_split == test_split:
     raise ValueError(
-      f'--data.train_split={train_split!r} and --data.test_split='
+      f'`train_split`={train_split!r} and `test_split`='
       f'{test_split!r}: they must be two splits, or the test split empty.'
     )
   splits = _open(source, embedded, subset, revision)
-  names.pick('--data.train_split', train_split, map(str, splits), 'split')
+  names.pick('`train_split`', train_split, map(str, splits), 'split')
   if test_split not in splits:
     # Many sources have no test split, and its name has a default.
     if test_split not in ('', 'test'):
-      names.pick('--data.test_split', test_split, map(str, splits), 'split')
+      names.pick('`test_split`', test_split, map(str, splits), 'split')
     return splits[train_split], None
   return splits[train_split], splits[test_split]
 
@@ -52,12 +52,12 @@ def _open(source, embedded, subset, revision):
   if path.exists():
     if revision or (subset and path.is_file()):
       raise ValueError(
-        f'--data.source={source} is local: --data.revision={revision!r} must '
-        f'be empty, and for a file --data.subset={subset!r} too.'
+        f'`source`={source} is local: `revision`={revision!r} must '
+        f'be empty, and for a file `subset`={subset!r} too.'
       )
     return _local(path, subset)
   tried = (
-    f'--data.source={source!r} is not embedded ({", ".join(embedded)}) and no '
+    f'`source`={source!r} is not embedded ({", ".join(embedded)}) and no '
     'local file or folder'
   )
   hint = '' if '/' in source else names.hint(source, embedded)
@@ -70,7 +70,7 @@ def _open(source, embedded, subset, revision):
   except Exception as error:  # of any library under `datasets`
     raise ValueError(
       f'{tried}; from the Hub it cannot be read: {_first_line(error)}. Check '
-      'the name, the network, and --data.subset.'
+      'the name, the network, and `subset`.'
     ) from error
 
 
@@ -91,12 +91,12 @@ def _local(path, subset):
       )
   except Exception as error:  # of any library under `datasets`
     raise ValueError(
-      f'--data.source={path} cannot be read: {_first_line(error)}. Allowed: a '
+      f'`source`={path} cannot be read: {_first_line(error)}. Allowed: a '
       f'folder of {", ".join(FORMATS)} files, or of images in one folder per '
       'label, or one file.'
     ) from error
   raise ValueError(
-    f'--data.source={path} is no file that can be read. Allowed: '
+    f'`source`={path} is no file that can be read. Allowed: '
     f'{", ".join(FORMATS)}, or a folder.'
   )
 

@@ -110,7 +110,7 @@ class Encoder(NamedTuple):
     if 'targets' in columns and not (columns['targets'] >= 0).any():
       raise ValueError(
         f'no completion fits into {self.max_tokens} tokens beside its prompt. '
-        'Raise --data.max_tokens.'
+        'Raise `max_tokens`.'
       )
     return columns
 

@@ -52,7 +52,7 @@ def model(config: Settings, options: Options) -> Model:
   the pooler's output: tanh of a linear layer of CLS, which is what the
   reference classifies.
   """
-  family.choose('--model.head', options.head, HEADS)
+  family.choose('`Options.head`', options.head, HEADS)
   config.refuse(position_embedding_type='absolute')
   kind = config.text('model_type', 'bert')
   roberta = kind != 'bert'

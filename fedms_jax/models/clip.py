@@ -198,7 +198,7 @@ def model(config: Settings, options: Options) -> Model:
   the head is the embeddings of class prompts, `params['final']['classes']`
   [C, P], normalised (see `class_features`). contrast: see `contrast.model`.
   """
-  head = family.choose('--model.head', options.head, HEADS)
+  head = family.choose('`Options.head`', options.head, HEADS)
   projected = config.integer('projection_dim', 512)
   config.flag('tie_word_embeddings', True)  # there are none
   parts = {}
@@ -212,7 +212,7 @@ def model(config: Settings, options: Options) -> Model:
     made = contrast.model(parts, options, projected)
     return made._replace(reference='CLIPModel', unread=config.unread())
   allowed = ('image',) if head == 'zero_shot' else ('image', 'text')
-  name = family.choose('--model.tower', options.tower, allowed)
+  name = family.choose('`Options.tower`', options.tower, allowed)
   made = _single(parts[name], name, options, projected)
   if head == 'zero_shot':
     made = made._replace(
@@ -299,7 +299,7 @@ def class_prompts(
     before, place, after = template.partition('{}')
     if not place or re.search('[{}]', before + after):
       raise ValueError(
-        f'--model.templates has {template!r}; allowed: one {{}} where the '
+        f'`templates` has {template!r}; allowed: one {{}} where the '
         "class stands, and no other braces, as in 'a photo of a {}.'."
       )
   return [t.replace('{}', spoken(c)) for c in classes for t in templates]

@@ -44,7 +44,7 @@ def unit(x):
 
 def model(towers: dict[str, Tower], options: Options, projected: int) -> Model:
   """The contrast of the towers `image` and `text`, see `Pair`."""
-  choice = family.choose('--model.tower', options.tower, CHOICES)
+  choice = family.choose('`Options.tower`', options.tower, CHOICES)
   adapted = tuple(towers) if choice == 'both' else (choice,)
   pair = Pair(towers, adapted, projected, options)
   backbone = Backbone(

@@ -36,8 +36,8 @@ def backbone(
   Sequences are padded on the right with negative tokens, which the causal
   attention never sees.
   """
-  lm = family.choose('--model.head', options.head, HEADS) == 'causal_lm'
-  family.choose('--model.pooling', options.pooling, ('last',))
+  lm = family.choose('`Options.head`', options.head, HEADS) == 'causal_lm'
+  family.choose('`Options.pooling`', options.pooling, ('last',))
 
   def final(key) -> Tree:
     out = {'norm': family.norm(t)}

@@ -151,7 +151,7 @@ ACTIVATIONS = {
 
 def shape(options: Options, *, activation: str, **fields) -> TransformerConfig:
   """A `TransformerConfig` from what config.json says and a user chooses."""
-  choose('--model.storage', options.storage, STORAGES)
+  choose('`Options.storage`', options.storage, STORAGES)
   t = TransformerConfig(
     activation=ACTIVATIONS[activation],
     dtype=options.dtype,
@@ -173,11 +173,11 @@ def pooling(options: Options, allowed: Sequence[str], own: str) -> str:
   own: the one that the classifiers of files are trained on.
   """
   if not options.keep_head:
-    return choose('--model.pooling', options.pooling, allowed)
+    return choose('`Options.pooling`', options.pooling, allowed)
   if options.pooling not in ('', own):
     raise ValueError(
-      f'--model.keep_head with --model.pooling={options.pooling}: the head of '
-      f'this family is trained on {own!r}. Leave one of them out.'
+      f'`Options.keep_head` with `Options.pooling`={options.pooling}: the head '
+      f'of this family is trained on {own!r}. Leave one of them out.'
     )
   return own
 

@@ -64,13 +64,14 @@ def backbone(config: VitConfig) -> Backbone:
   c, t = config, config.transformer
   if c.image % c.patch:
     raise ValueError(
-      f'--model.patch={c.patch} does not divide the image side {c.image}; '
-      'allowed: a divisor. Change --model.patch or --data.image_size.'
+      f'`VitConfig.patch`={c.patch} does not divide the image side {c.image}; '
+      'allowed: a divisor. Change `VitConfig.patch` or `VitConfig.image`.'
     )
   if t.width % t.heads:
     raise ValueError(
-      f'--model.heads={t.heads} does not divide --model.width={t.width}; '
-      'allowed: a divisor. Change one of them.'
+      f'`TransformerConfig.heads`={t.heads} does not divide '
+      f'`TransformerConfig.width`={t.width}; allowed: a divisor. Change one of '
+      'them.'
     )
   cells = (c.image // c.patch) ** 2
   values = c.patch**2 * c.channels
@@ -154,7 +155,7 @@ def model(config: Settings, options: Options) -> Model:
   Of DeiT the class token alone is read, as its plain classifier does; the
   pair of heads for the distillation token is left.
   """
-  family.choose('--model.head', options.head, ('classification',))
+  family.choose('`Options.head`', options.head, ('classification',))
   root = config.text('model_type', 'vit')
   t = family.shape(
     options,

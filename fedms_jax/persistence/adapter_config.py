@@ -72,7 +72,7 @@ def read(folder: pathlib.Path) -> AdapterConfig:
   Raises:
     ValueError: it is another method, or changes the base model.
   """
-  where = f'--lora.init={folder}'
+  where = f'the adapter {folder}'
   config = {
     key: value
     for key, value in json_files.read(folder / CONFIG).items()

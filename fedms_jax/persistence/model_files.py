@@ -109,7 +109,7 @@ def _download(name: str, revision: str, weights: bool) -> pathlib.Path:
 
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name) or name.startswith('.'):
     raise ValueError(
-      f'--model.name={name!r} is neither a folder nor a hub id; allowed: an '
+      f'the model {name!r} is neither a folder nor a hub id; allowed: an '
       "existing folder, or an id such as 'openai/clip-vit-base-patch16'."
     )
   patterns = ['config.json', *SIDE_FILES]
@@ -127,8 +127,7 @@ def _download(name: str, revision: str, weights: bool) -> pathlib.Path:
     )
   except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
     raise ValueError(
-      f'--model.name={name!r} is no folder here, and the hub gave nothing: '
-      f'{error}'
+      f'the model {name!r} is no folder here, and the hub gave nothing: {error}'
     ) from error
 
 
@@ -239,7 +238,7 @@ def _check_memory(checkpoint: Checkpoint, leaves: dict[str, Any]) -> None:
     raise ValueError(
       f'the model in {checkpoint.folder} takes {in_bytes(size)}, and '
       f'{in_bytes(free)} are free. Choose a smaller one, or another '
-      '--model.storage.'
+      '`Options.storage`.'
     )
 
 

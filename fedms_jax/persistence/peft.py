@@ -175,7 +175,7 @@ def load(
         _fill(out, place, block, a, piece, order, where)
       elif piece.any():
         raise ValueError(
-          f'{where} adapts {place.target} too. Add it to --lora.targets.'
+          f'{where} adapts {place.target} too. Add it to `Spec.targets`.'
         )
   head = _found_head(model, tensors)
   if head:
@@ -204,8 +204,8 @@ def _fill(out, place: Place, block: int, a, b, order: int, where: str) -> None:
     apart = np.count_nonzero(b) == np.count_nonzero(b[:, own])
     if place.parts == 1 or len(a) < own.stop or not apart:
       raise ValueError(
-        f'{where} has rank {len(a)} at {target}, not --lora.rank={rank}. Give '
-        f'--lora.rank={len(a)}.'
+        f'{where} has rank {len(a)} at {target}, not `Spec.rank`={rank}. Give '
+        f'`Spec.rank`={len(a)}.'
       )
     a, b = a[own], b[:, own]
   out[f'{target}/a'][block] = a.T
@@ -287,8 +287,8 @@ def _check_head(model: Model, head: Tree, where: str) -> None:
   if not wanted or not model.reference:
     raise ValueError(
       f"{where} has a head, which was trained on the feature of this family's "
-      'own classifier. Choose it: --model.head=classification, and '
-      '--model.pooling.'
+      'own classifier. Choose it: `Options.head`=classification, and '
+      '`Options.pooling`.'
     )
   shapes = {key: x.shape for key, x in head.items()}
   if shapes != {key: x.shape for key, x in wanted.items()}:
@@ -303,7 +303,7 @@ def _read(folder: pathlib.Path):
   for name in (CONFIG, WEIGHTS):
     if not (folder / name).is_file():
       raise ValueError(
-        f'--lora.init={folder} has no {name}; allowed: a folder as PEFT writes '
+        f'the adapter {folder} has no {name}; allowed: a folder as PEFT writes '
         'it with save_pretrained.'
       )
   config = adapter_config.read(folder)

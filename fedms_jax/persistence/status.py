@@ -117,8 +117,8 @@ _ADVICE = {
   'finished': 'finished',
   'running': 'running',
   'running elsewhere': 'held by another host, which alone knows if it runs',
-  'saved': 'stopped; go on with --resume',
-  'killed': 'killed; go on with --resume from the last checkpoint',
+  'saved': 'stopped; go on with `resume`',
+  'killed': 'killed; go on with `resume` from the last checkpoint',
 }
 
 

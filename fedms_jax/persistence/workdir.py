@@ -1,6 +1,6 @@
 """The folder of a run: who may write to it, and what lies where.
 
-flags.txt       the options of the run; --flagfile repeats it
+flags.txt       the options of the run, which repeat it
 data.json       what the model knows of the data: names of the classes, T
 partition.json  rows of each class that clients have
 stages.json     name, rounds and served model of each stage
@@ -82,7 +82,7 @@ class Workdir:
       lock = _Lock.acquire(root / 'lock.json', break_lock)
     except OSError as e:
       raise ValueError(
-        f'--workdir={path} cannot be written: {e}. Choose another folder.'
+        f'`workdir`={path} cannot be written: {e}. Choose another folder.'
       ) from e
     workdir = cls(root, (root / 'flags.txt').exists(), lock)
     try:
@@ -102,8 +102,8 @@ class Workdir:
     workdir = cls(pathlib.Path(path), True, None)
     if not workdir.flags.is_file():
       raise ValueError(
-        f'--workdir={path} holds no run: {workdir.flags} does not exist. Give '
-        'the folder of a run that was started with --workdir.'
+        f'`workdir`={path} holds no run: {workdir.flags} does not exist. Give '
+        'the folder of a run that was started with `workdir`.'
       )
     return workdir
 
@@ -114,7 +114,7 @@ class Workdir:
       for path in kept:
         if path.exists():
           raise ValueError(
-            f'--workdir={self.root} holds {path.name} but no flags.txt, so '
+            f'`workdir`={self.root} holds {path.name} but no flags.txt, so '
             'nobody knows which run it is of. Choose another folder.'
           )
       write_atomic(self.flags, config_text)
@@ -124,14 +124,14 @@ class Workdir:
     )
     if difference:
       raise ValueError(
-        f'--workdir={self.root} holds a run made by other flags:\n'
+        f'`workdir`={self.root} holds a run made by other flags:\n'
         f'{difference}\nChoose another folder, or give the flags of '
-        f'{self.flags} (--flagfile={self.flags}).'
+        f'{self.flags}.'
       )
     if not resume:
       raise ValueError(
-        f'--workdir={self.root} holds a run of the same flags already. '
-        'Use --resume to go on with it, or choose another folder.'
+        f'`workdir`={self.root} holds a run of the same flags already. '
+        'Use `resume` to go on with it, or choose another folder.'
       )
 
   @property
@@ -315,7 +315,7 @@ def _why_held(
   return (
     f'process {theirs.get("pid", "?")} on host {theirs.get("host", "?")} has '
     f'held it since {theirs.get("time", "?")}, and whether it is alive cannot '
-    'be seen from here. If it is not, add --break_lock.'
+    'be seen from here. If it is not, add `break_lock`.'
   )
 
 

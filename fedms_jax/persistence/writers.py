@@ -145,7 +145,7 @@ class TensorBoard:
     except ImportError as e:
       raise ValueError(
         f'TensorBoard events need the package tensorboardX ({e}). Install it, '
-        'or use --notensorboard.'
+        'or write none: `tensorboard`=false.'
       ) from e
     self._new = tensorboardX.SummaryWriter
     self._folder = pathlib.Path(folder)

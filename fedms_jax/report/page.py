@@ -33,7 +33,7 @@ def write(path: str | os.PathLike, text: str) -> None:
   try:
     write_atomic(pathlib.Path(path), text)
   except OSError as e:
-    raise ValueError(f'--out={path} cannot be written: {e}.') from e
+    raise ValueError(f'{path} cannot be written: {e}.') from e
 
 
 def section(title: str, *parts: str) -> str:

@@ -98,8 +98,8 @@ def read(path: str | pathlib.Path) -> Run:
   folder = workdir.Workdir.look(path)
   if not folder.summary.exists():
     raise ValueError(
-      f'--workdir={path} holds a run that is not finished: it has no '
-      f'{folder.summary.name}. See `fedms status`; go on with --resume.'
+      f'`workdir`={path} holds a run that is not finished: it has no '
+      f'{folder.summary.name}. See `fedms status`; go on with `resume`.'
     )
 
   def loaded(file: pathlib.Path, default):
@@ -166,6 +166,11 @@ def _label(point: Mapping[str, str]) -> str:
   return ', '.join(pairs) or 'all'
 
 
+def _flag(name: str, value: str) -> str:
+  """A word of a command line, of a line of flags.txt."""
+  return f'--{name}={value}'
+
+
 def command(runs: Sequence[Run], defaults: Mapping[str, str]) -> str:
   """A line for the shell that repeats runs that differ by their seed alone.
 
@@ -175,9 +180,9 @@ def command(runs: Sequence[Run], defaults: Mapping[str, str]) -> str:
   words = ['fedms']
   for name, value in first.items():
     if name != 'seed' and name not in _SILENT and defaults.get(name) != value:
-      words.append(shlex.quote(f'--{name}={value}'))
+      words.append(shlex.quote(_flag(name, value)))
   if len(runs) == 1:
-    return ' '.join([*words, f'--seed={first["seed"]}'])
+    return ' '.join([*words, _flag('seed', first['seed'])])
   seeds = ' '.join(run.flags['seed'] for run in runs)
-  line = ' '.join([*words, '--seed=$s', '--workdir=runs/$s'])
+  line = ' '.join([*words, _flag('seed', '$s'), _flag('workdir', 'runs/$s')])
   return f'for s in {seeds}; do {line}; done'

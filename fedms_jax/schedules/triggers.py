@@ -91,12 +91,12 @@ def manual(depths: Sequence[int], cap: int) -> Trigger:
   for i, depth in enumerate(depths):
     if not 1 <= depth <= cap:
       raise ValueError(
-        f'--schedule.depths[{i}]={depth} is not a depth of this model; '
+        f'`depths`[{i}]={depth} is not a depth of this model; '
         f'allowed: 1 to {cap}.'
       )
   if not depths:
     raise ValueError(
-      '--schedule.depths is empty, but --schedule.name=manual needs the depth '
-      'of each round, such as --schedule.depths=1,1,2,4.'
+      '`depths` is empty, but the manual schedule needs the depth of each '
+      'round, such as `depths`=1,1,2,4.'
     )
   return _by_round(lambda t: depths[min(t, len(depths) - 1)])

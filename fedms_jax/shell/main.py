@@ -15,7 +15,7 @@ EXIT_USER = 2
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; gives the exit code."""
   # jax is imported only after the flags are read.
-  from fedms_jax.shell import commands, flags
+  from fedms_jax.shell import arguments, commands, flags
 
   ours = argv is None  # the process, not only this call
   try:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       memory.keep_memory()
     return run.run(config)
   except ValueError as error:
-    print(f'fedms: {error}', file=sys.stderr)
+    print(f'fedms: {arguments.in_flags(error)}', file=sys.stderr)
     return EXIT_USER
 
 

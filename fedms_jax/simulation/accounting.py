@@ -164,7 +164,7 @@ class Accounting:
     raise NonFiniteError(
       f'{record["stage"]}, round {cohort.round}: non-finite update of client '
       f'{clients}. Last finite metrics: {finite or "none"}. Lower '
-      '--client.learning_rate, or drop such updates with --on_nan=skip.'
+      '`learning_rate`, or drop such updates with `Options.on_nan`=skip.'
     )
 
 

@@ -286,7 +286,7 @@ def _taken(compiled) -> float:
   if found is None:
     raise ValueError(
       'this back-end does not say what memory a program takes, so that '
-      'chunks cannot be planned. Give --engine.chunk=<clients>.'
+      'chunks cannot be planned. Give `Options.chunk`=<clients>.'
     )
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return float(found.temp_size_in_bytes + results)
@@ -304,13 +304,13 @@ def _personal(roles: Roles, width: int) -> Tree:
 
 def _refusal(what: str, scene: Scene, plan: Plan, need, free: float) -> str:
   remedy = {
-    'trained': '--client.batch_size',
-    'scored': '--eval.validation_rows',
+    'trained': '`Options.batch_size`',
+    'scored': '`Options.validation_rows`',
   }[what]
   return (
     f'not one client fits: while it is {what} it takes {in_bytes(need)} '
     f'({scene.algorithm.name}, depth {sum(plan.active)}) beside model and '
     f'data, and {in_bytes(max(free, 0.0))} are free. Lower {remedy}, or try '
-    '--model.remat, --model.dtype=bfloat16 or, of a checkpoint, '
-    '--model.storage=int8.'
+    '`TransformerConfig.remat`, `TransformerConfig.dtype`=bfloat16 or, of a '
+    'checkpoint, `Options.storage`=int8.'
   )

@@ -127,8 +127,8 @@ def test_a_task_uses_all_that_it_sees_where_others_see_none_of_it():
 @pytest.mark.parametrize(
   ('environment', 'flags', 'parts'),
   [
-    ({}, {'coordinator': 'a:1'}, ['--distributed.processes']),
-    ({}, {'process_id': 1}, ['--distributed.processes']),
+    ({}, {'coordinator': 'a:1'}, ['`processes`']),
+    ({}, {'process_id': 1}, ['`processes`']),
     ({}, {'processes': 2, 'coordinator': 'a:1'}, ['-1', '0 to 1']),
     ({}, {**by_flags(4)}, ['4', '0 to 3']),
     ({}, {'processes': 2, 'process_id': 0}, ["''", 'host:port']),

@@ -130,7 +130,7 @@ def test_each_client_is_of_one_process_and_neighbors_stay_together():
 
 @pytest.mark.parametrize(
   ('asked', 'said'),
-  [((99, 1), '--engine.devices=99'), ((8, 3), '--engine.model_axis=3')],
+  [((99, 1), '`Placement.devices`=99'), ((8, 3), '`Placement.model`=3')],
 )
 def test_devices_that_there_are_not(asked, said):
   with pytest.raises(ValueError, match=said):

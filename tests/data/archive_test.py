@@ -67,7 +67,7 @@ def test_a_broken_file_is_refused(tmp_path, damage):
 
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='--partition.save=.*cannot be written'):
+  with pytest.raises(ValueError, match='`save`=.*cannot be written'):
     archive.save(str(tmp_path / 'nowhere' / 'p.npz'), divided())
   with pytest.raises(ValueError, match='cannot be written'):
     archive.save(str(tmp_path), divided())

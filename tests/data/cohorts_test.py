@@ -48,7 +48,7 @@ def test_sampling_from_a_million_clients_holds_nothing_of_their_number():
 
 @pytest.mark.parametrize('size', [0, 7])
 def test_a_cohort_beyond_the_population_is_refused(size):
-  with pytest.raises(ValueError, match='--cohort.size=.*1 to 6'):
+  with pytest.raises(ValueError, match='`size`=.*1 to 6'):
     cohorts.sample_cohort(0, 0, 0, 6, size)
 
 

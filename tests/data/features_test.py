@@ -77,10 +77,10 @@ def test_columns_are_found_by_type_before_name():
 def test_ambiguous_columns_are_refused_with_the_flag():
   part = split(text=['a'], sentence=['b'], label=[0])
   text = refused(part)
-  assert 'text, sentence' in text and '--data.input_column' in text
+  assert 'text, sentence' in text and '`input_column`' in text
   part = split(text=['a'], label=[0], target=[1])
   text = refused(part)
-  assert 'label, target' in text and '--data.label_column' in text
+  assert 'label, target' in text and '`label_column`' in text
   table, _ = read(part, label_column='target')
   assert table.label_names == ('1',)
 
@@ -98,7 +98,7 @@ def test_missing_columns_are_refused_with_those_that_are():
   text = refused(part, input_column='body')
   assert 'labels is not found. Columns: body, verdict' in text
   text = refused(part, label_column='verdict')
-  assert '--data.input_column' in text
+  assert '`input_column`' in text
   text = refused(part, label_column='verdct', input_column='body')
   assert "Did you mean 'verdict'?" in text
   text = refused(
@@ -134,14 +134,14 @@ def test_rows_without_label_are_refused():
     split(types, text=['a'], label=[0]),
     split(types, text=['a', 'b'], label=[1, -1]),
   )
-  assert 'row 1 of the test split' in text and '--data.test_split' in text
+  assert 'row 1 of the test split' in text and '`test_split`' in text
   assert 'row 0' in refused(split(text=['a', 'b'], label=[None, 1]))
 
 
 @pytest.mark.parametrize('value', [0.5, [1, 2]])
 def test_values_that_are_no_labels_are_refused(value):
   text = refused(split(text=['a'], label=[value]))
-  assert repr(value) in text and '--data.label_column' in text
+  assert repr(value) in text and '`label_column`' in text
 
 
 def test_groups_belong_to_the_training_split_alone():
@@ -159,10 +159,10 @@ def test_groups_belong_to_the_training_split_alone():
 
 def test_texts_need_a_text_model_that_keeps_the_rows():
   part = split(text=['a', 'b'], label=[0, 1])
-  assert '--model.name' in refused(part, encode_text=None)
+  assert '`encode_text`' in refused(part, encode_text=None)
   text = refused(part, encode_text=Encode(rows=1))
   assert "1 rows of 'inputs' for 2 texts" in text
-  assert '--data.image_size' in refused(part, image_size=8)
+  assert '`image_size`' in refused(part, image_size=8)
   assert 'row 1' in refused(split(text=['a', None], label=[0, 1]))
 
 
@@ -252,7 +252,7 @@ def test_the_target_column_is_never_found_as_another():
   table, _ = read(part, target_column='question', encode_text=Encode())
   assert table.columns['inputs'].tolist() == [[1]]
   text = refused(part, input_column='sentence', target_column='questoin')
-  assert '--data.target_column' in text and "Did you mean 'question'?" in text
+  assert '`target_column`' in text and "Did you mean 'question'?" in text
 
 
 def test_a_model_s_own_preparation_replaces_the_size():

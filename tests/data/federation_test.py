@@ -184,13 +184,13 @@ def test_an_unnamed_shift_is_the_sources():
   [
     ({'public_classes': 'bea'}, ["Did you mean 'bee'?"]),
     ({'public_classes': 'ant,bee,cow,dog,eel,fox'}, ['takes every class']),
-    ({'public_fraction': 1.0}, ['--data.public_fraction=1.0']),
+    ({'public_fraction': 1.0}, ['`public_fraction`=1.0']),
     ({'public_shift': 'rotat'}, ["Did you mean 'rotate'?"]),
     ({'data': source(shape=(4, 6, 1)), 'public_shift': 'rotate'}, ['4 x 6']),
     ({'data': source(shape=(7,)), 'public_shift': 'flip'}, ['for images']),
     ({'num_clients': 61, 'min_rows': 10}, ['640 rows', '630']),
     ({'name': 'iid', 'num_clients': 315, 'unseen_clients': 0, 'min_rows': 1},
-     ['client 0 has 2 rows', '--partition.min_rows']),
+     ['client 0 has 2 rows', '`min_rows`']),
   ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_with_a_reason(kwargs, words):
@@ -262,7 +262,7 @@ def test_a_leak_in_a_file_is_found(tmp_path):
 def test_a_partition_of_other_clients_is_refused(tmp_path):
   path = str(tmp_path / 'p.npz')
   build(save=path)
-  with pytest.raises(ValueError, match='--partition.unseen_clients=3'):
+  with pytest.raises(ValueError, match='`unseen_clients`=3'):
     build(load=path, unseen_clients=2)
 
 
@@ -316,9 +316,9 @@ def without(label, where):
 @pytest.mark.parametrize(
   ('kwargs', 'words'),
   [
-    ({'novel_classes': 'bea'}, ["Did you mean 'bee'?", '--data.novel_classes']),
+    ({'novel_classes': 'bea'}, ["Did you mean 'bee'?", '`novel_classes`']),
     ({'novel_classes': 'ant,bee,cow,dog,eel,fox'}, ['takes every class of 6']),
-    ({'novel_fraction': 0.95}, ['--data.novel_fraction=0.95 takes every']),
+    ({'novel_fraction': 0.95}, ['`novel_fraction`=0.95 takes every']),
     ({'novel_fraction': 0.5, 'novel_classes': 'bee'}, ['Leave one of them']),
     ({'public_classes': 'fox', 'novel_classes': 'bee,fox'}, ['fox would be']),
     ({'data': without(1, 'test_rows'), 'novel_classes': 'bee'}, ['to test']),

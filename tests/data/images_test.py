@@ -47,7 +47,7 @@ def test_other_modes_become_gray_or_color(mode, channels):
 
 def test_sizes_that_differ_need_a_size():
   other = RED.resize((6, 4))
-  with pytest.raises(ValueError, match='image 1 is 4 x 6.*--data.image_size'):
+  with pytest.raises(ValueError, match='image 1 is 4 x 6.*`image_size`'):
     decode(RED, other)
   assert decode(RED, other, size=5).shape == (2, 5, 5, 3)
 

@@ -54,7 +54,7 @@ def test_500_clients_of_strong_skew_get_their_rows_or_a_reason(name):
     dealt = deal(name, num_clients=500, alpha=0.1, sigma=3.0, min_rows=10)
   except ValueError as error:
     assert name in ('natural', 'classes')
-    assert '--partition.' in str(error)
+    assert '`' in str(error)
   else:
     assert dealt.num_clients == 500
     assert dealt.sizes().min() >= 10
@@ -163,26 +163,26 @@ def test_rows_of_a_client_are_in_random_order():
   ('kwargs', 'words'),
   [
     ({'name': 'dirichle'}, ["Did you mean 'dirichlet'?"]),
-    ({'alpha': 0.0}, ['--partition.alpha=0.0', 'above 0']),
-    ({'alpha': -1.0}, ['--partition.alpha=-1.0']),
+    ({'alpha': 0.0}, ['`alpha`=0.0', 'above 0']),
+    ({'alpha': -1.0}, ['`alpha`=-1.0']),
     ({'alpha': float('inf')}, ['finite']),
     ({'num_clients': 0}, ['0 clients']),
     (
       {'num_clients': 500, 'min_rows': 13},
-      ['6500 rows', '6000', '--partition.num_clients'],
+      ['6500 rows', '6000', '`num_clients`'],
     ),
     (
       {'name': 'classes', 'classes_per_client': 11},
-      ['--partition.classes_per_client=11', '1 to 10'],
+      ['`classes_per_client`=11', '1 to 10'],
     ),
     (
       {'name': 'classes', 'num_clients': 4},
       ['4 clients of 2 classes', '10 classes'],
     ),
-    ({'name': 'natural', 'groups': None}, ['--data.group_column']),
+    ({'name': 'natural', 'groups': None}, ['`group_column`']),
     (
       {'name': 'natural', 'num_clients': 81},
-      ['80 of 80 groups', '--partition.num_clients'],
+      ['80 of 80 groups', '`num_clients`'],
     ),
   ],
 )

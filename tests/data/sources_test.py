@@ -68,5 +68,5 @@ def test_max_rows_keeps_a_choice_of_the_seed():
   ['subset', 'revision', 'input_column', 'label_column', 'group_column'],
 )
 def test_flags_that_embedded_sources_would_ignore_are_refused(flag):
-  with pytest.raises(ValueError, match=f"--data.{flag}='x'.*'digits'"):
+  with pytest.raises(ValueError, match=f"`{flag}`='x'.*'digits'"):
     sources.load('digits', **{flag: 'x'})

@@ -166,7 +166,7 @@ def test_a_missing_split_is_refused_with_those_that_are(tmp_path):
   text = refused(path, train_split='trian')
   assert "Did you mean 'train'?" in text
   text = refused(path, test_split='validation')
-  assert '--data.test_split' in text and 'There are: train' in text
+  assert '`test_split`' in text and 'There are: train' in text
   assert 'two splits' in refused(path, test_split='train')
 
 
@@ -206,8 +206,8 @@ def test_hub_flags_reach_the_hub(monkeypatch):
 
 def test_hub_flags_are_refused_for_local_files(tmp_path):
   path = write_csv(tmp_path)
-  assert '--data.revision' in refused(path, revision='v1')
-  assert '--data.subset' in refused(path, subset='de')
+  assert '`revision`' in refused(path, revision='v1')
+  assert '`subset`' in refused(path, subset='de')
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

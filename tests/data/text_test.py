@@ -109,7 +109,7 @@ def test_completions_alone_are_learned(tmp_path):
 
 def test_completions_that_never_fit_are_refused(tmp_path):
   make = text.Encoder(load('gpt2', tmp_path), 2, objective='next')
-  with pytest.raises(ValueError, match='--data.max_tokens'):
+  with pytest.raises(ValueError, match='`max_tokens`'):
     make(['ball goal', 'moon cloud'], ['win', 'rain'])
 
 

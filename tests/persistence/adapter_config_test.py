@@ -167,7 +167,7 @@ def test_a_head_that_names_no_classes_stays_as_it_is(tmp_path):
 
 def test_the_head_of_an_adapter_is_refused_on_another_feature(tmp_path):
   model, start, head = headed(tmp_path)
-  with pytest.raises(ValueError, match='--model.pooling'):
+  with pytest.raises(ValueError, match='`Options.pooling`'):
     peft.load(tmp_path, model._replace(reference=''), start, scale=1.0)
   with pytest.raises(ValueError, match='no class of transformers'):
     peft_test.save(tmp_path, model._replace(reference=''), start, head=head)

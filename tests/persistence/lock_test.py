@@ -57,7 +57,7 @@ def test_any_other_job_is_refused(tmp_path, monkeypatch, other):
   step(monkeypatch, start='2')
   leave(tmp_path)
   step(monkeypatch, **other)
-  with pytest.raises(ValueError, match='--break_lock'):
+  with pytest.raises(ValueError, match='`break_lock`'):
     workdir.Workdir.open(tmp_path, TEXT, resume=True)
 
 
@@ -65,7 +65,7 @@ def test_outside_of_slurm_a_lock_of_slurm_is_respected(tmp_path, monkeypatch):
   step(monkeypatch, start='2')
   leave(tmp_path)
   monkeypatch.delenv('SLURM_STEP_NODELIST')
-  with pytest.raises(ValueError, match='--break_lock'):
+  with pytest.raises(ValueError, match='`break_lock`'):
     workdir.Workdir.open(tmp_path, TEXT, resume=True)
 
 

@@ -160,9 +160,9 @@ def test_what_is_no_plain_lora_is_refused(change, message, tmp_path):
 def test_other_targets_and_ranks_are_refused_with_the_flag(tmp_path):
   model, targets = made('bert')
   save(tmp_path, model, adapter(model, targets))
-  with pytest.raises(ValueError, match='adapts mlp/up too.*--lora.targets'):
+  with pytest.raises(ValueError, match='adapts mlp/up too.*`Spec.targets`'):
     load(tmp_path, model, ('attn/q',))
-  with pytest.raises(ValueError, match='Give --lora.rank=2'):
+  with pytest.raises(ValueError, match='Give `Spec.rank`=2'):
     load(tmp_path, model, targets, rank=1)
   tensors = load_file(tmp_path / peft.WEIGHTS)
   tensors['base_model.model.bert.pooler.dense.lora_A.weight'] = np.zeros((2, 2))

@@ -113,7 +113,7 @@ def test_stages_follow_the_flags(tmp_path):
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
-  with pytest.raises(ValueError, match='--workdir'):
+  with pytest.raises(ValueError, match='`workdir`'):
     status.read(tmp_path)
 
 

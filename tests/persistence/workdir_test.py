@@ -54,7 +54,7 @@ def test_an_absent_or_empty_folder_starts_afresh(tmp_path, resume):
 
 def test_an_existing_run_needs_resume(tmp_path):
   open_workdir(tmp_path).close()
-  with pytest.raises(ValueError, match='--resume'):
+  with pytest.raises(ValueError, match='`resume`'):
     open_workdir(tmp_path)
   with open_workdir(tmp_path, resume=True) as run:
     assert run.existed
@@ -133,7 +133,7 @@ def test_a_process_number_in_use_again_is_not_the_holder(tmp_path):
 )
 def test_a_lock_that_cannot_be_judged_needs_break_lock(tmp_path, text):
   (tmp_path / 'lock.json').write_text(text)
-  with pytest.raises(ValueError, match='--break_lock'):
+  with pytest.raises(ValueError, match='`break_lock`'):
     open_workdir(tmp_path)
   assert contents(tmp_path) == {'lock.json': text}
   open_workdir(tmp_path, break_lock=True).close()

@@ -16,7 +16,7 @@ DEFAULTS = writers.parse_flags(flags.to_text(config.Config()))
 def test_a_command_gives_the_config_back(tmp_path):
   values = {
     'lora.targets': 'attn/q, attn/k',
-    'model.templates': "a 'bad' {}|$x",
+    'data.subset': "a 'bad' {}|$x",
     'client.learning_rate': 1e-4,
     'progress': False,
   }

@@ -133,7 +133,7 @@ def test_a_plan_that_holds_for_all_depths_is_made_once(monkeypatch):
 
 
 def test_a_client_that_does_not_fit_is_refused():
-  with pytest.raises(ValueError, match='Lower --client.batch_size') as error:
+  with pytest.raises(ValueError, match='Lower `Options.batch_size`') as error:
     choose(memory=model_bytes() + 1000)
   assert re.match(
     r'not one client fits: while it is trained it takes [\d.]+ kB '
@@ -148,7 +148,7 @@ def test_nor_one_whose_validation_rows_do_not():
   one = planner.Scene(algorithm, roles, world.table(), many, 1)
   memory = planner._scoring(one, world.DENSE, 1) / 0.9 + model_bytes() - 5000
   assert planner._training(one, world.DENSE, 1) < 0.9 * (memory - model_bytes())
-  with pytest.raises(ValueError, match='scored .*--eval.validation_rows'):
+  with pytest.raises(ValueError, match='scored .*`Options.validation_rows`'):
     Planner('chunk', memory=memory).choose(
       algorithm, roles, world.table(), many, [world.DENSE]
     )

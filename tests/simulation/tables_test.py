@@ -175,7 +175,7 @@ def test_the_longest_scope_that_fits_is_chosen(wanted, device, host, chosen):
 
 
 def test_a_wanted_scope_that_fits_nowhere_is_refused():
-  with pytest.raises(ValueError, match='--columns.host_budget_mb'):
+  with pytest.raises(ValueError, match='`Options.host_budget`'):
     columns.choose('run', 'auto', SIZES, 109, 99)
 
 

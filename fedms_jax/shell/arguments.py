@@ -1,0 +1,91 @@
+"""What the arguments of the library are called on the command line.
+
+Below the shell nobody knows flags: a message names arguments, in backticks, as
+a caller in Python writes them: "Lower `num_clients`.", "`Spec.rank`=5 does not
+fit". A field of a value has the name of its type in front. Here, and nowhere
+else, they become flags.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Arguments that are called as their flags are, by the section of these.
+_ALIKE = {
+  '': ('break_lock', 'resume', 'seed', 'tensorboard', 'workdir'),
+  'data': (
+    'group_column',
+    'image_size',
+    'input_column',
+    'label_column',
+    'max_tokens',
+    'novel_classes',
+    'novel_fraction',
+    'public_classes',
+    'public_fraction',
+    'public_shift',
+    'revision',
+    'source',
+    'subset',
+    'target_column',
+    'test_split',
+    'train_split',
+  ),
+  'partition': (
+    'alpha',
+    'classes_per_client',
+    'load',
+    'min_rows',
+    'num_clients',
+    'save',
+    'unseen_clients',
+  ),
+  'schedule': ('depths',),
+  'distributed': ('coordinator', 'process_id', 'processes'),
+}
+FLAGS = {
+  name: f'{section}.{name}' if section else name
+  for section, names in _ALIKE.items()
+  for name in names
+} | {
+  'encode_text': 'model.name',
+  'learning_rate': 'client.learning_rate',
+  'size': 'cohort.size',
+  'templates': 'model.templates',
+  'Options.batch_size': 'client.batch_size',
+  'Options.budget': 'columns.budget_mb',
+  'Options.chunk': 'engine.chunk',
+  'Options.head': 'model.head',
+  'Options.keep_head': 'model.keep_head',
+  'Options.host_budget': 'columns.host_budget_mb',
+  'Options.on_nan': 'on_nan',
+  'Options.pooling': 'model.pooling',
+  'Options.scope': 'columns.scope',
+  'Options.storage': 'model.storage',
+  'Options.tower': 'model.tower',
+  'Options.validation_rows': 'eval.validation_rows',
+  'Personal.tower': 'gate.tower',
+  'Personal.upload': 'fedms.upload_blocks',
+  'Placement.devices': 'engine.devices',
+  'Placement.model': 'engine.model_axis',
+  'Spec.alpha': 'lora.alpha',
+  'Spec.rank': 'lora.rank',
+  'Spec.targets': 'lora.targets',
+  'TransformerConfig.dtype': 'model.dtype',
+  'TransformerConfig.heads': 'model.heads',
+  'TransformerConfig.remat': 'model.remat',
+  'TransformerConfig.width': 'model.width',
+  'VitConfig.image': 'data.image_size',
+  'VitConfig.patch': 'model.patch',
+}
+QUOTED = re.compile(r'`([A-Za-z_][\w.]*)`')
+
+
+def in_flags(message: object) -> str:
+  """The message in the words of the command line."""
+
+  def flag(match: re.Match) -> str:
+    name = FLAGS.get(match[1])
+    return match[0] if name is None else f'--{name}'
+
+  return QUOTED.sub(flag, str(message))
