@@ -21,6 +21,7 @@ from fedms_jax.cluster import memory, signals
 from fedms_jax.persistence import writers
 from fedms_jax.persistence.workdir import write_atomic
 from fedms_jax.report import page, runs, statistics
+from fedms_jax.shell import arguments
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.commands import report as report_command
 from fedms_jax.shell.config import Config
@@ -139,7 +140,7 @@ class Contest:
     try:
       code = self._run(config, log)
     except ValueError as error:  # flags that do not fit, a non-finite loss
-      return str(error)
+      return arguments.in_flags(error)
     except Exception as error:  # a night of runs shall not end with one of them
       with open(log, 'a') as file:
         traceback.print_exc(file=file)

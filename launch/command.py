@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.shell import arguments
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.main import EXIT_USER
@@ -121,5 +122,5 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
   try:
     return main(sys.argv[1:])
   except ValueError as error:
-    print(f'launch: {error}', file=sys.stderr)
+    print(f'launch: {arguments.in_flags(error)}', file=sys.stderr)
     return EXIT_USER
