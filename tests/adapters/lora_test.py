@@ -58,7 +58,7 @@ def test_alpha_over_rank_is_the_scale_of_whatever_runs_in_a_setting():
 @pytest.mark.parametrize(
   ('spec', 'message'),
   [
-    (lora.Spec(2, 0.0, ('attn/q',)), 'alpha=0.0'),
+    (lora.Spec(2, 0.0, ('attn/q',)), 'alpha`=0.0'),
     (lora.Spec(5, 1.0, ('attn/q',)), 'allowed: 1 to 4'),
     (lora.Spec(2, 1.0, ()), 'one or more of attn/q'),
     (lora.Spec(2, 1.0, ('attn/k',)), "Did you mean 'attn/q'"),
