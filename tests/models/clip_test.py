@@ -139,7 +139,7 @@ def test_names_of_classes_have_spaces_in_prompts():
   'template', ['a photo', '', 'a {kind} of {}', 'a {0}', '{} {}', 'a {', '{!r}']
 )
 def test_a_template_has_one_place_and_no_other(template):
-  with pytest.raises(ValueError, match='--model.templates'):
+  with pytest.raises(ValueError, match='`templates`'):
     clip.class_prompts(['a {}', template], ['cat'])
 
 
