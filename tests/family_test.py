@@ -15,7 +15,7 @@ import pytest
 from fedms_jax.core import reduction, rounds, tree
 from fedms_jax.core.types import Clients, Plan, Received, Work, identity
 from fedms_jax.models.family import Model
-from fedms_jax.shell import config, methods
+from fedms_jax.shell import catalog, config, methods
 from tests import world
 from tests.algorithms import clip_world
 
@@ -24,12 +24,13 @@ FLAGS = {
   'client.optimizer': 'sgd',
   'client.learning_rate': 0.5,
   'lora.rank': 2,
+  'lora.alpha': 4.0,
   'prompt.length': 3,
-  'algorithm.pfedmoap_width': 4,
-  'algorithm.pfedmoap_heads': 2,
-  'algorithm.pfedmoap_experts': 3,
+  'pfedmoap.width': 4,
+  'pfedmoap.heads': 2,
+  'pfedmoap.experts': 3,
 }
-MORE = {'hetlora': {'lora.ranks': '1,2', 'algorithm.hetlora_prune': 0.5}}
+MORE = {'hetlora': {'lora.ranks': '1,2', 'hetlora.prune': 0.5}}
 PLAN = Plan((False, True, True), 1)
 K, BAD = 4, 3  # clients; the one whose rows are not finite
 ROWS = world.cohort_rows(clients=K)
@@ -49,7 +50,7 @@ class Case(NamedTuple):
 def case(name: str, stage: int) -> Case:
   """The stage on a small ViT, or where it needs one, a small CLIP."""
   values = FLAGS | MORE.get(name, {}) | {'algorithm.name': name}
-  clip = methods.METHODS[name].text or name == 'fedclip'
+  clip = catalog.METHODS[name].text or name == 'fedclip'
   if clip:
     values |= {'model.name': 'a/clip', 'model.head': 'zero_shot'}
   found = config.from_values(values)
@@ -69,7 +70,7 @@ def stages(name: str) -> range:
   return range(2 if name == 'fedms' else 1)
 
 
-CASES = [(name, i) for name in methods.METHODS for i in stages(name)]
+CASES = [(name, i) for name in catalog.METHODS for i in stages(name)]
 every = pytest.mark.parametrize(
   ('name', 'stage'), CASES, ids=[f'{n}-{i}' for n, i in CASES]
 )
