@@ -176,7 +176,8 @@ def class_tokens(
   tokenizer, _ = side_files.tokenizer(checkpoint)
   tokenizer.no_truncation()
   read = tokenizer.encode_batch([f'{clip.spoken(name)}.' for name in names])
-  out = {'tokens': text.padded([r.ids for r in read])}
+  out: dict[str, np.ndarray] = {}
+  out['tokens'] = text.padded([r.ids for r in read])
   length, said = p.length, f'--prompt.length={p.length}'
   if p.words:
     ids = tokenizer.encode(p.words, add_special_tokens=False).ids
