@@ -108,3 +108,41 @@ def test_the_engine_knows_no_algorithm_by_name(path):
   words = {n.id for n in ast.walk(code) if isinstance(n, ast.Name)}
   words |= {n.attr for n in ast.walk(code) if isinstance(n, ast.Attribute)}
   assert not words & names
+
+
+def _maps(path: pathlib.Path):
+  """(function, transformation) of every use of a map in a file."""
+
+  def visit(node, inside):
+    for child in ast.iter_child_nodes(node):
+      name = getattr(child, 'attr', getattr(child, 'id', None))
+      if name in ('vmap', 'pmap', 'shard_map', 'map', 'associative_scan'):
+        base = getattr(child, 'value', None)
+        if name != 'map' or getattr(base, 'attr', None) == 'lax':
+          yield inside, name
+      function = isinstance(child, ast.FunctionDef)
+      yield from visit(child, child.name if function else inside)
+
+  return visit(ast.parse(path.read_text()), '')
+
+
+def test_one_client_file_does_not_know_how_many_there_are():
+  text = (ROOT / 'core' / 'client.py').read_text()
+  assert 'num_clients' not in text and 'K' not in {
+    n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)
+  }
+
+
+def test_there_is_one_map_over_clients():
+  found = {
+    (str(path.relative_to(ROOT)), *use)
+    for path in INSIDE
+    if room(path) in ('core', 'simulation', 'cluster', 'channel')
+    for use in _maps(path)
+  }
+  assert found == {
+    ('core/rounds.py', 'mapped', 'vmap'),
+    ('core/rounds.py', 'mapped_over', 'shard_map'),
+    ('core/seeds.py', 'per_client', 'vmap'),  # keys
+    ('core/scoring.py', 'evaluate', 'map'),  # groups of rows
+  }

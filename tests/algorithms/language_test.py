@@ -11,7 +11,7 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import client, scoring
-from fedms_jax.core.types import Plan
+from fedms_jax.core.types import Plan, Start
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.server import averaged
 from tests import folders
@@ -85,7 +85,7 @@ def evaluator(kind, mix, group_bytes):
   rows = jnp.arange(ROWS, dtype=jnp.int32)
   return jax.jit(
     lambda roles, columns: scoring.evaluate(
-      algorithm, roles, columns, rows, plan, None
+      scoring.Look(algorithm, plan), roles, columns, rows
     )
   )
 
@@ -167,7 +167,9 @@ def test_a_client_learns_next_tokens():
   algorithm, roles, plan = stage(kind)
   rows = jnp.tile(jnp.arange(ROWS, dtype=jnp.int32), (8, 1))
   train = jax.jit(
-    lambda r, t: client.run(algorithm, r, t, rows, jax.random.key(0), plan)
+    lambda r, t: client.run(
+      algorithm, Start(r, plan), t, rows, jax.random.key(0)
+    )
   )
   result = train(roles, derived(kind))
   after = roles._replace(personal=result.personal)

@@ -282,7 +282,7 @@ def test_an_allocation_does_not_depend_on_the_order_of_the_cohort():
 
 @pytest.mark.parametrize('depth', [0, 7])
 def test_a_manual_depth_that_does_not_exist_is_refused(depth):
-  with pytest.raises(ValueError, match=r'schedule.depths\[1\].*1 to 6'):
+  with pytest.raises(ValueError, match=r'depths`\[1\].*1 to 6'):
     triggers.manual([1, depth], CAP)
 
 
@@ -305,3 +305,29 @@ def test_spans_cover_the_blocks_and_take_each_from_its_owner():
   rest = activation.at_rest(full, 6)
   (span,) = activation.spans([rest], 2)
   world.same(span.params, {'x': jnp.arange(2.0, 6.0)})
+
+
+def score_of(t):
+  return 0.5 + 0.1 * (-1) ** t / (1 + t)
+
+
+@pytest.mark.parametrize('delay', [1, 2])
+def test_a_delayed_schedule_plans_the_same_whatever_is_known_already(delay):
+  """Round t is planned by the scores up to t - 1 - delay: it may not matter
+  whether later ones have come in."""
+  trigger = triggers.queue(1, 6, length=2, eps=0.2, step=1)
+  plain = schedules.schedule(trigger, orders.order('top_down', 6, 0))
+  late = schedules.delayed(plain, delay)
+  assert late.delay == delay
+  states = [late.init]
+  for t in range(9):
+    told = late.observe(json.loads(json.dumps(states[-1])), t, score_of(t))
+    states.append(told)
+  seen = plain.init
+  for t in range(9):
+    if t - 1 - delay >= 0:
+      seen = plain.observe(seen, t - 1 - delay, score_of(t - 1 - delay))
+    expected = plain.active(seen, t, [3])
+    for known in range(max(0, t - delay), t + 1):
+      assert late.active(states[known], t, [3]) == expected
+  assert len(states[-1]['late']) == delay

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.adapters import lora
+from fedms_jax.core import reduction
 from fedms_jax.models import pretrained
 from fedms_jax.shell import config, methods
 from fedms_jax.shell.methods import prompts
@@ -64,7 +65,8 @@ def last(found, start):
       roles = moved(roles, jax.random.key(number + 10))
     return roles
 
-  return found[-1].algorithm, trained(start)
+  algorithm = found[-1].algorithm
+  return algorithm, reduction.begin(algorithm, trained(start), 0)[0]
 
 
 def batch():
