@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ipaddress
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import jax
 
 from fedms_jax.cluster.host import Membership
 from fedms_jax.cluster.processes import ProcessGroup, SingleProcess
-from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.cluster.signals import EXIT_SAVED, leave
 
 # Hosts of a job may be minutes apart when they start: images are pulled.
 JOIN_SECONDS = 300
@@ -43,6 +44,7 @@ def joined(member: Membership, timeout: int) -> Iterator[SingleProcess]:
       member.coordinator,
       member.processes,
       member.process_id,
+      coordinator_bind_address=bind_address(member.coordinator),
       local_device_ids=member.devices,
       cluster_detection_method='deactivate',
       initialization_timeout=max(timeout, JOIN_SECONDS),
@@ -51,6 +53,19 @@ def joined(member: Membership, timeout: int) -> Iterator[SingleProcess]:
     )
     yield ProcessGroup(member.process_id, member.processes)
     jax.distributed.shutdown()
+
+
+def bind_address(coordinator: str) -> str | None:
+  """Where process 0 listens: whoever connects there is trusted, so a run of
+  this machine alone is not offered to others. None: JAX's default, all
+  interfaces, for only they reach the hosts of a run."""
+  host, _, _ = coordinator.rpartition(':')
+  host = host.strip('[]')
+  try:
+    local = ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    local = host == 'localhost'
+  return coordinator if local else None
 
 
 @contextlib.contextmanager
@@ -67,14 +82,7 @@ def _ended_by_a_loss() -> Iterator[None]:
       'again, to be resumed.',
       file=sys.stderr,
     )
-    _exit(EXIT_SAVED)
-
-
-def _exit(code: int) -> None:
-  """Ends at once: an orderly end would wait for the lost process."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+    leave(EXIT_SAVED)  # an orderly end would wait for the lost process
 
 
 _kept = []  # C holds the handler's address only

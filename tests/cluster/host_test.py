@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedms_jax.cluster import host
+from fedms_jax.cluster import distributed, host
 from fedms_jax.cluster.host import Membership
 
 
@@ -150,3 +150,20 @@ def test_what_is_incomplete_is_an_error_that_names_it(
     find(environment, **flags)
   for part in parts:
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('coordinator', 'local'),
+  [
+    ('127.0.0.1:61440', True),
+    ('127.8.8.8:1', True),
+    ('localhost:1', True),
+    ('[::1]:1', True),
+    ('10.0.0.1:61440', False),
+    ('node1:61440', False),
+    ('localhost.example.org:1', False),
+  ],
+)
+def test_a_run_of_one_machine_is_offered_to_no_other(coordinator, local):
+  found = distributed.bind_address(coordinator)
+  assert found == (coordinator if local else None)
