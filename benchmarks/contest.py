@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from fedms_jax.cluster import memory, signals
 from fedms_jax.persistence import writers
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
+from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import page, runs, statistics
 from fedms_jax.shell import arguments
 from fedms_jax.shell import flags as fedms_flags
@@ -115,7 +116,7 @@ class Contest:
     that is not possible, with the reason in `missing`."""
     folder, name = self.root / job.folder, job.folder
     self.planned = [other for other in self.planned if other.folder != name]
-    if not (folder / 'summary.json').exists():
+    if Workdir(folder, True, None).result() is None:
       start = time.monotonic()
       config = self.config(job)
       problem = self._attempt(config, folder)

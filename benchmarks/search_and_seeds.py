@@ -10,6 +10,7 @@ from typing import NamedTuple
 from benchmarks import contest, shared_runs, tuning
 from benchmarks.contest import Contest, Entry, Flags, Job
 from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import statistics
 from launch import command, grid
 
@@ -292,7 +293,8 @@ class Championship:
       budget = statistics.volume(found)
     for job in jobs:
       settled = tuning.matched(self._game, job, budget)
-      if (self._game.root / settled.folder / 'summary.json').exists():
+      folder = self._game.root / settled.folder
+      if Workdir(folder, True, None).result() is not None:
         done.append(settled)
         self._points.append(settled)
     self.write()

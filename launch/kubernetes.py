@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedms_jax.cluster.signals import EXIT_SAVED
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
 from fedms_jax.shell.main import EXIT_USER
 from launch import command
 

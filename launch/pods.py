@@ -7,7 +7,7 @@ import json
 import shlex
 from collections.abc import Sequence
 
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
 from launch import kubernetes
 
 FILE = 'jobs.yaml'

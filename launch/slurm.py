@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
 from launch import command
 
 SCRIPT = 'job.sbatch'

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fedms_jax.persistence import status
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
 from launch import array, command, grid, kubernetes, pods, pool, slurm, table

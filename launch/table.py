@@ -3,13 +3,12 @@ varied flag, score and total."""
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from fedms_jax.persistence import writers
+from fedms_jax.persistence import files, writers
+from fedms_jax.persistence.workdir import Workdir
 from launch import grid
 
 
@@ -25,9 +24,8 @@ def rows(
   found, missing = [], []
   for folder, point in points.items():
     workdir = root / folder
-    try:
-      summary = json.loads((workdir / 'summary.json').read_text())
-    except FileNotFoundError:
+    summary = Workdir(workdir, True, None).result()
+    if summary is None:
       missing.append(folder)
       continue
     values = point if len(point) == len(names) else _flags(workdir)
@@ -45,12 +43,8 @@ def write(path: pathlib.Path, found: list[dict[str, Any]]) -> None:
   import pandas  # lazy: slow, and only collecting needs it
 
   table = pandas.DataFrame(found)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  if path.suffix == '.parquet':
-    table.to_parquet(temporary, index=False)
-  else:
-    table.to_csv(temporary, index=False)
-  os.replace(temporary, path)
+  save = table.to_parquet if path.suffix == '.parquet' else table.to_csv
+  files.write_whole(path, lambda file: save(file, index=False))
 
 
 def _flags(workdir: pathlib.Path) -> dict[str, str]:

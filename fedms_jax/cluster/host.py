@@ -134,19 +134,30 @@ def _slurm(environment: Mapping[str, str]) -> Membership:
   )
 
 
-def slurm_start(environment: Mapping[str, str]) -> list[str | int] | None:
-  """Which start of which SLURM job step this is: [cluster, step, number].
+def start(environment: Mapping[str, str]) -> list[str | int] | None:
+  """Which start of which job this is: [scheduler, job, start].
 
-  The number grows each time the job is put back into the queue, all else
-  stays. None outside of a step.
+  A job that is put back into the queue keeps the first two. The starts of a
+  SLURM job are counted; those of a pod of a Job have names. None elsewhere.
   """
-  if not _in_slurm_step(environment):
-    return None
-  return [
-    environment.get('SLURM_CLUSTER_NAME', ''),
-    f'{environment["SLURM_JOB_ID"]}.{environment["SLURM_STEP_ID"]}',
-    int(environment.get('SLURM_RESTART_COUNT', 0)),
-  ]
+  if _in_slurm_step(environment):
+    cluster = environment.get('SLURM_CLUSTER_NAME', '')
+    step = f'{environment["SLURM_JOB_ID"]}.{environment["SLURM_STEP_ID"]}'
+    again = int(environment.get('SLURM_RESTART_COUNT', 0))
+    return ['slurm', f'{cluster}/{step}', again]
+  if 'FEDMS_JOB' in environment:  # `launch.kubernetes` sets it
+    return ['kubernetes', environment['FEDMS_JOB'], environment['FEDMS_POD']]
+  return None
+
+
+def put_back(theirs: list | None, ours: list | None) -> bool:
+  """Whether `theirs` is an earlier start of our own job: the scheduler ends
+  all processes of a start before the next one, on any hosts."""
+  if not theirs or not ours or theirs[:-1] != ours[:-1]:
+    return False
+  if ours[0] == 'slurm':
+    return theirs[-1] < ours[-1]
+  return theirs[-1] != ours[-1]
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:

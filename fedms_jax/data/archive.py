@@ -34,6 +34,12 @@ def save(path: str, federation: Federation) -> None:
   for name in _LISTS:
     arrays[name] = getattr(federation, name)
   target = pathlib.Path(path).expanduser()
+  if target.exists() and not target.is_file():
+    raise ValueError(
+      f'`save`={path} cannot be written: a folder or a device is '
+      'there, which no file can replace. Name a file.'
+    )
+  target = pathlib.Path(os.path.realpath(target))  # not the link to it
   partial = target.with_name(f'.{target.name}.{os.getpid()}')
   try:
     with partial.open('wb') as file:

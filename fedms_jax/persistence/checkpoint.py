@@ -1,9 +1,9 @@
 """Checkpoints of a run: named trees of arrays and a JSON state.
 
-Orbax writes them in the background, atomically, and keeps the newest ones.
-All leaves travel as one buffer of bytes: orbax spends milliseconds on every
-array it is given, and a run of short rounds saves dozens of small ones each
-round. A checksum over buffer and state finds any damage at restore.
+Each is a folder named by its step, made under another name and renamed when
+it is on the disk. In it all leaves travel as one buffer of bytes in a file of
+safetensors, with the JSON as its metadata: a run of short rounds has dozens
+of small arrays. A checksum over buffer and state finds any damage at restore.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core.types import Tree
+from fedms_jax.persistence import files
 
 # Item, key path, dtype and shape of every leaf, in the order of the buffer.
 Layout = list[list[Any]]
+_FILE = 'checkpoint.safetensors'
 
 
 class Checkpointer:
@@ -43,55 +47,42 @@ class Checkpointer:
       read_only: another process may save there; nothing is changed.
       peers: of several processes the first one saves, the others read.
     """
-    import orbax.checkpoint as ocp  # lazy: slow, and not every run saves
-
-    peers = peers or SingleProcess()
-    read_only = read_only or not peers.primary
-    alone = ocp.options.MultiprocessingOptions()
-    if peers.processes > 1:  # else orbax would wait for all to save together
-      own = peers.process_id
-      alone = ocp.options.MultiprocessingOptions(
-        primary_host=own,
-        active_processes={own},
-        barrier_sync_key_prefix=f'process-{own}',
-      )
-      # Orbax makes no folder for some of the processes.
-      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    self._args = ocp.args
     self._folder = pathlib.Path(folder).absolute()
-    self._orbax = ocp.CheckpointManager(
-      self._folder,
-      item_names=('arrays', 'state'),
-      item_handlers={
-        'arrays': ocp.StandardCheckpointHandler(),
-        'state': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        # Of a process killed while it saved.
-        cleanup_tmp_directories=not read_only,
-        create=not read_only and peers.processes == 1,
-        lightweight_initialize=True,  # a damaged step must not stop us here
-        save_root_metadata=False,
-        multiprocessing_options=alone,
-      ),
-    )
+    self._keep = keep
+    self._writer = futures.ThreadPoolExecutor(1, 'checkpoint')
+    self._saving: futures.Future | None = None
+    if read_only or not (peers or SingleProcess()).primary:
+      return
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(self._folder):
+      if name.endswith(('.tmp', '.old')):  # a kill left it
+        shutil.rmtree(self._folder / name, ignore_errors=True)
 
   def oldest(self) -> int | None:
     """The oldest finished checkpoint that is kept, None if there is none.
 
     No resume goes back behind it, so older personal states can be dropped.
     """
-    names = os.listdir(self._folder)  # unfinished ones have a longer name
-    return min((int(name) for name in names if name.isdigit()), default=None)
+    return min(self._steps(), default=None)
+
+  @property
+  def saving(self) -> bool:
+    """Whether a save is under way. Raises what went wrong with the last one."""
+    if self._saving is not None and self._saving.done():
+      self.wait()
+    return self._saving is not None
 
   def save(
-    self, step: int, arrays: Mapping[str, Tree], state: Mapping[str, Any]
+    self,
+    step: int,
+    arrays: Mapping[str, Tree],
+    state: Mapping[str, Any],
+    before: Callable[[], None] = lambda: None,
   ) -> None:
-    """Copies the arrays to the host and starts writing them.
+    """Copies the arrays to the host, and writes them in a thread.
 
     Waits for the save before this one. An error in the background is raised
-    by the next `save`, `wait` or `close`.
+    by the next `save`, `saving`, `wait` or `close`.
 
     Args:
       step: number of the checkpoint, larger than all before.
@@ -99,20 +90,37 @@ class Checkpointer:
         random keys go in as `jax.random.key_data`. Arrays must be whole on
         this process, replicated ones included.
       state: what JSON can hold; tuples come back as lists.
+      before: is called in the thread first; returns when what the checkpoint
+        counts on is on the disk.
     """
+    self.wait()
+    if step in self._steps():
+      raise ValueError(f'checkpoint {self._folder / str(step)} already exists.')
     layout, packed = _pack(arrays)
     text = json.dumps({'layout': layout, 'state': state})
-    # Read back, because the caller may change `state` before it is written.
-    body = {'crc32': _checksum(text, packed), **json.loads(text)}
-    args = self._args
-    self._orbax.save(
-      step,
-      args=args.Composite(
-        arrays=args.StandardSave({'packed': packed}),
-        state=args.JsonSave(body),
-      ),
-      force=True,  # else orbax skips a step that is not new without a word
-    )
+    self._saving = self._writer.submit(self._write, step, text, packed, before)
+
+  def _write(self, step: int, text: str, packed: np.ndarray, before) -> None:
+    """Writes a checkpoint and removes the oldest, in the thread."""
+    import safetensors.numpy
+
+    before()
+    metadata = {'body': text, 'crc32': str(_checksum(text, packed))}
+    data = safetensors.numpy.save({'packed': packed}, metadata)
+    unfinished = self._folder / f'{step}.tmp'
+    try:
+      unfinished.mkdir()
+      files.write_whole(unfinished / _FILE, lambda file: file.write(data))
+      os.rename(unfinished, self._folder / str(step))
+    except BaseException:
+      shutil.rmtree(unfinished, ignore_errors=True)
+      raise
+    files.sync_folder(self._folder)
+    for old in sorted(self._steps())[: -self._keep]:
+      # Renamed first: a kill must not leave half of what counts as finished.
+      gone = self._folder / f'{old}.old'
+      os.rename(self._folder / str(old), gone)
+      shutil.rmtree(gone, ignore_errors=True)
 
   def restore_latest(
     self,
@@ -134,7 +142,7 @@ class Checkpointer:
       ValueError: the checkpoint is damaged, or does not fit the template.
     """
     self.wait()
-    step = self._orbax.latest_step()
+    step = max(self._steps(), default=None)
     if step is None:
       return None
     layout, packed, state = self._read(step)
@@ -151,36 +159,53 @@ class Checkpointer:
 
   def _read(self, step: int) -> tuple[Layout, np.ndarray, dict[str, Any]]:
     """Layout, buffer and state of a step, proven to be what was saved."""
-    args = self._args
-    try:
-      restored = self._orbax.restore(
-        step,
-        args=args.Composite(
-          arrays=args.StandardRestore(), state=args.JsonRestore()
-        ),
+    import safetensors
+
+    path = self._folder / str(step)
+    if (path / '_CHECKPOINT_METADATA').exists():
+      raise ValueError(
+        f'checkpoint {path} is of an earlier version, in the format of orbax. '
+        'End that run with the version that it was started with, or start it '
+        'again in another folder.'
       )
-      body = dict(restored['state'])
-      packed = np.asarray(restored['arrays']['packed'])
-      crc32 = body.pop('crc32')
-      if _checksum(json.dumps(body), packed) != crc32:
+    try:
+      with safetensors.safe_open(path / _FILE, 'np') as file:
+        metadata, packed = file.metadata(), file.get_tensor('packed')
+      text = metadata['body']
+      if str(_checksum(text, packed)) != metadata['crc32']:
         raise ValueError('the checksum is wrong')
     except Exception as e:  # whatever a damaged file makes the reader raise
-      older = [other for other in self._orbax.all_steps() if other < step]
+      if files.limit(e):
+        raise
+      older = [other for other in self._steps() if other < step]
       then = f'step {max(older)}' if older else 'the start'
       raise ValueError(
-        f'checkpoint {self._folder / str(step)} is damaged '
-        f'({type(e).__name__}: {str(e)[:200]}). Remove that folder and resume: '
-        f'the run goes on from {then}.'
+        f'checkpoint {path} is damaged ({type(e).__name__}: {str(e)[:200]}). '
+        f'Remove that folder and resume: the run goes on from {then}.'
       ) from e
+    body = json.loads(text)
     return body['layout'], packed, body['state']
+
+  def _steps(self) -> list[int]:
+    """All finished checkpoints; unfinished ones have a longer name."""
+    try:
+      names = os.listdir(self._folder)
+    except FileNotFoundError:
+      return []
+    return [int(name) for name in names if name.isdigit()]
 
   def wait(self) -> None:
     """Returns when all saves are on the disk."""
-    self._orbax.wait_until_finished()
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
 
   def close(self) -> None:
-    """Waits for all saves and stops the threads."""
-    self._orbax.close()
+    """Waits for all saves and stops the thread."""
+    try:
+      self.wait()
+    finally:
+      self._writer.shutdown()
 
 
 def _pack(arrays: Mapping[str, Tree]) -> tuple[Layout, np.ndarray]:
@@ -194,7 +219,7 @@ def _pack(arrays: Mapping[str, Tree]) -> tuple[Layout, np.ndarray]:
       raise ValueError(f'{item}{path} is no array of numbers: {leaf!r}.')
     layout.append([item, path, leaf.dtype.name, list(leaf.shape)])
     chunks.append(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-  chunks.append(np.zeros(1, np.uint8))  # orbax saves no empty array
+  chunks.append(np.zeros(1, np.uint8))  # safetensors maps no empty array
   return layout, np.concatenate(chunks)
 
 

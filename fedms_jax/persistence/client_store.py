@@ -51,6 +51,7 @@ class ClientStore:
     self._lock = threading.Lock()
     self._unwritten: dict[int, _Unwritten] = {}  # by client, the newest
     self._writer = futures.ThreadPoolExecutor(1, 'client-store-write')
+    self._failed: BaseException | None = None
     # The version at the time, and the future, of every task of the writer.
     self._writes: collections.deque = collections.deque()
 
@@ -121,12 +122,18 @@ class ClientStore:
     Costs time in proportion to what was written since the last call. Where
     nothing is ever rolled back, call it with each round's version.
     """
-    self._submit(self._rows.collect, version)
+    self._submit(self._on_rows, self._rows.collect, version)
 
   def flush(self) -> None:
-    """Waits until everything scattered would survive a loss of power."""
+    """Returns when everything scattered would survive a loss of power."""
+    self.flushing().result()
     self._settle()
-    self._rows.sync()
+
+  def flushing(self) -> futures.Future:
+    """What is done when everything scattered until now would survive a loss
+    of power; it may be waited for in any thread."""
+    self._submit(self._on_rows, self._rows.sync)
+    return self._writes[-1][1]
 
   def close(self) -> None:
     """Writes what is left and closes the files."""
@@ -158,7 +165,8 @@ class ClientStore:
     except BaseException as e:  # who waits for the rows must not wait forever
       rows.set_exception(e)
       raise
-    self._rows.write(ids, rows.result(), version)
+    # Who waits for the rows has them, also after an earlier failure.
+    self._on_rows(self._rows.write, ids, rows.result(), version)
     with self._lock:
       for client, row in zip(ids.tolist(), unwritten, strict=True):
         if self._unwritten.get(client) is row:  # not scattered again since
@@ -171,7 +179,23 @@ class ClientStore:
       or len({version for version, _ in self._writes}) > _MAX_WRITES
     ):
       self._writes.popleft()[1].result()
-    self._writes.append((self._version, self._writer.submit(task, *args)))
+    future = self._writer.submit(self._run, task, *args)
+    self._writes.append((self._version, future))
+
+  def _run(self, task, *args) -> None:
+    """A task in the writer's thread."""
+    try:
+      task(*args)
+    except BaseException as e:
+      self._failed = self._failed or e
+      raise
+
+  def _on_rows(self, change, *args) -> None:
+    """Changes the files, unless a change before has failed: a checkpoint must
+    not count on what is not there."""
+    if self._failed is not None:
+      raise self._failed
+    change(*args)
 
   def _settle(self) -> None:
     """Waits for the writer."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -68,6 +71,12 @@ class NoPersonal:
   def flush(self) -> None:
     """Nothing to write."""
 
+  def flushing(self) -> futures.Future:
+    """Nothing to wait for."""
+    done = futures.Future()
+    done.set_result(None)
+    return done
+
   def close(self) -> None:
     """Nothing to close."""
 
@@ -89,14 +98,26 @@ class Memory:
     del simulation
     return None
 
-  persistent = False  # whether `save` is worth waiting for a round's metrics
-
   def after_round(self, simulation, state: StageState, store) -> None:
     """A round is dispatched; older personal states are not needed again."""
     store.collect(simulation.version(state))
 
+  persistent = False
+
+  def due(self, rounds: int) -> bool:
+    """Whether the state after so many rounds of a stage is to be saved. All
+    processes ask after each round, and get the same answer."""
+    del rounds
+    return False
+
   def save(self, simulation, state: StageState, store: ClientStore) -> None:
-    """Saves the state between two rounds."""
+    """Saves the state between two rounds; returns when it has a copy."""
+
+  def before_saving(self, sync: Callable[[], None]) -> None:
+    """Has a function called before each save."""
+
+  def wait(self) -> None:
+    """Returns when everything saved would survive a loss of power."""
 
   def store(self, name: str, initial: Any) -> ClientStore | NoPersonal:
     """The personal store of a stage."""
@@ -107,8 +128,9 @@ class Memory:
     return self._stores[name]
 
   def close(self) -> None:
-    for store in self._stores.values():
-      store.close()
+    with contextlib.ExitStack() as stack:  # one that fails keeps none open
+      for store in self._stores.values():
+        stack.callback(store.close)
 
   def _open(self, name: str, initial: Tree) -> ClientStore:
     return ClientStore(initial)
@@ -121,11 +143,36 @@ class Disk(Memory):
   in it, because it never changes. Personal states carry the number of their
   round, so that a resumed run sees those of its checkpoint. Of several
   processes each has a store of its own, and the first one the checkpoints.
+
+  Rounds go on while a thread writes; what went wrong there is raised by the
+  next call.
   """
 
-  def __init__(self, workdir, keep: int, peers: SingleProcess | None = None):
+  def __init__(
+    self,
+    workdir,
+    keep: int,
+    peers: SingleProcess | None = None,
+    *,
+    every: int = 1,
+    seconds: float = 0.0,
+  ):
+    """Opens the workdir's checkpoints.
+
+    Args:
+      workdir: an open `Workdir`.
+      keep: how many checkpoints are kept.
+      peers: the processes of the run.
+      every: rounds between checkpoints; 0: whatever their number.
+      seconds: from one checkpoint to the next; 0: however long it takes.
+    """
     super().__init__(peers)
+    self._every = every
+    self._seconds = seconds
+    self._began = time.monotonic()  # the last save, or this
+    self._first: list[Callable[[], None]] = []
     self._workdir = workdir
+    workdir.begin()
     self._checkpoints = Checkpointer(
       workdir.checkpoints, keep, peers=self.peers
     )
@@ -137,27 +184,59 @@ class Disk(Memory):
       own = f'process-{self.peers.process_id}-of-{self.peers.processes}'
       folder = folder / own
     store = ClientStore(initial, folder)
-    # A stage may have been killed before its first checkpoint.
-    store.rollback(self._resumed_at)
+    try:
+      # A stage may have been killed before its first checkpoint.
+      store.rollback(self._resumed_at)
+    except BaseException:
+      store.close()
+      raise
     return store
-
-  persistent = True
 
   def after_round(self, simulation, state, store):
     """Older states are dropped when a checkpoint is safe, not before."""
+
+  persistent = True
+
+  def before_saving(self, sync):
+    """In the thread; it returns when what belongs to the rounds before is on
+    the disk."""
+    self._first.append(sync)
+
+  def due(self, rounds):
+    saving = self._checkpoints.saving
+    if self._every and rounds % self._every == 0:
+      return True
+    if not self._seconds:
+      return False
+    late = time.monotonic() - self._began >= self._seconds and not saving
+    if self.peers.processes > 1:  # the clock of the first counts
+      late = bool(self.peers.first(np.int32(late)))
+    return late
+
+  def wait(self):
+    self._checkpoints.wait()
 
   def pretrained(self, shapes, train):
     return kept(self._workdir.root / 'pretrained', shapes, train, self.peers)
 
   def save(self, simulation, state, store):
-    store.flush()
-    # After this, all stores are safe.
+    self._began = time.monotonic()
+    self._checkpoints.wait()
+    if self.peers.processes > 1:
+      store.flush()
+    # After this, the stores of all others are safe.
     versions = self.peers.gathered(np.int32(store.version))
     oldest = self._checkpoints.oldest()
     if self.peers.primary:
       plain = _plain(simulation, state) | {'stores': versions.tolist()}
-      version = simulation.version(state)
-      self._checkpoints.save(version, _arrays(state), plain)
+      version, safe = simulation.version(state), store.flushing()
+
+      def before():
+        safe.result()
+        for sync in self._first:
+          sync()
+
+      self._checkpoints.save(version, _arrays(state), plain, before)
     if oldest is not None:
       store.collect(oldest)
 
@@ -195,8 +274,10 @@ class Disk(Memory):
       )
 
   def close(self):
-    super().close()
-    self._checkpoints.close()
+    try:
+      self._checkpoints.close()  # which may wait for a store
+    finally:
+      super().close()
 
 
 def _arrays(state: StageState) -> dict[str, Any]:

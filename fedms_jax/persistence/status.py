@@ -5,14 +5,14 @@ Nothing is written and nothing locked, so the run may go on meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import json
 import pathlib
 import statistics
 import time
 from typing import Any, NamedTuple
 
-from fedms_jax.persistence import workdir, writers
+from fedms_jax.persistence import files, lock, workdir, writers
 
 _RECENT = 20  # rounds that the speed is taken from
 
@@ -70,7 +70,7 @@ def read(path: str | pathlib.Path, now: float | None = None) -> Status:
     ValueError: there is no run in it.
   """
   folder = workdir.Workdir.look(path)
-  held = workdir.holder(folder.root)
+  held = lock.holder(folder.root)
   records = []
   if folder.metrics.exists():
     records = writers.read_metrics(folder.metrics)
@@ -125,15 +125,15 @@ _ADVICE = {
 def _state(folder: workdir.Workdir, held) -> str:
   if held is not None and held[1] is not False:
     return 'running' if held[1] else 'running elsewhere'
-  if folder.summary.exists():
+  if folder.result() is not None:
     return 'finished'
   return 'saved' if held is None else 'killed'
 
 
 def _stages(folder: workdir.Workdir) -> list[tuple[str, int | None]]:
   """Stages and their rounds."""
-  if folder.stages.exists():
-    found = json.loads(folder.stages.read_text(encoding='utf-8'))
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    found = files.read_json(folder.stages)
     return [(stage['name'], stage['rounds']) for stage in found]
   # The run has not come so far, or is of a version without this file.
   values = writers.parse_flags(folder.flags.read_text(encoding='utf-8'))

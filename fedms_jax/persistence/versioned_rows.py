@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fedms_jax.persistence import files, lmdb_file
+
 
 class Rows(Protocol):
   """K rows of `width` bytes each are uint8 `[K, width]`, ids int64 `[K]`."""
@@ -142,23 +144,32 @@ class LmdbRows:
     self._lmdb = lmdb
     self._path = os.fspath(path)
     os.makedirs(self._path, exist_ok=True)
+    lmdb_file.check(self._path)
+    _reserve(os.path.join(self._path, 'lock.mdb'))
     try:
       self._env = _open_largest(lmdb, self._path)
-      self._env.reader_check()  # killed readers would keep pages from reuse
-      self._rows = self._env.open_db(b'rows')
-      self._log = self._env.open_db(b'log')
-      self._meta = self._env.open_db(b'meta')
-    except lmdb.Error as e:
+    except _damage(lmdb) as e:
       raise ValueError(
         f'the client store {self._path} cannot be opened ({e}). If its files '
         'are damaged, start the run again in another folder.'
       ) from e
-    with self._env.begin(write=True) as txn:
-      found = txn.get(b'layout', db=self._meta)
-      if found is None:
-        txn.put(b'layout', layout.encode(), db=self._meta)
-    if found is not None and found.decode() != layout:
+    try:
+      self._open_tables(layout)
+    except BaseException:
       self._env.close()
+      raise
+
+  def _open_tables(self, layout: str) -> None:
+    with self._storage():
+      self._env.reader_check()  # killed readers would keep pages from reuse
+      self._rows = self._env.open_db(b'rows')
+      self._log = self._env.open_db(b'log')
+      self._meta = self._env.open_db(b'meta')
+      with self._env.begin(write=True) as txn:
+        found = txn.get(b'layout', db=self._meta)
+        if found is None:
+          txn.put(b'layout', layout.encode(), db=self._meta)
+    if found is not None and found.decode() != layout:
       raise ValueError(
         f'the client store {self._path} is of another model: '
         f'{_first_difference(json.loads(found), json.loads(layout))}. '
@@ -166,12 +177,12 @@ class LmdbRows:
       )
 
   def version(self) -> int:
-    with self._env.begin(db=self._log) as txn:
+    with self._storage(), self._env.begin(db=self._log) as txn:
       cursor = txn.cursor()
       return _pair(cursor.key())[0] if cursor.last() else -1
 
   def touched(self) -> np.ndarray:
-    with self._env.begin(db=self._rows) as txn:
+    with self._storage(), self._env.begin(db=self._rows) as txn:
       keys = b''.join(txn.cursor().iternext(values=False))
     pairs = np.frombuffer(keys, '>u8').reshape(-1, 2)
     return np.unique(pairs[:, 0]).astype(np.int64)
@@ -179,7 +190,8 @@ class LmdbRows:
   def read(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
     found = np.zeros(len(ids), bool)
     prefixes = ids.astype('>u8').tobytes()
-    with self._env.begin(db=self._rows, buffers=True) as txn:
+    begin = self._env.begin
+    with self._storage(), begin(db=self._rows, buffers=True) as txn:
       cursor = txn.cursor()
       for i in range(len(ids)):
         prefix = prefixes[8 * i : 8 * i + 8]
@@ -225,7 +237,8 @@ class LmdbRows:
     self._change(drop)
 
   def sync(self) -> None:
-    self._env.sync(True)
+    with self._storage():
+      self._env.sync(True)
 
   def close(self) -> None:
     self._env.close()
@@ -242,14 +255,17 @@ class LmdbRows:
 
   def _change(self, change: Callable[[Any], None]) -> None:
     """Runs one write transaction; on an error nothing of it remains."""
-    try:
-      with self._env.begin(write=True) as txn:
-        change(txn)
-    except self._lmdb.Error as e:
-      raise OSError(
-        f'the client store {self._path} cannot be written: {e}. Its disk, or '
-        f'the address space of this process, may be full.'
-      ) from e
+    with self._storage(), self._env.begin(write=True) as txn:
+      change(txn)
+
+  def _storage(self):
+    """Errors of LMDB are those of storage. (A write that the disk takes in
+    part is an input/output error to it.)"""
+    return files.storage(
+      f'the client store {self._path}: its disk, its quota or the address '
+      'space of this process may be full',
+      self._lmdb.Error,
+    )
 
 
 class LmdbSnapshot:
@@ -264,6 +280,7 @@ class LmdbSnapshot:
     import lmdb
 
     path = os.fspath(path)
+    lmdb_file.check(path)
     lock = os.access(os.path.join(path, 'lock.mdb'), os.W_OK)
     self._env = lmdb.open(path, readonly=True, lock=lock, max_dbs=3)
     self._txn = self._env.begin()
@@ -308,6 +325,24 @@ def _row_key(client: int, version: int) -> bytes:
 
 def _pair(key: bytes) -> tuple[int, int]:
   return _PAIR.unpack(key)
+
+
+def _damage(lmdb) -> tuple[type[Exception], ...]:
+  """What says that a file is damaged, and not that storage has run out."""
+  return lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError
+
+
+def _reserve(path: str) -> None:
+  """Takes the room of LMDB's lock file, which is written through a map: on a
+  full disk that would kill the process (SIGBUS)."""
+  descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o664)
+  try:
+    os.posix_fallocate(descriptor, 0, 2**14)
+  except OSError as e:
+    if e.errno in files.LIMITS:
+      raise
+  finally:
+    os.close(descriptor)
 
 
 def _open_largest(lmdb, path: str):

@@ -6,16 +6,18 @@ become null.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedms_jax.persistence import workdir
+from fedms_jax.persistence import files
 
 CLOCK_SUFFIX = 'seconds'
 
@@ -42,17 +44,18 @@ def timeless(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MetricsFile:
-  """metrics.jsonl: one line per stage and round, on the disk at once.
+  """metrics.jsonl: one line per stage and round, seen by readers at once.
 
-  Write the line of a round before the checkpoint of that round is saved:
-  then a resumed file is that of an uninterrupted run, but for the fields
-  that end in `seconds`.
+  Write the line of a round, and call `sync`, before the checkpoint of that
+  round is saved: then a resumed file is that of an uninterrupted run, but for
+  the fields that end in `seconds`.
   """
 
   def __init__(
     self,
     path: str | os.PathLike,
     resume_at: tuple[int, int] | None = None,
+    rounds: Sequence[int] = (),
   ):
     """Opens the file and drops what the checkpoint does not know of.
 
@@ -60,17 +63,19 @@ class MetricsFile:
       path: the file; made if absent.
       resume_at: stage and round of the checkpoint that the run goes on from;
         later lines are cut off. None: the run starts afresh.
+      rounds: of the stages before that one, all of whose lines are there.
 
     Raises:
-      ValueError: a line before the last one is damaged.
+      ValueError: a line before the last one is damaged, or lines of rounds
+        that the checkpoint has seen are not there.
     """
     path = pathlib.Path(path)
-    kept = []
-    if resume_at is not None and path.exists():
-      lines = _lines(path)
-      kept = [raw for raw, at in lines if at is not None and at <= resume_at]
+    lines = _lines(path) if resume_at is not None and path.exists() else []
+    kept = [(raw, at) for raw, at in lines if at and at <= resume_at]
+    if resume_at is not None:
+      _check_complete(path, [at for _, at in kept], resume_at, rounds)
     self._file = open(path, 'ab')
-    self._file.truncate(sum(map(len, kept)))
+    self._file.truncate(sum(len(raw) for raw, _ in kept))
 
   def write(self, stage: int, round: int, values: Mapping[str, Any]) -> None:
     """Appends a line: stage, round, then `values`."""
@@ -81,8 +86,38 @@ class MetricsFile:
     self._file.write(line.encode() + b'\n')
     self._file.flush()
 
+  def sync(self) -> None:
+    """Returns when all lines would survive a loss of power. Any thread."""
+    os.fsync(self._file.fileno())
+
   def close(self) -> None:
     self._file.close()
+
+
+def _check_complete(
+  path: pathlib.Path,
+  found: list[tuple[int, int]],
+  last: tuple[int, int],
+  rounds: Sequence[int],
+) -> None:
+  """Raises `ValueError` unless there is one line for every round up to the
+  last one: the summary of the run is made of them."""
+  stage, round = last
+  each = [*rounds[:stage], round + 1]
+  wanted = [(s, t) for s, count in enumerate(each) for t in range(count)]
+  if found == wanted:
+    return
+  missing = [at for at in wanted if at not in set(found)]
+  what = f'lacks {len(missing)} of its {len(wanted)} lines'
+  if missing:
+    what += f', the first of them stage {missing[0][0]}, round {missing[0][1]}'
+  else:
+    what = 'has lines twice or in another order'
+  raise ValueError(
+    f'{path} {what}, up to the checkpoint that the run goes on from. Bring '
+    'the file back, remove the checkpoints that are newer than its lines, or '
+    'start the run again in another folder.'
+  )
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -127,7 +162,14 @@ def _lines(path: pathlib.Path) -> list[tuple[bytes, tuple[int, int] | None]]:
 
 
 class TensorBoard:
-  """TensorBoard events: the scalars of each stage in a folder of its own."""
+  """TensorBoard events: the scalars of each stage in a folder of its own.
+
+  They are written by the thread that calls, so that an error of the disk is
+  raised where it happens. (tensorboardX's own writer has a thread, which dies
+  of it and leaves the run waiting.)
+  """
+
+  FLUSH_SECONDS = 10.0
 
   def __init__(
     self, folder: str | os.PathLike, resume_at: tuple[int, int] | None = None
@@ -142,27 +184,47 @@ class TensorBoard:
     """
     try:
       import tensorboardX  # lazy: not every run needs it
+      from tensorboardX import event_file_writer
+      from tensorboardX.proto import event_pb2
     except ImportError as e:
       raise ValueError(
         f'TensorBoard events need the package tensorboardX ({e}). Install it, '
         'or write none: `tensorboard`=false.'
       ) from e
-    self._new = tensorboardX.SummaryWriter
+    self._scalar = tensorboardX.summary.scalar
+    self._events = event_pb2
+    self._new = event_file_writer.EventsWriter
     self._folder = pathlib.Path(folder)
     self._resume_at = resume_at
     self._writers = {}
+    self._flushed = time.monotonic()
 
   def write(self, stage: int, round: int, values: Mapping[str, Any]) -> None:
     """Adds the numbers among `values`."""
     if stage not in self._writers:
-      self._writers[stage] = self._new(
-        str(self._folder / f'stage{stage}'),
-        purge_step=self._first(stage),
-        flush_secs=10,
-      )
+      self._open(stage)
+    writer = self._writers[stage]
     for name, value in plain(values).items():
       if isinstance(value, bool | int | float):
-        self._writers[stage].add_scalar(name, value, round)
+        summary = self._scalar(name, value)
+        writer.write_event(self._event(round, summary=summary))
+    if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+      self._flushed = time.monotonic()
+      writer.flush()
+
+  def _open(self, stage: int) -> None:
+    folder = self._folder / f'stage{stage}'
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two starts within a second would else share a file.
+    own = f'.{os.getpid()}'
+    writer = self._writers[stage] = self._new(str(folder / 'events'), own)
+    first = self._first(stage)
+    if first is not None:
+      start = self._events.SessionLog(status=self._events.SessionLog.START)
+      writer.write_event(self._event(first, session_log=start))
+
+  def _event(self, step: int, **what):
+    return self._events.Event(wall_time=time.time(), step=step, **what)
 
   def _first(self, stage: int) -> int | None:
     """The first round of the stage whose earlier events do not count."""
@@ -171,11 +233,12 @@ class TensorBoard:
     return self._resume_at[1] + 1 if stage == self._resume_at[0] else 0
 
   def close(self) -> None:
-    for writer in self._writers.values():
-      writer.close()
+    with contextlib.ExitStack() as stack:  # one that fails keeps none open
+      for writer in self._writers.values():
+        stack.callback(writer.close)
 
 
 def write_summary(path: pathlib.Path, summary: Mapping[str, Any]) -> None:
   """Writes summary.json, whole or not at all."""
   text = json.dumps(plain(summary), indent=2, allow_nan=False)
-  workdir.write_atomic(pathlib.Path(path), text + '\n')
+  files.write_atomic(pathlib.Path(path), text + '\n')

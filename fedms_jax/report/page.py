@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from fedms_jax.persistence.workdir import write_atomic
+from fedms_jax.persistence.files import write_atomic
 from fedms_jax.report import style
 
 

@@ -6,13 +6,12 @@ earlier versions.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax.persistence import workdir, writers
+from fedms_jax.persistence import files, workdir, writers
 
 SWEEP = 'sweep.json'
 # Flags that say nothing of what a run computes.
@@ -96,14 +95,15 @@ def read(path: str | pathlib.Path) -> Run:
     ValueError: there is none, or it is not finished.
   """
   folder = workdir.Workdir.look(path)
-  if not folder.summary.exists():
+  summary = folder.result()
+  if summary is None:
     raise ValueError(
-      f'`workdir`={path} holds a run that is not finished: it has no '
+      f'`workdir`={path} holds a run that is not finished: it has no whole '
       f'{folder.summary.name}. See `fedms status`; go on with `resume`.'
     )
 
   def loaded(file: pathlib.Path, default):
-    return json.loads(file.read_text()) if file.exists() else default
+    return files.read_json(file) if file.exists() else default
 
   records = (
     writers.read_metrics(folder.metrics) if folder.metrics.exists() else []
@@ -111,7 +111,7 @@ def read(path: str | pathlib.Path) -> Run:
   return Run(
     folder.root,
     writers.parse_flags(folder.flags.read_text(encoding='utf-8')),
-    json.loads(folder.summary.read_text()),
+    summary,
     records,
     loaded(folder.stages, []),
     loaded(folder.partition, None),
@@ -128,14 +128,14 @@ def comparison(root: pathlib.Path) -> Comparison:
   Raises:
     ValueError: nothing in it is finished and has a score.
   """
-  record = json.loads((root / SWEEP).read_text(encoding='utf-8'))
+  record = files.read_json(root / SWEEP)
   told = record.get('benchmark', {})
   labels = told.get('labels', {})
   found: dict[str, list[Run]] = {}
   missing = dict(told.get('missing', {}))
   for folder, point in record['points'].items():
     label = labels.get(folder) or _label(point)
-    if not (root / folder / 'summary.json').exists():
+    if workdir.Workdir(root / folder, True, None).result() is None:
       missing.setdefault(label, f'{folder} is not finished')
       continue
     run = read(root / folder)

@@ -18,8 +18,8 @@ from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import compile
 from fedms_jax.core.types import Federation, Roles
 from fedms_jax.data import partition
-from fedms_jax.persistence import run_store, writers
-from fedms_jax.persistence.workdir import Workdir, write_atomic
+from fedms_jax.persistence import files, run_store, writers
+from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
 from fedms_jax.shell import build, flags, foundation
 from fedms_jax.shell import world as worlds
@@ -61,12 +61,25 @@ def run(config: Config, source=worlds) -> int:
   member = host.membership(d.coordinator, d.processes, d.process_id, os.environ)
   compilation_cache()
   timer = clock.Clock()
+  try:
+    return _entered(config, source, member, timer)
+  except signals.Stopped as stopped:
+    if member.processes > 1:  # an orderly end would wait for the others
+      _leave(config, str(stopped))
+    return _told(config, str(stopped))
+
+
+def _entered(config: Config, source, member, timer) -> int:
+  """Runs the config as one of its processes, in its workdir."""
+  d = config.distributed
   with contextlib.ExitStack() as stack:
     request = stack.enter_context(signals.StopRequest())
+    stack.enter_context(request.at_once(functools.partial(_leave, config)))
     peers = stack.enter_context(distributed.joined(member, d.timeout))
     workdir = None
     if config.workdir:
       workdir = stack.enter_context(_opened(config, peers))
+      stack.push(functools.partial(_refused, workdir))
     try:
       return _run(config, workdir, request, timer, stack, source, peers)
     except Preempted as stopped:
@@ -98,6 +111,43 @@ def _opened(config: Config, peers: SingleProcess) -> Workdir:
   return workdir or Workdir(pathlib.Path(config.workdir), bool(existed), None)
 
 
+def _closing(close):
+  """What closes at the end; its error does not hide the one before."""
+
+  def leave(kind, error, trace) -> None:
+    try:
+      close()
+    except Exception as later:
+      if error is None:
+        raise
+      error.add_note(f'and then: {later}')
+
+  return leave
+
+
+def _refused(workdir: Workdir, kind, error, trace) -> None:
+  """Leaves the folder free for corrected flags."""
+  del kind, trace
+  if isinstance(error, ValueError) and files.limit(error) is None:
+    workdir.abandon()
+
+
+def _told(config: Config, name: str) -> int:
+  """Tells that a signal ended a run that had nothing new to save."""
+  if not config.workdir:
+    return _stopped(name, None)
+  print(
+    f'fedms: stopped by {name}; what was saved before is there. Go on with '
+    '--resume.',
+    file=sys.stderr,
+  )
+  return signals.EXIT_SAVED
+
+
+def _leave(config: Config, name: str) -> None:
+  signals.leave(_told(config, name))
+
+
 def _stopped(how: str, workdir) -> int:
   """Tells that a signal ended the run; gives the exit code."""
   if workdir is None:
@@ -120,7 +170,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     describe(world.data)
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
-  stack.callback(watch.close)
+  stack.push(_closing(watch.close))
   if peers.primary:
     watch.add(observer.Notes())
     if config.progress:
@@ -130,12 +180,19 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     keep = run_store.Disk(workdir, config.checkpoint.keep, peers)
     if peers.primary:
       _write_outline(workdir, world)
-  stack.callback(keep.close)
+  stack.push(_closing(keep.close))
   simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
   if workdir is not None and peers.primary:
-    _attach(workdir, config.tensorboard, simulation, state, watch, records)
-  state = simulation.run(state)
+    metrics = _attach(workdir, config, simulation, state, watch, records)
+    keep.before_saving(metrics.sync)
+  with request.between_rounds():
+    try:
+      state = simulation.run(state)
+    except Preempted:
+      keep.wait()  # or nothing is saved
+      raise
+    keep.wait()
   watch.close()
   scope = evaluation.Scope(config.eval.clients)
   scores = evaluation.evaluate(simulation, state, scope)
@@ -173,7 +230,7 @@ def simulated(
 def _write_outline(workdir, world: worlds.World) -> None:
   """Writes what readers of the folder want to know of data and stages."""
   data = world.data
-  write_atomic(
+  files.write_atomic(
     workdir.facts, json.dumps(foundation.facts(data)._asdict()) + '\n'
   )
   shown = range(min(data.train.num_clients, MOST_SHOWN))
@@ -184,19 +241,23 @@ def _write_outline(workdir, world: worlds.World) -> None:
     for name, partition in partitions.items()
   }
   outline |= {'classes': labels, 'clients': data.train.num_clients}
-  write_atomic(workdir.partition, json.dumps(outline) + '\n')
+  files.write_atomic(workdir.partition, json.dumps(outline) + '\n')
   stages = [
     {'name': s.name, 'rounds': s.rounds, 'served': s.algorithm.served}
     for s in world.stages
   ]
-  write_atomic(workdir.stages, json.dumps(stages) + '\n')
+  files.write_atomic(workdir.stages, json.dumps(stages) + '\n')
 
 
-def _attach(workdir, board: bool, simulation, state, watch, records) -> None:
+def _attach(
+  workdir, config: Config, simulation, state, watch, records
+) -> writers.MetricsFile:
   """Adds the workdir's files to the observers; a resumed run goes on where
   its checkpoint was, and has the records of the rounds before."""
+  board = config.tensorboard
   at = None if state is None else (state.stage, state.round - 1)
-  metrics = writers.MetricsFile(workdir.metrics, at)
+  rounds = [stage.rounds for stage in simulation.stages]
+  metrics = writers.MetricsFile(workdir.metrics, at, rounds)
   names = [stage.name for stage in simulation.stages]
   events = writers.TensorBoard(workdir.tensorboard, at) if board else None
   watch.add(observer.Writers(metrics, events, names))
@@ -204,6 +265,7 @@ def _attach(workdir, board: bool, simulation, state, watch, records) -> None:
     {**line, 'stage': names[line['stage']]}
     for line in writers.read_metrics(workdir.metrics)
   ]
+  return metrics
 
 
 def describe(data: Federation) -> None:

@@ -56,6 +56,7 @@ def main():
     with workdir.Workdir.open(
       config.workdir, text, config.resume, config.break_lock
     ) as folder:
+      folder.begin()
       code = obey(*action(0))
       if code == 0:
         scores = {'mixture': {'own_mean': config.seed / 10, 'pooled': None}}

@@ -112,7 +112,7 @@ def test_later_changes_of_what_was_given_are_not_saved(saver):
 def test_the_newest_are_kept(saver):
   for step in range(5):
     saver.save(step, {'a': np.full(3, step)}, {'step': step})
-    assert saver.oldest() is None or saver.oldest() < step
+    assert saver.oldest() is None or saver.oldest() <= step
   saver.wait()
   assert saver.oldest() == 3
   assert saver.restore_latest({'a': np.zeros(3, int)})[0] == 4
@@ -187,12 +187,12 @@ def test_damage_to_any_file_is_an_error_or_without_effect(tmp_path, damage):
       assert other.restore_latest({'old': np.zeros(1)})[0] == 0
       other.close()
     reader.close()
-  assert errors >= 2  # the arrays and the state at least
+  assert errors == len(files) == 1
 
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
   code = (
-    'import numpy as np\nfrom fedms_jax.simulation import checkpoint\n'
+    'import numpy as np\nfrom fedms_jax.persistence import checkpoint\n'
     f'saver = checkpoint.Checkpointer({str(tmp_path)!r}, keep=2)\n'
     'for step in range(10**6):\n'
     '  saver.save(step, {"a": np.full(200_000, step)}, {"step": step})\n'
@@ -206,7 +206,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
   process.kill()
   assert process.wait() == -signal.SIGKILL
   process.stdout.close()
-  (tmp_path / f'{started + 9}.orbax-checkpoint-tmp').mkdir()
+  (tmp_path / f'{started + 9}.tmp').mkdir()
   saver = checkpoint.Checkpointer(tmp_path, keep=2)
   step, arrays, state = saver.restore_latest({'a': np.zeros(200_000, int)})
   assert step >= started - 1

@@ -300,7 +300,7 @@ def test_the_file_grows_with_the_clients_touched_only(tmp_path):
 CRASH = """
   import os, signal
   import numpy as np
-  from fedms_jax.simulation import client_store
+  from fedms_jax.persistence import client_store
   store = client_store.ClientStore({'x': np.zeros(50)}, PATH)
   for version in range(5):
     ids = np.arange(version, version + 3)
@@ -358,7 +358,7 @@ def test_an_error_of_the_disk_is_raised_at_flush(tmp_path, monkeypatch):
 WRITER = """
 import numpy as np
 from tests.persistence.client_store_test import INITIAL, states
-from fedms_jax.simulation import client_store
+from fedms_jax.persistence import client_store
 
 store = client_store.ClientStore(INITIAL, {path!r})
 {step}
@@ -393,3 +393,33 @@ def test_a_view_has_the_states_of_its_version_whoever_writes_on(tmp_path):
   write_elsewhere(path, 'store.collect(1)')
   with pytest.raises(ValueError, match='cannot go back to version 0'):
     client_store.ClientView(INITIAL, path, 0)
+
+
+def test_after_a_write_that_failed_nobody_waits_and_nothing_is_written(
+  tmp_path, monkeypatch
+):
+  held, written = threading.Event(), []
+
+  def write(self, ids, rows, version):
+    held.wait(30)
+    written.append(version)
+    raise OSError('the disk is full')
+
+  monkeypatch.setattr(client_store.versioned_rows.LmdbRows, 'write', write)
+  store = client_store.ClientStore(INITIAL, tmp_path / 'clients')
+  ids = np.array([1, 2])
+  store.scatter(ids, states(1, 2), 0)
+  store.scatter(ids, states(2, 2), 1)
+  found = []
+  reader = threading.Thread(
+    target=lambda: found.append(store.gather(ids)), daemon=True
+  )
+  reader.start()
+  held.set()
+  reader.join(30)
+  assert found
+  with pytest.raises(OSError, match='full'):
+    store.flush()
+  assert written == [0]
+  with pytest.raises(OSError, match='full'):
+    store.close()

@@ -18,6 +18,7 @@ EVERY = 0.5  # seconds that a round takes
 def write(path, rounds, text=TEXT, pauses=()):
   """A folder in which that many rounds are done; gives the open run."""
   run = workdir.Workdir.open(path, text)
+  run.begin()
   file, now = writers.MetricsFile(run.metrics), 1000.0
   for done in range(rounds):
     now += 60 if done in pauses else EVERY
@@ -26,7 +27,7 @@ def write(path, rounds, text=TEXT, pauses=()):
   file.close()
   for step in (rounds - 1, rounds):
     (run.checkpoints / str(step)).mkdir(parents=True)
-  (run.checkpoints / f'{rounds + 1}.orbax-checkpoint-tmp').mkdir()
+  (run.checkpoints / f'{rounds + 1}.tmp').mkdir()
   return run
 
 
@@ -82,20 +83,24 @@ def test_how_a_run_ended(tmp_path):
   run = write(tmp_path, 3)
   lock = tmp_path / 'lock.json'
   held = json.loads(lock.read_text())
+  run._lock._let_go()  # as the kernel does when a process ends
   lock.write_text(json.dumps(held | {'started': 'before'}))
   assert status.read(tmp_path).state == 'killed'
-  lock.write_text(json.dumps(held | {'host': 'elsewhere'}))
+  lock.write_text(json.dumps(held | {'host': 'elsewhere', 'boot': 'b'}))
   assert status.read(tmp_path).state == 'running elsewhere'
   lock.write_text(json.dumps(held))
   run.close()
   assert status.read(tmp_path).state == 'saved'
-  writers.write_summary(run.summary, {})
+  run.summary.touch()
+  assert status.read(tmp_path).state == 'saved'
+  writers.write_summary(run.summary, {'models': {}, 'total': {}})
   assert status.read(tmp_path).state == 'finished'
   assert 'time left' not in lines(tmp_path)
 
 
 def test_before_the_first_round_little_is_known(tmp_path):
-  with workdir.Workdir.open(tmp_path, TEXT):
+  with workdir.Workdir.open(tmp_path, TEXT) as run:
+    run.begin()
     shown = lines(tmp_path)
     assert shown['round'].startswith('none yet')
     assert shown['checkpoint'] == 'none yet'
@@ -120,7 +125,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 def test_the_command_shows_it_and_loads_nothing_heavy(tmp_path):
   write(tmp_path, 3).close()
   code = (
-    'import sys\nfrom fedms_jax import main\n'
+    'import sys\nfrom fedms_jax.shell import main\n'
     f'code = main.main(["fedms", "status", "--workdir={tmp_path}"])\n'
     'assert not {"jax", "flax", "lmdb"} & set(sys.modules)\n'
     'sys.exit(code)\n'

@@ -4,21 +4,22 @@ import concurrent.futures
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from fedms_jax.persistence import workdir
+from fedms_jax.persistence import files, lock, workdir
 
 TEXT = '--seed=0\n--progress=true\n--lora.rank=4\n--checkpoint.keep=2\n'
 OTHER = TEXT.replace('--lora.rank=4', '--lora.rank=8')
 
 
 def open_workdir(path, text=TEXT, **kwargs):
-  return workdir.Workdir.open(path, text, **kwargs)
+  run = workdir.Workdir.open(path, text, **kwargs)
+  run.begin()
+  return run
 
 
 def contents(path):
@@ -28,8 +29,8 @@ def contents(path):
 def start_and_kill(path, wait=True):
   """A process opens the folder and is killed; returns it."""
   code = (
-    'import time\nfrom fedms_jax.simulation import workdir\n'
-    f'w = workdir.Workdir.open({str(path)!r}, {TEXT!r})\n'
+    'import time\nfrom fedms_jax.persistence import workdir\n'
+    f'w = workdir.Workdir.open({str(path)!r}, {TEXT!r})\nw.begin()\n'
     'print("open", flush=True)\ntime.sleep(60)\n'
   )
   process = subprocess.Popen(
@@ -46,8 +47,10 @@ def start_and_kill(path, wait=True):
 def test_an_absent_or_empty_folder_starts_afresh(tmp_path, resume):
   for path in (tmp_path / 'a' / 'b', tmp_path / 'c'):
     (tmp_path / 'c').mkdir(exist_ok=True)
-    with open_workdir(path, resume=resume) as run:
+    with workdir.Workdir.open(path, TEXT, resume=resume) as run:
       assert not run.existed
+      assert not run.flags.exists()
+      run.begin()
       assert run.flags.read_text() == TEXT
     assert contents(path) == {'flags.txt': TEXT}
 
@@ -123,8 +126,8 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, wait):
 
 
 def test_a_process_number_in_use_again_is_not_the_holder(tmp_path):
-  lock = {'host': socket.gethostname(), 'pid': os.getpid(), 'started': 'old'}
-  (tmp_path / 'lock.json').write_text(json.dumps(lock))
+  old = lock._ourselves(False) | {'started': 'old'}
+  (tmp_path / 'lock.json').write_text(json.dumps(old))
   open_workdir(tmp_path).close()
 
 
@@ -142,13 +145,13 @@ def test_a_lock_that_cannot_be_judged_needs_break_lock(tmp_path, text):
 def test_a_lock_released_while_we_look_is_free(tmp_path, monkeypatch):
   open_workdir(tmp_path).close()
   (tmp_path / 'lock.json').write_text('{}')
-  read = workdir._read
+  read = lock.read
 
   def release_and_read(path):
     path.unlink(missing_ok=True)
     return read(path)
 
-  monkeypatch.setattr(workdir, '_read', release_and_read)
+  monkeypatch.setattr(lock, 'read', release_and_read)
   run = open_workdir(tmp_path, resume=True)
   monkeypatch.undo()
   assert (tmp_path / 'lock.json').exists()
@@ -166,8 +169,8 @@ def test_a_broken_lock_is_not_removed_by_its_old_holder(tmp_path):
 @pytest.mark.parametrize('attempt', range(5))
 def test_of_many_at_once_exactly_one_gets_the_folder(tmp_path, stale, attempt):
   if stale:
-    lock = {'host': socket.gethostname(), 'pid': os.getpid(), 'started': '-'}
-    (tmp_path / 'lock.json').write_text(json.dumps(lock))
+    old = lock._ourselves(False) | {'started': '-'}
+    (tmp_path / 'lock.json').write_text(json.dumps(old))
   barrier = threading.Barrier(8)
 
   def enter(_):
@@ -184,12 +187,81 @@ def test_of_many_at_once_exactly_one_gets_the_folder(tmp_path, stale, attempt):
 
 def test_an_atomic_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
   path = tmp_path / 'file'
-  workdir.write_atomic(path, 'old')
+  files.write_atomic(path, 'old')
 
   def fail(descriptor):
     raise OSError('the disk is full')
 
   monkeypatch.setattr(os, 'fsync', fail)
   with pytest.raises(OSError, match='full'):
-    workdir.write_atomic(path, 'new')
+    files.write_atomic(path, 'new')
   assert contents(tmp_path) == {'file': 'old'}
+
+
+def test_a_refused_start_leaves_the_folder_free(tmp_path):
+  mine = tmp_path / 'partition.json'
+  with open_workdir(tmp_path) as run:
+    run.checkpoints.mkdir()
+    run.facts.write_text('{}')
+    run.metrics.touch()
+    run.abandon()
+  assert contents(tmp_path) == {}
+  mine.write_text('of somebody')
+  with open_workdir(tmp_path, OTHER) as run:
+    run.facts.write_text('{}')
+    run.abandon()
+  assert contents(tmp_path) == {'partition.json': 'of somebody'}
+
+
+def test_what_has_rounds_is_not_abandoned(tmp_path):
+  with open_workdir(tmp_path) as run:
+    run.metrics.write_text('{"stage": 0, "round": 0}\n')
+    run.abandon()
+  with open_workdir(tmp_path, resume=True) as run:
+    run.metrics.unlink()
+    run.abandon()
+  assert contents(tmp_path) == {'flags.txt': TEXT}
+
+
+def test_a_run_that_is_only_loading_is_not_called_none(tmp_path):
+  with (
+    workdir.Workdir.open(tmp_path, TEXT),
+    pytest.raises(ValueError, match='no run yet'),
+  ):
+    workdir.Workdir.look(tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'folder', 'device'])
+def test_only_a_file_is_replaced_by_a_file(tmp_path, kind):
+  path = tmp_path / 'out'
+  if kind == 'fifo':
+    os.mkfifo(path)
+  elif kind == 'folder':
+    path.mkdir()
+  else:
+    path.symlink_to('/dev/null')
+  before = os.stat(path)
+  with pytest.raises(ValueError, match='Name a file'):
+    files.write_atomic(path, 'text')
+  assert os.path.samestat(os.stat(path), before)
+  assert os.listdir(tmp_path) == ['out']
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+  path = tmp_path / 'link'
+  for target in (tmp_path / 'old', tmp_path / 'new'):
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    files.write_atomic(path, 'text')
+    assert path.is_symlink() and target.read_text() == 'text'
+
+
+@pytest.mark.parametrize(
+  'text', ['', '{', 'null', '[]', '{"models": {}}', '\0' * 99]
+)
+def test_a_result_counts_by_what_it_holds(tmp_path, text):
+  with open_workdir(tmp_path) as run:
+    run.summary.write_text(text)
+    assert run.result() is None
+    run.summary.write_text('{"models": {}, "total": {}}')
+    assert run.result() == {'models': {}, 'total': {}}

@@ -1,19 +1,21 @@
 """What was written is what an uninterrupted run would have written."""
 
 import json
+import os
+import resource
 import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.persistence import writers
+from fedms_jax.persistence import files, writers
 
 ROUNDS = [(stage, round) for stage in (1, 2) for round in range(3)]
 
 
 def write(path, rounds, resume_at=None, clock=0.0):
-  file = writers.MetricsFile(path, resume_at)
+  file = writers.MetricsFile(path, resume_at, (0, 3, 3))
   for stage, round in rounds:
     values = {
       'loss': np.float32(1 / (1 + round)),
@@ -44,6 +46,46 @@ def test_resumed_is_uninterrupted_but_for_the_clock(
   done = max(killed - back, 1)  # rounds that the checkpoint knows of
   write(parts, ROUNDS[done:], ROUNDS[done - 1], clock=100.0)
   assert timeless(parts) == timeless(whole)
+
+
+LOSSES = {
+  'the first line': lambda lines: lines[1:],
+  'a line between': lambda lines: lines[:1] + lines[2:],
+  'the last lines': lambda lines: lines[:2],
+  'the stage before': lambda lines: lines[3:],
+  'all lines': lambda lines: [],
+  'nothing, but one is there twice': lambda lines: lines[:2] + lines[1:],
+}
+
+
+@pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES)
+def test_rounds_that_the_checkpoint_has_seen_must_be_there(tmp_path, loss):
+  """A loss of power may take what was not synced."""
+  path = tmp_path / 'metrics.jsonl'
+  write(path, ROUNDS)
+  path.write_bytes(b''.join(loss(path.read_bytes().splitlines(True))))
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match=f'{path} (lacks|has lines)'):
+    writers.MetricsFile(path, (2, 1), (0, 3, 3))
+  assert path.read_bytes() == before
+  path.unlink()
+  with pytest.raises(ValueError, match='lacks 5 of its 5'):
+    writers.MetricsFile(path, (2, 1), (0, 3, 3))
+
+
+def test_synced_lines_are_on_the_disk(tmp_path, monkeypatch):
+  synced, fsync = [], os.fsync
+  file = writers.MetricsFile(tmp_path / 'metrics.jsonl')
+  file.write(1, 0, {})
+
+  def look(descriptor):
+    synced.append(os.fstat(descriptor).st_size)
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, 'fsync', look)
+  file.sync()
+  assert synced == [(tmp_path / 'metrics.jsonl').stat().st_size]
+  file.close()
 
 
 def test_a_fresh_start_leaves_nothing_of_before(tmp_path):
@@ -126,6 +168,31 @@ def test_tensorboard_gets_the_numbers_by_stage(tmp_path):
   board.close()
   assert events(tmp_path / 'stage1') == [('loss', 0, 0.5)]
   assert events(tmp_path / 'stage2') == [('loss', 0, 0.25)]
+
+
+def test_a_full_disk_is_told_where_it_happens(tmp_path):
+  """And not by a thread of TensorBoard's, or never."""
+  board = writers.TensorBoard(tmp_path)
+  board.FLUSH_SECONDS = -1.0
+  board.write(1, 0, {'loss': 0.5})
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+  try:
+    with pytest.raises(OSError) as error:
+      board.write(1, 1, {'loss': 0.5})
+    assert files.limit(error.value) == os.strerror(27)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  board.close()
+
+
+def test_starts_within_a_second_share_no_file(tmp_path, monkeypatch):
+  for pid in (1, 2):
+    monkeypatch.setattr(os, 'getpid', lambda pid=pid: pid)
+    board = writers.TensorBoard(tmp_path)
+    board.write(1, pid, {'loss': 0.5})
+    board.close()
+  assert len(events(tmp_path / 'stage1')) == 2
 
 
 def test_tensorboard_hides_what_the_checkpoint_does_not_know(tmp_path):

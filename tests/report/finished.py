@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from fedms_jax.persistence import workdir, writers
+from fedms_jax.persistence import files, writers
 from fedms_jax.shell import config, flags
 
 CLIENTS, CLASSES = 12, 4
@@ -46,7 +46,7 @@ def run(root, accuracy=0.7, volume=1000.0, seed=0, values=None, **more):
     'train': counts.tolist(),
     'test': counts.tolist(),
   }
-  workdir.write_atomic(root / 'partition.json', json.dumps(outline))
+  files.write_atomic(root / 'partition.json', json.dumps(outline))
   return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from fedms_jax.adapters import lora
 from fedms_jax.core import tree
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.models.family import Model
-from fedms_jax.persistence import model_export, model_files, peft
+from fedms_jax.persistence import files, model_export, model_files, peft
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import build, flags, foundation, methods
@@ -99,7 +98,7 @@ def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
   file = snapshot.workdir.facts
   if not file.is_file():
     raise ValueError(f'{file} does not exist yet. Wait for the first round.')
-  found = json.loads(file.read_text(encoding='utf-8'))
+  found = files.read_json(file)
   facts = foundation.Facts(tuple(found['label_names']), found['tokens'])
   return foundation.loadable(config.model, checkpoint, facts), facts
 
