@@ -12,7 +12,7 @@ from fedms_jax.cluster.signals import EXIT_SAVED
 from fedms_jax.shell import arguments
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
-from fedms_jax.shell.main import EXIT_USER
+from fedms_jax.shell.exits import EXIT_USER
 
 PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax'
 

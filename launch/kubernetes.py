@@ -20,7 +20,7 @@ from typing import Any
 
 from fedms_jax.cluster.signals import EXIT_SAVED
 from fedms_jax.persistence.files import write_atomic
-from fedms_jax.shell.main import EXIT_USER
+from fedms_jax.shell.exits import EXIT_USER
 from launch import command
 
 PROGRAM = 'python -m fedms_jax'  # in the image

@@ -1,7 +1,6 @@
 """The `fedms` command: parse, build, run; or one of `commands.py`.
 
-Exit codes: 0 done; 2 the user can mend it (flags, data, a non-finite loss);
-75 saved after a signal, start again with --resume.
+The exit codes are those of `exits.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +8,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-EXIT_USER = 2
+from fedms_jax.cluster import signals
+
+# jax is imported only after the flags are read.
+from fedms_jax.shell import commands, exits, flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; gives the exit code."""
-  # jax is imported only after the flags are read.
-  from fedms_jax.shell import arguments, commands, flags
-
   ours = argv is None  # the process, not only this call
-  try:
+
+  def body() -> int:
     name, words = commands.split(sys.argv if ours else argv)
     if name:
       return commands.run(name, words)
@@ -29,9 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if ours:
       memory.keep_memory()
     return run.run(config)
-  except ValueError as error:
-    print(f'fedms: {arguments.in_flags(error)}', file=sys.stderr)
-    return EXIT_USER
+
+  if ours:
+    exits.own_process()
+  code = exits.code_of(body)
+  if ours and code:
+    # What the devices still compute nobody waits for: Python's orderly end
+    # would take its memory away below it.
+    signals.leave(code)
+  return code
 
 
 if __name__ == '__main__':
