@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from fedms_jax.cluster.signals import EXIT_SAVED
-from fedms_jax.shell import arguments
+from fedms_jax.persistence.workdir import Workdir
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import exits
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.exits import EXIT_USER
+
+# Flags that say which process this is.
+_OURS = (
+  'distributed.coordinator',
+  'distributed.processes',
+  'distributed.process_id',
+)
 
 PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax'
 
@@ -74,10 +84,62 @@ def check(words: Sequence[str]) -> Config:
   """Reads the flags of a run as the run will, so that a mistake is found
   here and not in every job. Relative paths count from here.
 
+  What the flags say by themselves is checked; whether data and model fit is
+  not, for they may be elsewhere.
+
   Raises:
-    ValueError: see `fedms_jax.shell.flags.parse`.
+    ValueError: a flag that is none, a value that is not allowed, flags that
+      do not fit each other or the run of the folder.
   """
-  return fedms_flags.parse(['fedms', *words])
+  config = fedms_flags.parse(['fedms', *words])
+  given = config_lib.values(config)
+  for name in _OURS:
+    if given[name] != config_lib.flatten(config_lib.Config)[name].default:
+      raise ValueError(
+        f'--{name}={given[name]} after --: the launcher gives each process '
+        'its own. Leave it out.'
+      )
+  text = fedms_flags.to_text(config)
+  _fits_itself(config)
+  if config.workdir:
+    _one_line('workdir', config.workdir)
+    Workdir(pathlib.Path(config.workdir), True, None).check_flags(text)
+  return config
+
+
+def _fits_itself(config: Config) -> None:
+  """Builds of a run what needs no data."""
+  from fedms_jax.shell import build, catalog  # lazy: they load JAX
+
+  catalog.find(config.algorithm.name)
+  build.aggregator(config)
+  if config.model.name == 'vit':  # else the number of blocks is unknown
+    build.schedule(config.schedule, config.model.blocks, 1, 'inherit')
+
+
+def check_options(options: argparse.Namespace, **least: int) -> None:
+  """Refuses options that no scheduler takes, or that would break the file
+  that is written for it. least: the smallest allowed number, by name.
+
+  Raises:
+    ValueError: see above.
+  """
+  for name, low in least.items():
+    value = getattr(options, name)
+    if value < low:
+      raise ValueError(f'--{name}={value}; allowed: at least {low}.')
+  for name, value in vars(options).items():
+    for text in value if isinstance(value, list) else [value]:
+      if isinstance(text, str) and name != 'env':  # whose values are quoted
+        _one_line(name, text)
+
+
+def _one_line(name: str, text: str) -> None:
+  if len(text.splitlines()) > 1 or not text.isprintable():
+    raise ValueError(
+      f'--{name}={text!r} has line breaks or control characters; allowed: one '
+      'line of text.'
+    )
 
 
 def workdir(config: Config) -> str:
@@ -119,8 +181,5 @@ def ending(code: int) -> str:
 
 def run(main: Callable[[Sequence[str]], int]) -> int:
   """Runs a launcher; a user's mistake is one line, not a traceback."""
-  try:
-    return main(sys.argv[1:])
-  except ValueError as error:
-    print(f'launch: {arguments.in_flags(error)}', file=sys.stderr)
-    return EXIT_USER
+  exits.own_process()
+  return exits.code_of(lambda: main(sys.argv[1:]), 'launch')

@@ -104,8 +104,16 @@ def manifests(
       f'{name!r} is no name for a Job; allowed: up to 52 small letters, digits '
       'and dashes, a letter first. Give another with --name.'
     )
-  if options.processes < 1:
-    raise ValueError(f'--processes={options.processes}; allowed: at least 1.')
+  command.check_options(
+    options, processes=1, gpus_per_process=0, grace=1, max_restarts=0
+  )
+  if re.search(r'\s', options.image):
+    raise ValueError(f'--image={options.image!r} is no name of an image.')
+  if not re.fullmatch(r'([a-z0-9]([a-z0-9-]*[a-z0-9])?)?', options.namespace):
+    raise ValueError(
+      f'--namespace={options.namespace!r} is no namespace; allowed: small '
+      'letters, digits and dashes.'
+    )
   labels = {'app.kubernetes.io/name': 'fedms', 'fedms/run': name}
   job = {
     'apiVersion': 'batch/v1',
@@ -213,6 +221,11 @@ def _pod(options, name: str, run: Sequence[str]) -> Manifest:
   if options.processes > 1:
     variables['FEDMS_COORDINATOR'] = f'{name}-0.{name}:{PORT}'
   variables |= _pairs('env', options.env)
+  # By which a pod knows that it replaces the one that holds the workdir.
+  places = {
+    'FEDMS_JOB': "metadata.labels['batch.kubernetes.io/controller-uid']",
+    'FEDMS_POD': 'metadata.name',
+  }
   mounts = _volumes(options.volume)
   volumes = {f'volume-{i}': claim for i, claim in enumerate(mounts)}
   spec: Manifest = {
@@ -222,9 +235,14 @@ def _pod(options, name: str, run: Sequence[str]) -> Manifest:
       {
         'name': 'fedms',
         'image': options.image,
-        # Kubernetes would read $(NAME) as one of its variables.
-        'command': [word.replace('$(', '$$(') for word in run],
-        'env': [{'name': k, 'value': v} for k, v in variables.items()],
+        'command': [_literal(word) for word in run],
+        'env': [
+          *({'name': k, 'value': _literal(v)} for k, v in variables.items()),
+          *(
+            {'name': k, 'valueFrom': {'fieldRef': {'fieldPath': v}}}
+            for k, v in places.items()
+          ),
+        ],
         'resources': {'limits': _resources(options)},
         'volumeMounts': [
           {'name': volume, 'mountPath': mounts[claim]}
@@ -251,12 +269,23 @@ def _pod(options, name: str, run: Sequence[str]) -> Manifest:
   return spec
 
 
+def _literal(text: str) -> str:
+  """Text in which Kubernetes replaces no $(NAME) by a variable."""
+  return text.replace('$(', '$$(')
+
+
 def _resources(options) -> dict[str, str]:
   limits = {'cpu': options.cpu, 'memory': options.memory}
   if options.gpus_per_process:
     limits['nvidia.com/gpu'] = str(options.gpus_per_process)
   limits |= _pairs('resource', options.resource)
-  return {name: value for name, value in limits.items() if value}
+  limits = {name: value for name, value in limits.items() if value}
+  for name, value in limits.items():
+    if not re.fullmatch(r'\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?', value):
+      raise ValueError(
+        f'{name}={value!r} is no quantity; write 8, 500m, 64Gi or the like.'
+      )
+  return limits
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:

@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
   """Runs the launcher; gives the exit code, see launch/README.md."""
   own, flags = command.split(argv)
   options = _parser().parse_args(own)
-  if options.processes < 1:
-    raise ValueError(f'--processes={options.processes}; allowed: at least 1.')
+  command.check_options(options, processes=1, gpus_per_process=0)
   config = command.check(flags)
   if config.workdir:
     logs = pathlib.Path(config.workdir) / 'logs'

@@ -146,9 +146,21 @@ def submit(text: str, root: pathlib.Path) -> str:
 
 def _check(options: argparse.Namespace, job: Job) -> None:
   """Refuses what SLURM would not, or only after hours in the queue."""
-  for name in ('nodes', 'processes_per_node', 'grace'):
-    if getattr(options, name) < 1:
-      raise ValueError(f'--{name}={getattr(options, name)}: at least 1.')
+  command.check_options(
+    options,
+    nodes=1,
+    processes_per_node=1,
+    grace=1,
+    gpus_per_node=0,
+    cpus_per_process=0,
+    max_restarts=0,
+  )
+  for option in options.sbatch:
+    if not option.startswith('-'):
+      raise ValueError(
+        f'--sbatch={option!r} is no option of sbatch; write it with its '
+        'dashes, as in --sbatch=--mem=64G.'
+      )
   if options.gpus_per_node and options.processes_per_node > 1:
     raise ValueError(
       f'--processes_per_node={options.processes_per_node} is for nodes '
@@ -160,7 +172,7 @@ def _check(options: argparse.Namespace, job: Job) -> None:
       f'--time={options.time} is not longer than --grace={options.grace} '
       'seconds: the run would stop as soon as it starts. Give it more time.'
     )
-  if re.search(r'[\\"\n]', str(job.root)):
+  if re.search(r'[\\"]', str(job.root)) or not str(job.root).isprintable():
     raise ValueError(
       f'{str(job.root)!r} cannot stand in a batch script; allowed: folders '
       'without quotes, backslashes and line breaks.'
@@ -212,7 +224,7 @@ def _directives(options: argparse.Namespace, job: Job) -> list[str]:
     ('account', options.account),
   ):
     if value:
-      found.append(f'--{name}={value}')
+      found.append(f'--{name}={shlex.quote(str(value))}')
   return [*found, *options.sbatch]
 
 

@@ -18,8 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax.persistence import status
-from fedms_jax.persistence.files import write_atomic
+from fedms_jax.persistence import files, lock, status
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
 from launch import array, command, grid, kubernetes, pods, pool, slurm, table
@@ -53,7 +52,7 @@ class Sweep(NamedTuple):
     """Writes sweep.json."""
     self.root.mkdir(parents=True, exist_ok=True)
     content = {'flags': self.flags, 'points': self.points} | self.record
-    write_atomic(self.root / RECORD, json.dumps(content, indent=2) + '\n')
+    files.write_atomic(self.root / RECORD, json.dumps(content, indent=2) + '\n')
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,8 +61,9 @@ def main(argv: Sequence[str]) -> int:
   options = _parser().parse_args(own)
   if options.collect:
     return collect(pathlib.Path(options.collect), options.output)
-  if options.jobs < 0:
-    raise ValueError(f'--jobs={options.jobs}; allowed: at least 0.')
+  command.check_options(
+    options, jobs=0, processes=1, gpus_per_process=0, grace=1, max_restarts=0
+  )
   config = command.check(flags)
   root = pathlib.Path(command.workdir(config)).absolute()
   sweep = _plan(root, flags, grid.points(options.grid, flags))
@@ -144,7 +144,7 @@ def load(root: pathlib.Path) -> Sweep:
     ValueError: there is none in it.
   """
   try:
-    record = json.loads((root / RECORD).read_text())
+    record = files.read_json(root / RECORD)
   except FileNotFoundError:
     raise ValueError(
       f'{root} holds no sweep: it has no {RECORD}. Give the folder that was '
@@ -156,7 +156,8 @@ def load(root: pathlib.Path) -> Sweep:
 def _state(folder: pathlib.Path) -> str:
   """How the run of a point stands, see `Status.state`; 'missing' without."""
   if not (folder / 'flags.txt').exists():
-    return 'missing'
+    held = lock.holder(folder)  # it may be reading its data
+    return 'missing' if held is None or held[1] is False else 'running'
   return status.read(folder).state
 
 

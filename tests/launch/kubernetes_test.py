@@ -76,7 +76,7 @@ def pods(service, job):
   assert service['spec']['selector'].items() <= labels.items()
   assert service['metadata']['name'] == pod['subdomain']
   for index in range(job['spec']['completions']):
-    given = {e['name']: e['value'] for e in container['env']}
+    given = {e['name']: e.get('value', 'x') for e in container['env']}
     assert given['FEDMS_COORDINATOR'].partition(':')[0] in names
     given['JOB_COMPLETION_INDEX'] = str(index)
     given['KUBERNETES_SERVICE_HOST'] = '10.0.0.1'
@@ -138,9 +138,45 @@ def test_the_job_is_applied(tmp_path, monkeypatch, capsys):
     (['--volume=claim'], ['--workdir=/r'], 'CLAIM:/PATH'),
     (['--env=A'], ['--workdir=/r'], 'NAME=VALUE'),
     (['--processes=0'], ['--workdir=/r'], 'at least 1'),
+    (['--gpus_per_process=-1'], ['--workdir=/r'], 'at least 0'),
+    (['--grace=0'], ['--workdir=/r'], 'at least 1'),
+    (['--image=a b'], ['--workdir=/r'], '--image'),
+    (['--image=a\nb'], ['--workdir=/r'], 'line breaks'),
+    (['--namespace=Lab'], ['--workdir=/r'], '--namespace'),
+    (['--cpu=8 cores'], ['--workdir=/r'], 'quantity'),
+    (['--memory=64GB'], ['--workdir=/r'], 'quantity'),
+    (['--resource=rdma/ib=x'], ['--workdir=/r'], 'quantity'),
+    (['--node_selector=a=b\nc'], ['--workdir=/r'], 'line breaks'),
+    ([], ['--workdir=/r', '--algorithm.name=fedmz'], 'fedms'),
     ([], ['--workdir=/r', '--lora.rnk=3'], '--lora.rank'),
   ],
 )
 def test_user_errors(own, flags, words):
   with pytest.raises(ValueError, match=words):
     kubernetes.main(['--dry_run', '--image=i', *own, '--', *flags])
+
+
+@pytest.mark.parametrize(
+  'value', ['a\nb', '- x: y', '"\'', 'yes', '0x10', '#', '{}', '$(HOME)', 'é\n']
+)
+def test_values_of_variables_arrive_as_they_are(capsys, value):
+  (job,) = documents(capsys, f'--env=A={value}', flags=['--workdir=/r'])
+  (container,) = job['spec']['template']['spec']['containers']
+  (found,) = [e['value'] for e in container['env'] if e['name'] == 'A']
+  assert found.replace('$$(', '$(') == value
+  assert '$(' not in found.replace('$$(', '')
+
+
+def test_a_pod_knows_its_job_and_its_name(capsys):
+  """So that it takes the lock over from the pod that it replaces."""
+  (job,) = documents(capsys, flags=['--workdir=/r'])
+  (container,) = job['spec']['template']['spec']['containers']
+  paths = {
+    e['name']: e['valueFrom']['fieldRef']['fieldPath']
+    for e in container['env']
+    if 'valueFrom' in e
+  }
+  assert paths == {
+    'FEDMS_JOB': "metadata.labels['batch.kubernetes.io/controller-uid']",
+    'FEDMS_POD': 'metadata.name',
+  }

@@ -1,12 +1,14 @@
 """The batch script, run by bash alone: only srun and scontrol are fakes."""
 
 import os
+import shlex
 import stat
 import subprocess
 import sys
 
 import pytest
 
+from fedms_jax.shell import config, flags
 from launch import slurm
 from tests.launch import runs
 
@@ -173,6 +175,21 @@ def test_time_limits(text, seconds):
     ),
     ([], ['--workdir=/r', '--lora.rnk=3'], '--lora.rank'),
     ([], ['--workdir=a"b'], 'quotes'),
+    (['--grace=0'], ['--workdir=/r'], 'at least 1'),
+    (['--gpus_per_node=-1'], ['--workdir=/r'], 'at least 0'),
+    (['--max_restarts=-1'], ['--workdir=/r'], 'at least 0'),
+    (['--sbatch=mem=3G'], ['--workdir=/r'], 'dashes'),
+    ([], ['--workdir=/r', '--algorithm.name=fedmz'], "Did you mean 'fedms'"),
+    ([], ['--workdir=/r', '--schedule.start=99'], 'blocks'),
+    ([], ['--workdir=/r', '--schedule=manual'], 'depths'),
+    (
+      [],
+      ['--workdir=/r', '--server.aggregator=krum', '--cohort.size=2'],
+      'krum',
+    ),
+    ([], ['--workdir=/r', '--cohort.size=99'], 'num_clients'),
+    ([], ['--workdir=/r', '--distributed.processes=4'], 'launcher gives'),
+    ([], ['--workdir=/r', '--data.source=a\nb'], 'flag file'),
   ],
 )
 def test_user_errors(own, flags, words):
@@ -185,3 +202,42 @@ def test_without_slurm_the_script_stays(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match='no sbatch'):
     slurm.main([f'--program={sys.executable}', '--', f'--workdir={tmp_path}'])
   assert (tmp_path / slurm.SCRIPT).exists()
+
+
+NASTY = ['a\nb', 'a\n#SBATCH --uid=0', 'a\rb', 'a\u2028b', 'a\x0bb', 'a\x1bb']
+TEXTS = ('name', 'partition', 'account', 'time', 'sbatch', 'setup', 'program')
+
+
+@pytest.mark.parametrize('text', NASTY)
+@pytest.mark.parametrize('option', TEXTS)
+def test_no_option_can_add_a_line_to_the_script(option, text):
+  with pytest.raises(
+    ValueError, match=f'--{option}=.*(line breaks|time limit)'
+  ):
+    slurm.main(['--dry_run', f'--{option}={text}', '--', '--workdir=/r'])
+
+
+@pytest.mark.parametrize('text', NASTY)
+def test_no_folder_can_add_a_line_to_the_script(text):
+  with pytest.raises(ValueError, match='line breaks'):
+    slurm.main(['--dry_run', '--', f'--workdir=/r/{text}'])
+
+
+@pytest.mark.parametrize('option', ['name', 'partition', 'account'])
+def test_quotes_and_spaces_stay_one_word(capsys, option):
+  text = """it's "a" $HOME; # `b`"""
+  found = directives(capsys, f'--{option}={text}')
+  long = {'name': 'job-name'}.get(option, option)
+  (line,) = [x for x in found if x.startswith(f'--{long}=')]
+  assert shlex.split(line) == [f'--{long}={text}']
+
+
+def test_a_run_of_other_flags_is_found_before_it_is_submitted(tmp_path, fakes):
+  own = ['--program=program', '--', f'--workdir={tmp_path}']
+  (tmp_path / 'flags.txt').write_text(
+    flags.to_text(config.from_values({'seed': 3}))
+  )
+  with pytest.raises(ValueError, match='--seed=3'):
+    slurm.main(own)
+  assert not fakes.exists()
+  assert slurm.main([*own, '--seed=3']) == 0

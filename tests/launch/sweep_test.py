@@ -234,3 +234,15 @@ def test_kubernetes_gets_a_job_per_point_and_none_twice(
   code, said = run(root, *own)
   assert code == 0, said
   assert json.loads(jobs.read_text()) == ended | {'sweep-1': '', 'sweep-3': ''}
+
+
+@pytest.mark.parametrize('text', ['', '{', '{"models": {}}'])
+def test_a_broken_result_is_none(tmp_path, run, text):
+  assert run(tmp_path, '--grid=seed=0..1')[0] == 0
+  result = tmp_path / 'seed=1' / 'summary.json'
+  result.write_text(text)
+  assert sweep.main([f'--collect={tmp_path}']) == 0
+  assert len((tmp_path / 'table.csv').read_text().splitlines()) == 2
+  code, said = run(tmp_path, '--grid=seed=0..1')
+  assert (code, 'seed=0: finished' in said) == (0, True)
+  assert json.loads(result.read_text())['models']
