@@ -102,8 +102,6 @@ class Memory:
     """A round is dispatched; older personal states are not needed again."""
     store.collect(simulation.version(state))
 
-  persistent = False
-
   def due(self, rounds: int) -> bool:
     """Whether the state after so many rounds of a stage is to be saved. All
     processes ask after each round, and get the same answer."""
@@ -194,8 +192,6 @@ class Disk(Memory):
 
   def after_round(self, simulation, state, store):
     """Older states are dropped when a checkpoint is safe, not before."""
-
-  persistent = True
 
   def before_saving(self, sync):
     """In the thread; it returns when what belongs to the rounds before is on

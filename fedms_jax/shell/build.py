@@ -260,5 +260,4 @@ def options(config: Config) -> Options:
     reports=config.schedule.reports,
     on_nan=config.on_nan,
     slots=optimizers.slots(c.optimizer, c.momentum),
-    checkpoint_every=config.checkpoint.every,
   )

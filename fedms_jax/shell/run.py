@@ -177,7 +177,13 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       watch.add(observer.Progress())
   keep = run_store.Memory(peers)
   if workdir is not None:
-    keep = run_store.Disk(workdir, config.checkpoint.keep, peers)
+    keep = run_store.Disk(
+      workdir,
+      config.checkpoint.keep,
+      peers,
+      every=config.checkpoint.every,
+      seconds=config.checkpoint.seconds,
+    )
     if peers.primary:
       _write_outline(workdir, world)
   stack.push(_closing(keep.close))

@@ -209,7 +209,7 @@ class Simulation:
         self.keeper.after_round(self, state, store)
       stop = self._stop()
       last = cohort.round + 1 == stage.rounds
-      due = self.keeper.persistent and state.round % o.checkpoint_every == 0
+      due = self.keeper.due(state.round)
       if stop or last or due:
         state, flight = self.accounting.settle(state, flight), None
         with timeline.span('store'):

@@ -77,7 +77,6 @@ class Options(NamedTuple):
   reports: int = 0
   on_nan: str = 'stop'
   slots: int = 0
-  checkpoint_every: int = 1
 
 
 class StageState(NamedTuple):

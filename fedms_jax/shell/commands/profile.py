@@ -90,7 +90,12 @@ def _keeper(config, out: pathlib.Path, stack: contextlib.ExitStack):
     folder = stack.enter_context(scratch)
     workdir = Workdir.open(folder, flags.to_text(config))
     stack.enter_context(workdir)
-    keep = run_store.Disk(workdir, config.checkpoint.keep)
+    keep = run_store.Disk(
+      workdir,
+      config.checkpoint.keep,
+      every=config.checkpoint.every,
+      seconds=config.checkpoint.seconds,
+    )
   stack.callback(keep.close)
   return keep
 

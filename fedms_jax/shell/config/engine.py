@@ -73,7 +73,13 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  every: int = opt(1, 'rounds between checkpoints', low=1)
+  seconds: float = opt(
+    60.0,
+    'seconds from one checkpoint to the next; a stage, a run and a signal to '
+    'stop end with one (0: whatever it takes)',
+    low=0.0,
+  )
+  every: int = opt(0, 'rounds between checkpoints (0: any number)', low=0)
   keep: int = opt(2, 'checkpoints kept', low=1)
 
 
