@@ -42,8 +42,8 @@ def choose(where: Device, dtype, per_head: int) -> str:
   """The fastest implementation that takes this type and width of a head.
 
   cuDNN's flash attention is for half precision, on Ampere or newer, and for
-  heads of a multiple of 8 up to 128 (256 from Hopper on); it takes every
-  number of tokens.
+  heads of a multiple of 8 up to 128 (256 from Hopper on). Any number of
+  tokens will do, see `_cudnn`.
   """
   if where.backend == 'cpu':
     return 'matmuls'
@@ -78,10 +78,22 @@ def attend(q, k, v, mask=None, *, causal: bool = False):
 
 def _cudnn(q, k, v, mask, causal):
   """Flash attention. The mask goes as lengths: as a mask it would be an array
-  [B, H, T, T], which is what flash attention avoids."""
-  lengths = ()
+  [B, H, T, T], which is what flash attention avoids.
+
+  JAX refuses to differentiate an odd number of tokens, so such a sequence gets
+  one more at its end, which the lengths of the keys hide from all others.
+  """
+  tokens = q.shape[1]
+  held = None
   if mask is not None:
     held = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+  if tokens % 2:
+    if held is None:
+      held = jnp.full(q.shape[:1], tokens, jnp.int32)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+  lengths = ()
+  if held is not None:
+    # All queries, those of padding too, see something: they stay finite.
     lengths = (jnp.full_like(held, q.shape[1]), held)
   # Under `vmap` this call wants the mapped axis on all of its arrays or none,
   # but a key without LoRA may have none where a query has. XLA drops the sum.
@@ -91,7 +103,7 @@ def _cudnn(q, k, v, mask, causal):
   zero = 0 * seen.astype(jnp.int32)
   q, k, v, *lengths = (x + zero.astype(x.dtype) for x in (q, k, v, *lengths))
   names = ('query_seq_lengths', 'key_value_seq_lengths')
-  return jax.nn.dot_product_attention(
+  out = jax.nn.dot_product_attention(
     q,
     k,
     v,
@@ -99,6 +111,7 @@ def _cudnn(q, k, v, mask, causal):
     implementation='cudnn',
     **dict(zip(names, lengths, strict=False)),
   )
+  return out[:, :tokens]
 
 
 def _xla(q, k, v, mask, causal):
