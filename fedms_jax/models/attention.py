@@ -81,25 +81,24 @@ def _cudnn(q, k, v, mask, causal):
   [B, H, T, T], which is what flash attention avoids.
 
   JAX refuses to differentiate an odd number of tokens, so such a sequence gets
-  one more at its end, which the lengths of the keys hide from all others.
+  one more at its end. The lengths of the keys hide it from all others, or
+  causality does.
   """
   tokens = q.shape[1]
-  held = None
+  held = ()  # of the keys
   if mask is not None:
-    held = jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
+    held = (jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1),)
   if tokens % 2:
-    if held is None:
-      held = jnp.full(q.shape[:1], tokens, jnp.int32)
+    if not held and not causal:
+      held = (jnp.full(q.shape[:1], tokens, jnp.int32),)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-  lengths = ()
-  if held is not None:
-    # All queries, those of padding too, see something: they stay finite.
-    lengths = (jnp.full_like(held, q.shape[1]), held)
+  # All queries, those of padding too, see something: they stay finite.
+  lengths = *(jnp.full_like(x, q.shape[1]) for x in held), *held
   # Under `vmap` this call wants the mapped axis on all of its arrays or none,
   # but a key without LoRA may have none where a query has. XLA drops the sum.
   seen = q[0, 0, 0, 0] + k[0, 0, 0, 0] + v[0, 0, 0, 0] > 0
   if lengths:
-    seen &= held[0] > 0
+    seen &= lengths[-1][0] > 0
   zero = 0 * seen.astype(jnp.int32)
   q, k, v, *lengths = (x + zero.astype(x.dtype) for x in (q, k, v, *lengths))
   names = ('query_seq_lengths', 'key_value_seq_lengths')

@@ -7,6 +7,7 @@ import pytest
 
 from fedms_jax.models import attention
 from fedms_jax.models.attention import Device
+from tests.lowering import accelerators
 
 CPU, TPU, ROCM = Device('cpu'), Device('tpu'), Device('gpu')
 AMPERE, HOPPER = Device('gpu', (8, 0)), Device('gpu', (9, 0))
@@ -95,6 +96,51 @@ def test_flash_attention_under_vmap_has_the_axis_everywhere(flash, lone):
   mine = [*inputs[:lone], many[1], *inputs[lone + 1 :]]
   alone = compiled('matmuls', mine, MASK)
   np.testing.assert_allclose(found[1][MASK], alone[MASK], atol=1e-5)
+
+
+@pytest.mark.parametrize('accelerator', ['ampere', 'hopper'])
+@pytest.mark.parametrize('tokens', [16, 17])
+@pytest.mark.parametrize('masked', [False, True], ids=['whole', 'padded'])
+@pytest.mark.parametrize('causal', [False, True], ids=['both', 'causal'])
+@pytest.mark.parametrize('groups', [4, 2])
+def test_jax_lets_flash_attention_be_trained(
+  monkeypatch, accelerator, tokens, masked, causal, groups
+):
+  """JAX's own checks, which no stand-in has: of the gradient, under `vmap`, at
+  odd and even numbers of tokens. The widest head that the device takes."""
+  where = accelerators.ACCELERATORS[accelerator]
+  accelerators.pretend(monkeypatch, where)
+  width = {'ampere': 128, 'hopper': 256}[accelerator]
+
+  def shape(*axes, dtype='bfloat16'):
+    return jax.ShapeDtypeStruct(axes, dtype)
+
+  def total(q, k, v, mask):
+    out = attention.attend(q, k, v, mask, causal=causal)
+    assert out.shape == q.shape
+    return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+  # Clients whose queries and values alone have LoRA share the keys.
+  gradient = jax.vmap(jax.grad(total, (0, 1, 2)), (0, None, 0, None))
+  args = (
+    shape(3, 2, tokens, 4, width),
+    shape(2, tokens, groups, width),
+    shape(3, 2, tokens, groups, width),
+    shape(2, tokens, dtype='bool') if masked else None,
+  )
+  text = accelerators.lowered(gradient, args, where)
+  assert text.count('@__cudnn$fmhaSoftmax(') == 1
+  assert text.count('@__cudnn$fmhaSoftmaxBackward(') == 1
+  even = tokens + tokens % 2  # of all clients at once
+  assert f'(tensor<6x{even}x4x{width}xbf16>, ' in text
+
+
+def test_the_token_that_makes_the_number_even_is_never_seen(flash):
+  """Were it seen, its zeros would draw what attends to it toward zero."""
+  inputs = [jnp.ones_like(x) for x in arrays()]
+  for causal in (False, True):
+    out = compiled('cudnn', inputs, None, causal)
+    np.testing.assert_array_equal(out, np.ones_like(out))
 
 
 def test_half_precision_stays_near_and_keeps_its_type():
