@@ -233,12 +233,7 @@ def readout(t: TransformerConfig, tokens: int, vocabulary: int) -> Head:
   def logits(params, head, x):
     final = params['final']
     rows = final.get('readout', params['stem'].get('word'))
-    y = jnp.einsum(
-      '...d,vd->...v',
-      x,
-      rows.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    y = linear.readout(x, rows)
     return y + final['bias'].astype(jnp.float32) if 'bias' in final else y
 
   flops = 2.0 * tokens * t.width * vocabulary

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
-from fedms_jax.models import attention
+from fedms_jax.models import attention, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Dense(nn.Module):
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
-    y = x @ kernel.astype(self.dtype)
+    y = linear.product(x, kernel, self.dtype)
     if self.has_variable('params', 'kernel_scale'):
       unit = self.get_variable('params', 'kernel_scale')
       y = y * unit.astype(self.dtype)
