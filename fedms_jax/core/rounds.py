@@ -89,12 +89,15 @@ def train_spread(
 
 def mapped_over(mesh: Mesh, inputs, outputs):
   """`shard_map` over the clients' axis; the compiler sees to other axes."""
+  # Axes of one device split nothing; but were they the compiler's, it would
+  # have to partition cuDNN's attention, which it cannot inside of this map.
+  manual = {a for a, size in mesh.shape.items() if a == CLIENTS or size == 1}
   return functools.partial(
     jax.shard_map,
     mesh=mesh,
     in_specs=inputs,
     out_specs=outputs,
-    axis_names={CLIENTS},
+    axis_names=manual,
     check_vma=False,
   )
 

@@ -38,18 +38,28 @@ def device() -> Device:
   return Device(backend)
 
 
-def choose(where: Device, dtype, per_head: int) -> str:
+_split: list[bool] = []
+
+
+def leave_to_compiler() -> None:
+  """Takes no cuDNN from here on, because heads are split over devices: JAX
+  cannot partition its attention inside of a `shard_map` over other axes, nor
+  where queries are split and keys, being fewer, are not."""
+  _split.append(True)
+
+
+def choose(where: Device, dtype, per_head: int, split: bool = False) -> str:
   """The fastest implementation that takes this type and width of a head.
 
   cuDNN's flash attention is for half precision, on Ampere or newer, and for
   heads of a multiple of 8 up to 128 (256 from Hopper on). Any number of
-  tokens will do, see `_cudnn`.
+  tokens will do, see `_cudnn`. split: see `leave_to_compiler`.
   """
   if where.backend == 'cpu':
     return 'matmuls'
   widest = 256 if where.capability >= (9, 0) else 128
   half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-  fits = per_head % 8 == 0 and per_head <= widest
+  fits = per_head % 8 == 0 and per_head <= widest and not split
   return 'cudnn' if half and fits and where.capability >= (8, 0) else 'xla'
 
 
@@ -72,7 +82,7 @@ def attend(q, k, v, mask=None, *, causal: bool = False):
   chex.assert_shape(q, (*k.shape[:2], None, k.shape[3]))
   if mask is not None:
     chex.assert_shape(mask, k.shape[:2])
-  chosen = choose(device(), q.dtype, q.shape[-1])
+  chosen = choose(device(), q.dtype, q.shape[-1], bool(_split))
   return IMPLEMENTATIONS[chosen](q, k, v, mask, causal)
 
 

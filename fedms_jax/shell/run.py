@@ -18,6 +18,7 @@ from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import compile
 from fedms_jax.core.types import Federation, Roles
 from fedms_jax.data import partition
+from fedms_jax.models import attention
 from fedms_jax.persistence import files, run_store, writers
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
@@ -165,6 +166,8 @@ def _stopped(how: str, workdir) -> int:
 def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   e = config.engine
   place = Placement(e.devices, e.model_axis, peers)
+  if e.model_axis > 1:
+    attention.leave_to_compiler()
   world = source.world(config)
   if peers.primary:
     describe(world.data)

@@ -177,6 +177,18 @@ def test_the_choice_is_a_function_of_device_type_and_width(
   assert attention.choose(device, dtype, per_head) == chosen
 
 
+def test_heads_that_are_split_over_devices_are_left_to_the_compiler(
+  monkeypatch,
+):
+  where = accelerators.ACCELERATORS['ampere']
+  accelerators.pretend(monkeypatch, where)
+  monkeypatch.setattr(attention, '_split', [])
+  args = 3 * [jax.ShapeDtypeStruct((2, 4, 2, 8), 'bfloat16')]
+  assert 'cudnn' in accelerators.lowered(attention.attend, args, where)
+  attention.leave_to_compiler()
+  assert 'cudnn' not in accelerators.lowered(attention.attend, args, where)
+
+
 @pytest.mark.parametrize(
   ('capability', 'found'),
   [('9.0', (9, 0)), ('12.1', (12, 1)), ('gfx90a', (0, 0)), (None, (0, 0))],

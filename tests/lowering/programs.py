@@ -1,0 +1,327 @@
+"""The programs of a run, of small models, as (function, shapes of arguments).
+
+The one file here that knows the signatures of the engine. Sizes are chosen so
+that an axis is known by its length: clients, rows, tokens, blocks, widths and
+ranks all have lengths of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedms_jax.algorithms import fedms, full, probe
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core import client, columns, reduction, rounds, scoring
+from fedms_jax.core.types import Plan, Roles
+from fedms_jax.models import gate, pretrained, tasks
+from fedms_jax.models.family import Options
+from fedms_jax.server import averaged
+from fedms_jax.simulation import pretraining, tables
+
+CLIENTS, BATCH, STEPS, ROWS, HELD, DEVICES = 7, 3, 12, 29, 19, 2
+BLOCKS, WIDTH, MLP, WORDS, CLASSES, RANK = 4, 32, 48, 40, 13, 11
+PROJECTED, HEADS, PER_HEAD = 34, 2, 16
+TOKENS = {False: 10, True: 9}
+IMAGE_TOKENS = {False: 6, True: 5}
+ALL = Plan((True,) * BLOCKS, 0)  # a loop over blocks
+TOP = Plan((False, False, True, True), 1)  # no loop; block 1 was active once
+
+_NAMES = {
+  'num_hidden_layers': BLOCKS,
+  'hidden_size': WIDTH,
+  'intermediate_size': MLP,
+  'num_attention_heads': HEADS,
+  'num_key_value_heads': 1,
+  'vocab_size': WORDS,
+  'max_position_embeddings': 64,
+}
+_IMAGES = _NAMES | {'image_size': 16, 'patch_size': 8}
+CONFIGS: dict[str, dict[str, Any]] = {
+  'vit': {'model_type': 'vit', **_IMAGES},
+  'bert': {'model_type': 'bert', **_NAMES},
+  'gpt2': {
+    'model_type': 'gpt2',
+    'n_layer': BLOCKS,
+    'n_embd': WIDTH,
+    'n_head': HEADS,
+    'n_inner': MLP,
+    'vocab_size': WORDS,
+    'n_positions': 64,
+  },
+  'llama': {'model_type': 'llama', **_NAMES},
+  'clip': {
+    'model_type': 'clip',
+    'vision_config': _IMAGES,
+    'text_config': _NAMES | {'eos_token_id': WORDS - 1},
+    'projection_dim': PROJECTED,
+  },
+}
+OPTIONS = {
+  'vit': Options(classes=CLASSES),
+  'bert': Options(head='masked_lm'),
+  'gpt2': Options(head='causal_lm'),
+  'llama': Options(head='causal_lm'),
+  'clip': Options(head='contrast', tower='both'),
+}
+TASKS = {
+  'classification': tasks.classification(),
+  'masked_lm': tasks.masked_lm(),
+  'causal_lm': tasks.causal_lm(),
+  'contrast': tasks.contrast(),
+}
+
+
+class Case(NamedTuple):
+  """Which program of which run. kind: a key of `KINDS`. stage: of FedMS."""
+
+  family: str
+  kind: str = 'train'
+  stage: int = 1
+  dtype: str = 'float32'
+  storage: str = 'float32'
+  odd: bool = True  # the number of tokens
+  plan: Plan = ALL
+
+  def __str__(self):
+    parts = (self.family, self.kind, self.stage, self.dtype, self.storage)
+    odd, depth = ('even', 'odd')[self.odd], sum(self.plan.active)
+    return '-'.join(map(str, (*parts, odd, depth)))
+
+
+class Program(NamedTuple):
+  """frozen: shapes of the arrays that are the same for all clients."""
+
+  function: Callable
+  args: tuple
+  frozen: Any
+
+
+class Scene(NamedTuple):
+  """What a case is made of. raw: shapes of the raw columns, [1, ...]."""
+
+  algorithm: Any
+  roles: Roles
+  raw: dict[str, Any]
+  plan: Plan
+
+
+def shape(*axes: int, dtype='int32'):
+  return jax.ShapeDtypeStruct(axes, jnp.dtype(dtype))
+
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+def program(case: Case) -> Program:
+  return KINDS[case.kind](case)
+
+
+@functools.cache
+def _model(case: Case):
+  """(backbone, task, LoRA's targets, level of the gate) of a case."""
+  config = dict(CONFIGS[case.family])
+  if case.family == 'vit' and not case.odd:
+    config['model_type'] = 'deit'  # one token more
+  options = OPTIONS[case.family]
+  targets = ('attn/q', 'attn/v')
+  if case.family == 'clip':
+    targets = tuple(f'{t}/{x}' for t in ('image', 'text') for x in targets)
+  level = {'gpt2': 'running', 'llama': 'running', 'bert': 'sequence'}
+  options = Options(
+    **options.__dict__ | {'dtype': case.dtype, 'storage': case.storage}
+  )
+  model = pretrained.model(config, options).backbone
+  return model, TASKS[options.head], targets, level.get(case.family, 'token')
+
+
+def _raw(case: Case, rows: int) -> dict[str, Any]:
+  tokens = shape(rows, TOKENS[case.odd])
+  images = shape(rows, 16, 16, 3, dtype='uint8')
+  labels = shape(rows)
+  return {
+    'vit': {'inputs': images, 'labels': labels},
+    'clip': {'inputs': images, 'labels': labels, 'texts': tokens},
+    'bert': {'inputs': tokens, 'labels': labels, 'targets': tokens},
+  }.get(case.family, {'inputs': tokens, 'labels': labels})
+
+
+def _setting(case: Case) -> fedms.Setting:
+  backbone, task, targets, _ = _model(case)
+  return fedms.Setting(
+    backbone, task, optax.adamw(1e-3), optax.sgd(1.0), averaged.mean(),
+    targets, RANK,
+  )  # fmt: skip
+
+
+def _start(case: Case) -> Roles:
+  backbone, *_ = _model(case)
+  return jax.eval_shape(
+    lambda key: fedms.start(backbone.init(key), backbone.init_head(key)), KEY
+  )
+
+
+def _scene(case: Case) -> Scene:
+  """A stage of FedMS, at its first round."""
+  setting = _setting(case)
+  algorithm = fedms.global_stage(setting)
+  roles = jax.eval_shape(algorithm.begin, KEY, _start(case))
+  if case.stage == 2:
+    *_, level = _model(case)
+    classes = CLASSES if case.family == 'vit' else 0
+    spec = gate.GateSpec(setting.backbone.width, classes, level=level)
+    algorithm = fedms.personal_stage(setting, fedms.Personal(spec))
+    roles = jax.eval_shape(algorithm.begin, KEY, roles)
+  return Scene(algorithm, roles, _raw(case, ROWS), case.plan)
+
+
+def _table(scene: Scene):
+  """Raw columns, and derived ones where there is a prefix to look up."""
+  if not scene.plan.boundary:
+    return scene.raw
+  shared = scene.roles._replace(personal=None)
+  return scene.raw | columns.shapes(
+    scene.algorithm, shared, scene.raw, scene.plan
+  )
+
+
+def _wide(tree, *axes: int):
+  return jax.tree.map(lambda x: shape(*axes, *x.shape, dtype=x.dtype), tree)
+
+
+def _totals(scene: Scene):
+  return jax.eval_shape(
+    lambda shared: reduction.empty_totals(scene.algorithm, shared, BLOCKS),
+    scene.roles.shared,
+  )
+
+
+def _cohort(scene: Scene, clients: int, totals):
+  """Arguments of a round's training, but for what is static."""
+  roles = scene.roles
+  return (
+    roles.frozen,
+    roles.shared,
+    _wide(roles.personal, clients),
+    _table(scene),
+    shape(clients, STEPS, BATCH),
+    shape(clients, dtype='float32'),
+    KEY,
+    shape(clients, dtype='uint32'),
+    totals,
+  )
+
+
+def _train(case: Case) -> Program:
+  """A chunk of clients on one device."""
+  scene = _scene(case)
+  algorithm = scene.algorithm
+
+  def run(*args):
+    return rounds.train_chunk.__wrapped__(algorithm, *args, case.plan)
+
+  return Program(
+    run, _cohort(scene, CLIENTS, _totals(scene)), scene.roles.frozen
+  )
+
+
+def _spread(case: Case) -> Program:
+  """A chunk of which each of two devices has `CLIENTS`."""
+  scene, mesh = _scene(case), Placement(DEVICES).mesh
+  algorithm = scene.algorithm
+
+  def run(*args):
+    return rounds.train_spread.__wrapped__(algorithm, *args, case.plan, mesh)
+
+  totals = _wide(_totals(scene), DEVICES)
+  args = _cohort(scene, DEVICES * CLIENTS, totals)
+  return Program(run, args, scene.roles.frozen)
+
+
+def _evaluate(case: Case) -> Program:
+  """All predictions on rows of each client's own."""
+  scene = _scene(case)
+  algorithm, roles = scene.algorithm, scene.roles
+  whole = Plan(ALL.active, case.plan.boundary)
+
+  def run(*args):
+    return scoring.evaluate_chunk.__wrapped__(algorithm, *args, whole, None)
+
+  args = (
+    roles.frozen,
+    roles.shared,
+    _wide(roles.personal, CLIENTS),
+    _table(scene),
+    shape(CLIENTS, HELD),
+  )
+  return Program(run, args, roles.frozen)
+
+
+def _columns(case: Case) -> Program:
+  """The derived columns of a block of rows."""
+  scene = _scene(case)
+
+  def run(roles, raw):
+    return tables._derive.__wrapped__(scene.algorithm, roles, raw, case.plan)
+
+  roles = scene.roles._replace(personal=None)
+  return Program(run, (roles, scene.raw), scene.roles.frozen)
+
+
+def _pretrain(case: Case) -> Program:
+  """An epoch of the server's: of all weights, or of a frozen model's head."""
+  whole = case.storage == 'float32'
+  method = full.full_model if whole else probe.linear_probe
+  algorithm = method(_setting(case))
+  roles = jax.eval_shape(algorithm.begin, KEY, _start(case))
+
+  def begin(roles):
+    state = algorithm.update.begin(roles, ALL)
+    return state, client.zero_sums(algorithm)
+
+  def run(*args):
+    return pretraining._epoch.__wrapped__(algorithm, *args, ALL)
+
+  scene = Scene(algorithm, roles, _raw(case, ROWS), ALL)
+  table = scene.raw
+  if not whole:
+    table = table | columns.shapes(algorithm, roles, scene.raw, ALL)
+  args = (
+    jax.eval_shape(begin, roles),
+    roles,
+    table,
+    shape(STEPS, BATCH),
+    KEY,
+    shape(),
+    shape(),
+  )
+  return Program(run, args, roles.frozen)
+
+
+def _server(case: Case) -> Program:
+  """The server's step."""
+  scene = _scene(case)
+  algorithm, shared = scene.algorithm, scene.roles.shared
+
+  def run(*args):
+    return reduction.close.__wrapped__(algorithm, *args)
+
+  state = jax.eval_shape(
+    lambda shared: reduction.begin_server(algorithm, shared), shared
+  )
+  return Program(run, (shared, state, _totals(scene)), scene.roles.frozen)
+
+
+KINDS: dict[str, Callable[[Case], Program]] = {
+  'train': _train,
+  'spread': _spread,
+  'evaluate': _evaluate,
+  'columns': _columns,
+  'pretrain': _pretrain,
+  'server': _server,
+}
