@@ -18,7 +18,7 @@ import optax
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import client, columns, reduction, rounds, scoring
-from fedms_jax.core.types import Plan, Roles
+from fedms_jax.core.types import Clients, Moment, Plan, Roles, Start, Work
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
@@ -194,27 +194,18 @@ def _wide(tree, *axes: int):
   return jax.tree.map(lambda x: shape(*axes, *x.shape, dtype=x.dtype), tree)
 
 
-def _totals(scene: Scene):
-  return jax.eval_shape(
-    lambda shared: reduction.empty_totals(scene.algorithm, shared, BLOCKS),
-    scene.roles.shared,
-  )
-
-
-def _cohort(scene: Scene, clients: int, totals):
+def _cohort(scene: Scene, clients: int):
   """Arguments of a round's training, but for what is static."""
   roles = scene.roles
-  return (
-    roles.frozen,
-    roles.shared,
-    _wide(roles.personal, clients),
-    _table(scene),
-    shape(clients, STEPS, BATCH),
-    shape(clients, dtype='float32'),
-    KEY,
-    shape(clients, dtype='uint32'),
-    totals,
+  totals = jax.eval_shape(lambda: reduction.empty(scene.algorithm, roles))
+  its = Clients(
+    ids=shape(clients, dtype='uint32'),
+    personal=_wide(roles.personal, clients),
+    rows=shape(clients, STEPS, BATCH),
+    weights=shape(clients, dtype='float32'),
   )
+  work = Work(_table(scene), KEY, Moment(*[shape()] * 4))
+  return roles._replace(personal=None), work, totals, its
 
 
 def _train(case: Case) -> Program:
@@ -223,11 +214,9 @@ def _train(case: Case) -> Program:
   algorithm = scene.algorithm
 
   def run(*args):
-    return rounds.train_chunk.__wrapped__(algorithm, *args, case.plan)
+    return rounds.train_chunk.__wrapped__(algorithm, case.plan, *args)
 
-  return Program(
-    run, _cohort(scene, CLIENTS, _totals(scene)), scene.roles.frozen
-  )
+  return Program(run, _cohort(scene, CLIENTS), scene.roles.frozen)
 
 
 def _spread(case: Case) -> Program:
@@ -236,27 +225,26 @@ def _spread(case: Case) -> Program:
   algorithm = scene.algorithm
 
   def run(*args):
-    return rounds.train_spread.__wrapped__(algorithm, *args, case.plan, mesh)
+    return rounds.train_spread.__wrapped__(algorithm, case.plan, *args, mesh)
 
-  totals = _wide(_totals(scene), DEVICES)
-  args = _cohort(scene, DEVICES * CLIENTS, totals)
+  roles, work, totals, its = _cohort(scene, DEVICES * CLIENTS)
+  args = (roles, work, _wide(totals, DEVICES), its)
   return Program(run, args, scene.roles.frozen)
 
 
 def _evaluate(case: Case) -> Program:
   """All predictions on rows of each client's own."""
   scene = _scene(case)
-  algorithm, roles = scene.algorithm, scene.roles
-  whole = Plan(ALL.active, case.plan.boundary)
+  roles = scene.roles
+  look = scoring.Look(scene.algorithm, Plan(ALL.active, case.plan.boundary))
 
   def run(*args):
-    return scoring.evaluate_chunk.__wrapped__(algorithm, *args, whole, None)
+    return scoring.evaluate_chunk.__wrapped__(look, *args)
 
   args = (
-    roles.frozen,
-    roles.shared,
-    _wide(roles.personal, CLIENTS),
+    roles._replace(personal=None),
     _table(scene),
+    _wide(roles.personal, CLIENTS),
     shape(CLIENTS, HELD),
   )
   return Program(run, args, roles.frozen)
@@ -281,7 +269,7 @@ def _pretrain(case: Case) -> Program:
   roles = jax.eval_shape(algorithm.begin, KEY, _start(case))
 
   def begin(roles):
-    state = algorithm.update.begin(roles, ALL)
+    state = algorithm.update.begin(Start(roles, ALL))
     return state, client.zero_sums(algorithm)
 
   def run(*args):
@@ -306,15 +294,17 @@ def _pretrain(case: Case) -> Program:
 def _server(case: Case) -> Program:
   """The server's step."""
   scene = _scene(case)
-  algorithm, shared = scene.algorithm, scene.roles.shared
+  algorithm, roles = scene.algorithm, scene.roles
 
   def run(*args):
     return reduction.close.__wrapped__(algorithm, *args)
 
-  state = jax.eval_shape(
-    lambda shared: reduction.begin_server(algorithm, shared), shared
+  roles, memory, channel = jax.eval_shape(
+    lambda: reduction.begin(algorithm, scene.roles, 0)
   )
-  return Program(run, (shared, state, _totals(scene)), scene.roles.frozen)
+  totals = jax.eval_shape(lambda: reduction.empty(algorithm, roles))
+  args = (roles, memory, channel, totals, KEY, shape())
+  return Program(run, args, roles.frozen)
 
 
 KINDS: dict[str, Callable[[Case], Program]] = {
