@@ -60,6 +60,17 @@ def device() -> float:
   return float(min(s['bytes_limit'] - s['bytes_in_use'] for s in stats))
 
 
+def for_tables(free: float = 0.0) -> float:
+  """Bytes that tables may take of each device: half of what is free, and the
+  rest is left to training. A CPU's memory is the host's, half of which columns
+  there may take, so it is half of the other half.
+
+  free: bytes that are to be taken as free; 0: what `device` says.
+  """
+  share = 0.25 if jax.local_devices()[0].platform == 'cpu' else 0.5
+  return share * (free or device())
+
+
 # Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 

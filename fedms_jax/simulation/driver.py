@@ -62,6 +62,7 @@ class Simulation:
       place=options.place,
       budget=options.budget,
       host_budget=options.host_budget,
+      device_memory=options.memory,
       block=options.block,
       on_block=observer.derived,
       put=self.place.whole,

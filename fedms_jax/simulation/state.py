@@ -51,9 +51,9 @@ class Options(NamedTuple):
   clients' newest scores the schedule's score averages; 0: the cohort's alone.
   unroll: local steps per program where clients run one by one. memory: bytes
   that the device is to be taken to have; 0: what it has. budget: bytes for
-  columns on the device. host_budget: bytes for derived columns in host memory;
-  0: half of what is free. block: rows derived together. slots: optimizer
-  arrays per trained parameter, for the ledger.
+  columns on the device; 0: a share of what is free. host_budget: bytes for
+  derived columns in host memory; 0: half of what is free. block: rows derived
+  together. slots: optimizer arrays per trained parameter, for the ledger.
   """
 
   seed: int = 0
@@ -68,7 +68,7 @@ class Options(NamedTuple):
   memory: float = 0.0
   scope: str = 'auto'
   place: str = 'auto'
-  budget: float = 4e9
+  budget: float = 0.0
   host_budget: float = 0.0
   block: int = 256
   prefetch: bool = True

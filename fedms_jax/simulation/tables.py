@@ -107,8 +107,9 @@ class Tables:
     *,
     scope: str = 'auto',
     place: str = 'device',
-    budget: float = 4e9,
+    budget: float = 0.0,
     host_budget: float = 0.0,
+    device_memory: float = 0.0,
     block: int = 256,
     on_block: Callable[[int, int], None] | None = None,
     put: Callable[[Tree], Tree] = lambda table: table,
@@ -123,9 +124,12 @@ class Tables:
         will be asked for are read.
       scope: 'auto', 'run', 'round' or 'step'.
       place: 'auto', 'device' or 'host', see `columns.choose`.
-      budget: bytes for tables on the device.
+      budget: bytes for tables on the device; 0: a share of what is free when
+        the first table is asked for, see `memory.for_tables`.
       host_budget: bytes for derived columns in host memory; 0: half of what
         is free.
+      device_memory: bytes that a device is to be taken to have; 0: what it
+        has.
       block: rows of a block.
       on_block: is called with (done, total) blocks of a pass.
       put: brings columns to the devices that read them, if those are several.
@@ -147,6 +151,7 @@ class Tables:
     self._rows = rows
     self._wanted = scope, place
     self._budget = budget
+    self._device_memory = device_memory
     self._host_budget = host_budget or memory.host() / 2
     self._on_block = on_block or (lambda done, total: None)
     self._put = put
@@ -171,6 +176,7 @@ class Tables:
     one of those that `self.usual` is about.
     """
     rows = self._kept(rows)
+    self._set_budget(roles)
     shapes = self._shapes(algorithm, roles, plan)
     needed = np.unique(rows[rows >= 0] // self.block)
     chosen = self._choose(shapes, len(needed))
@@ -231,6 +237,17 @@ class Tables:
       )
       self._known[key] = columns.shapes(algorithm, roles, raw, plan)
     return self._known[key]
+
+  def _set_budget(self, roles: Roles) -> None:
+    """Fixes the budget, once the roles are on the device, and before anything
+    else of the run is."""
+    if self._budget:
+      return
+    free = 0.0
+    if self._device_memory:
+      free = max(1.0, self._device_memory - tree.nbytes(roles))
+    jax.block_until_ready(roles)
+    self._budget = memory.for_tables(free)
 
   def _choose(self, shapes, needed: int) -> columns.Choice:
     derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw)

@@ -117,7 +117,7 @@ def test_a_table_in_use_is_not_written_to():
   """The device may still read a round's table while the next one is made."""
   algorithm, roles = world.first_stage()
   for way in WAYS:
-    found = tables(budget=0.0, **way)
+    found = tables(budget=1.0, **way)
     rows = SOME[0]
     table, translate = found.view(algorithm, roles, rows, world.TOP)
     before = jax.tree.map(np.array, columns.take(table, translate(rows)))
@@ -177,6 +177,49 @@ def test_the_longest_scope_that_fits_is_chosen(wanted, device, host, chosen):
 def test_a_wanted_scope_that_fits_nowhere_is_refused():
   with pytest.raises(ValueError, match='`Options.host_budget`'):
     columns.choose('run', 'auto', SIZES, 109, 99)
+
+
+@pytest.mark.parametrize(
+  ('free', 'assumed', 'scope'),
+  [
+    (1e9, 0.0, 'run'),
+    (2e4, 0.0, 'step'),
+    (2e4, 1e9, 'run'),
+    (1e9, 1.0, 'step'),
+  ],
+)
+def test_without_a_budget_tables_take_a_share_of_what_is_free(
+  monkeypatch, free, assumed, scope
+):
+  algorithm, roles = world.first_stage()
+  monkeypatch.setattr(memory, 'device', lambda: free)
+  found = tables(host_budget=1.0, device_memory=assumed)
+  for left in (free, 1.0):  # what the table itself takes does not count
+    monkeypatch.setattr(memory, 'device', lambda left=left: left)
+    found.view(algorithm, roles, SOME[2], world.TOP)
+    assert found.scope == scope
+
+
+def test_a_budget_that_is_asked_for_is_kept(monkeypatch):
+  algorithm, roles = world.first_stage()
+  monkeypatch.setattr(memory, 'device', lambda: 1.0)
+  found = tables(budget=1e9, host_budget=1.0, device_memory=1.0)
+  found.view(algorithm, roles, SOME[2], world.TOP)
+  assert found.scope == 'run'
+
+
+def test_a_table_leaves_half_of_a_device_to_training(monkeypatch):
+  class Gpu:
+    platform = 'gpu'
+
+    def memory_stats(self):
+      return {'bytes_limit': 1000, 'bytes_in_use': 200}
+
+  monkeypatch.setattr(memory, 'host', lambda: 1000.0)
+  assert memory.for_tables() == 250  # columns in host memory may take 500
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Gpu()])
+  assert memory.for_tables() == 400
+  assert memory.for_tables(free=600) == 300
 
 
 def test_host_memory_is_what_the_job_has_left(tmp_path):

@@ -23,7 +23,8 @@ class EngineConfig:
   )
   memory_mb: float = opt(
     0.0,
-    'plan chunks as if the device had this memory, in MB (0: what it has)',
+    'plan chunks and columns as if the device had this memory, in MB (0: what '
+    'it has)',
     low=0.0,
   )
   devices: int = opt(
@@ -52,7 +53,10 @@ class ColumnsConfig:
     choices=('auto', 'device', 'host'),
   )
   budget_mb: float = opt(
-    4096.0, 'memory of the device for columns, in MB', low=0.0
+    0.0,
+    'memory of the device for columns, in MB (0: half of what is free; of a '
+    'CPU, a quarter)',
+    low=0.0,
   )
   host_budget_mb: float = opt(
     0.0,
