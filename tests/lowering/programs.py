@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import client, columns, reduction, rounds, scoring
@@ -155,7 +156,7 @@ def _setting(case: Case) -> fedms.Setting:
   backbone, task, targets, _ = _model(case)
   return fedms.Setting(
     backbone, task, optax.adamw(1e-3), optax.sgd(1.0), averaged.mean(),
-    targets, RANK,
+    lora.Spec(RANK, RANK, targets),
   )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from fedms_jax.core.types import Span
 from fedms_jax.models import family, linear, transformer
 
 D_IN, D_OUT = 6, 4
+LORA = lora.Spec(2, 2, ('attn/q', 'attn/v'))
 STORED = ['float32', 'bfloat16', 'int8']
 
 
@@ -101,11 +102,12 @@ def kept(storage, dtype, blocks=4):
   )
   weights = {'blocks': transformer.init_blocks(config, jax.random.key(0))}
   params = family.stored(weights, storage, dtype)['blocks']
-  adapter = lora.init(jax.random.key(1), params, ('attn/q', 'attn/v'), 2)
+  adapter = LORA.init(jax.random.key(1), params)
   x = draw(3, 5, 16).astype(dtype)
 
   def run(adapter):
-    return transformer.run(config, [Span(0, blocks, (params, adapter))], x)
+    spans = [Span(0, blocks, (params, adapter))]
+    return transformer.run(config, spans, x, adapter=LORA)
 
   _, backward = jax.vjp(run, adapter)
   mine = {id(leaf) for leaf in jax.tree.leaves(params)}
