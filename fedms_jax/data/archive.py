@@ -55,6 +55,22 @@ def save(path: str, federation: Federation) -> None:
       partial.unlink()
 
 
+def _partition(offsets: np.ndarray, rows: np.ndarray) -> Partition:
+  rows, offsets = _rows(rows), _rows(offsets)
+  ends = offsets.tolist()
+  if ends[:1] != [0] or ends[-1] != len(rows) or ends != sorted(ends):
+    raise ValueError('its offsets are not those of its rows')
+  return Partition(offsets.astype(np.int64), rows)
+
+
+def _rows(numbers: np.ndarray) -> np.ndarray:
+  if numbers.ndim != 1 or numbers.dtype.kind not in 'iu':
+    raise ValueError(f'it has {numbers.dtype} values of {numbers.ndim} axes')
+  if len(numbers) and not 0 <= numbers.min() <= numbers.max() < 2**31:
+    raise ValueError(f'it has the number {numbers.min()} or {numbers.max()}')
+  return numbers
+
+
 def load(path: str, table: Table) -> Federation:
   """The division in a file made by `save`, of the same rows.
 
@@ -63,11 +79,11 @@ def load(path: str, table: Table) -> Federation:
   try:
     with np.load(pathlib.Path(path).expanduser()) as file:
       saved = str(file['fingerprint'])
-      parts = {
-        name: Partition(file[f'{name}_offsets'], file[f'{name}_rows'])
+      parts: dict[str, Any] = {
+        name: _partition(file[f'{name}_offsets'], file[f'{name}_rows'])
         for name in _PARTITIONS
       }
-      lists = {name: file[name] for name in _LISTS}
+      parts |= {name: _rows(file[name]) for name in _LISTS}
   except FileNotFoundError as error:
     raise ValueError(
       f'`load`={path}: no such file. Make it with `save`.'
@@ -83,4 +99,4 @@ def load(path: str, table: Table) -> Federation:
       'order or labels of the rows differ. Use the data and the `seed` that '
       'it was made with, or make it again with `save`.'
     )
-  return Federation(table=table, **parts, **lists)
+  return Federation(table=table, **parts)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedms_jax.core.types import Table
-from fedms_jax.data import images, inputs, names
+from fedms_jax.data import files, images, inputs, labels, names
 
 INPUT_NAMES = frozenset(
   'image images img picture pixels pixel_values input inputs x text sentence '
@@ -31,6 +31,7 @@ def read(
   need_labels: bool = True,
   prepare: images.Prepare | None = None,
   progress: bool = False,
+  places: files.Places = (),
 ) -> tuple[Table, np.ndarray | None]:
   """The table of all rows, split after split, and each row's group.
 
@@ -42,7 +43,8 @@ def read(
   column 'texts'. need_labels: without, data that has no labels has one class.
   prepare: makes each image what a model wants, in place of `image_size`. The
   groups are int32 [M], -1 outside the training split, or None without a
-  `group_column`. progress: show a bar when rows are read.
+  `group_column`. progress: show a bar when rows are read. places: folders in
+  which images that rows name by a path may lie.
   """
   features = next(iter(splits.values())).features
   others = (group_column, target_column)
@@ -57,10 +59,10 @@ def read(
         names.pick(f'`{flag}_column`', column, split.features, kind)
   groups = _groups(splits, group_column) if group_column else None
   if label_column:
-    labels, label_names = _labels(splits, label_column)
+    numbers, label_names = labels.read(splits, label_column, need_labels)
   else:
     count = sum(len(split) for split in splits.values())
-    labels, label_names = np.zeros(count, np.int32), ('all',)
+    numbers, label_names = np.zeros(count, np.int32), ('all',)
   columns = inputs.columns(
     splits,
     input_column,
@@ -69,8 +71,9 @@ def read(
     encode_text=encode_text,
     prepare=prepare,
     progress=progress,
+    places=places,
   )
-  return Table(columns | {'labels': labels}, label_names), groups
+  return Table(columns | {'labels': numbers}, label_names), groups
 
 
 def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
@@ -82,7 +85,8 @@ def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:
     return names.pick('`input_column`', column, features, 'column')
   free = {k: v for k, v in features.items() if k not in others}
   found = [k for k, v in free.items() if isinstance(v, datasets.Image)]
-  found = found or [k for k in free if k.lower() in INPUT_NAMES]
+  usual = [k for k in free if k.lower() in INPUT_NAMES]
+  found = found or [k for k in usual if inputs.holds_images(free[k])] or usual
   return _only(found, features, 'images or texts', 'input_column')
 
 
@@ -115,47 +119,10 @@ def _only(found, features, what, flag):
   )
 
 
-def _values(split, column):
-  return list(split.select_columns(column)[:][column])
-
-
-def _labels(splits, column) -> tuple[np.ndarray, tuple[str, ...]]:
-  """int32 [M] labels of all splits, by one map that covers all of them."""
-  import datasets
-
-  values = []
-  for name, split in splits.items():
-    part, feature = _values(split, column), split.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-      part = [None if v in (None, -1) else feature.names[v] for v in part]
-    missing = [i for i, value in enumerate(part) if value is None]
-    if missing:
-      raise ValueError(
-        f'row {missing[0]} of the {name} split has no {column!r} '
-        f'({len(missing)} such rows). Use a split with labels: '
-        f'`{name}_split`.'
-      )
-    if not all(isinstance(value, (int, str)) for value in part):
-      raise ValueError(
-        f'column {column!r} has values like {part[0]!r}, which are no labels; '
-        'allowed: whole numbers, booleans or strings. Name another: '
-        '`label_column`.'
-      )
-    values += part
-  feature = next(iter(splits.values())).features[column]
-  found = sorted(set(values), key=lambda v: (isinstance(v, str), v))
-  if isinstance(feature, datasets.ClassLabel):
-    # The declared order, and classes without rows too.
-    found = [*feature.names, *(v for v in found if v not in feature.names)]
-  code = {value: i for i, value in enumerate(found)}
-  labels = np.fromiter((code[value] for value in values), np.int32, len(values))
-  return labels, tuple(str(value) for value in found)
-
-
 def _groups(splits, column):
   (name, split), *others = splits.items()
   names.pick('`group_column`', column, split.features, 'column')
-  values = _values(split, column)
+  values = labels.values(split, column)
   if any(value is None for value in values):
     raise ValueError(
       f'column {column!r} of the {name} split has rows without a value. Name '

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import io
 import itertools
 import os
+import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedms_jax.data import files
+
 GRAY = ('1', 'L', 'LA')  # Pillow's modes of one channel
 GROUP = 32  # images that a thread decodes at a time
+# Pillow has more, some of which start other programs (EPS: Ghostscript). MPO,
+# photos of some cameras, begins as JPEG does.
+FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'WEBP', 'TIFF')
+MOST_PIXELS = 80_000_000  # of one image; its file may be far smaller
 
 Encoded = tuple[str, dict[str, Any]]  # where it is from; its bytes or path
 
@@ -105,7 +114,8 @@ def decode(
   places: Iterable[int] | None = None,
 ) -> np.ndarray:
   """Decodes and prepares images to uint8 [M, H, W, 3], or [M, H, W, 1] if all
-  are grayscale.
+  are grayscale. Where an image is transparent, it is shown on white, unless
+  `prepare` is a checkpoint's, whose reference leaves alpha out.
 
   encoded: `count` pairs of where an image is from (for errors) and a dict
   with its 'bytes', or else its 'path'. Prepared, they must be of one size.
@@ -162,7 +172,7 @@ def has_color(where: str, item: dict[str, Any]) -> bool:
     with _opened(item) as image:
       return image.mode not in GRAY
   except Exception as error:  # decoders raise all sorts
-    raise ValueError(f'{where} is no readable image: {error}.') from error
+    raise _unreadable(where, error) from error
 
 
 def resize(images: np.ndarray, prepare: Prepare) -> np.ndarray:
@@ -201,11 +211,37 @@ def from_arrays(values: np.ndarray, where: str) -> np.ndarray:
   return values.astype(np.uint8)
 
 
-def _opened(item: dict[str, Any]):
+@functools.cache
+def _pillow():
+  """`PIL.Image`, silent where we refuse: images of too many pixels."""
   from PIL import Image
 
+  warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+  return Image
+
+
+def _opened(item: dict[str, Any]):
+  Image = _pillow()
   data = item['bytes']
-  return Image.open(item['path'] if data is None else io.BytesIO(data))
+  if data is None:
+    files.check_openable(pathlib.Path(item['path']))
+  source = item['path'] if data is None else io.BytesIO(data)
+  image = Image.open(source, formats=FORMATS)
+  if image.width * image.height > MOST_PIXELS:
+    image.close()
+    raise ValueError(
+      f'it has {image.width} x {image.height} pixels; allowed: '
+      f'{MOST_PIXELS:,} in all'
+    )
+  return image
+
+
+def _on_white(image: Any) -> Any:
+  """The image as it looks on white, where parts of it are transparent."""
+  if not image.has_transparency_data:
+    return image
+  white = _pillow().new('RGBA', image.size, 'white')
+  return _pillow().alpha_composite(white, image.convert('RGBA')).convert('RGB')
 
 
 def _pixels(where, item, prepare):
@@ -221,8 +257,18 @@ def _pixels(where, item, prepare):
       if image.mode[0] in 'IF':
         raise ValueError(f'its pixels are of mode {image.mode}, not 8 bit')
       gray = image.mode in GRAY
-      image = ImageOps.exif_transpose(image).convert('L' if gray else 'RGB')
+      image = ImageOps.exif_transpose(image)
+      if not prepare.color:  # a checkpoint's reference leaves alpha out
+        image = _on_white(image)
+      image = image.convert('L' if gray else 'RGB')
       pixels = np.asarray(prepare(image))
   except Exception as error:  # decoders raise all sorts
-    raise ValueError(f'{where} is no readable image: {error}.') from error
+    raise _unreadable(where, error) from error
   return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+  said = str(error).strip().rstrip('.') or type(error).__name__
+  if type(error).__name__ == 'UnidentifiedImageError':
+    said = f'it is none of {", ".join(FORMATS)}'
+  return ValueError(f'{where} is no readable image: {said}.')

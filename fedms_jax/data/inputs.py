@@ -13,15 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedms_jax.data import images
-from fedms_jax.data.lazy import Arrays, Column, Reader
+from fedms_jax.data import files, images, readers
+from fedms_jax.data.lazy import Arrays, Column
+from fedms_jax.data.readers import Rows, Splits
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif')
 TEXTS = ('string', 'large_string')
-BATCH = 1000  # rows that are read at a time
+BYTES = ('binary', 'large_binary')
 PADDING = -1  # of tokens
-
-Splits = dict[str, Any]  # name -> datasets.Dataset
 
 
 class EncodeText(Protocol):
@@ -44,6 +42,19 @@ class EncodeText(Protocol):
     ...
 
 
+def holds_images(feature: Any) -> bool:
+  """Whether a column has encoded images: by type, as plain bytes, or as the
+  struct of bytes and path that other writers of Parquet make of them."""
+  import datasets
+
+  if isinstance(feature, dict):
+    kinds = [getattr(f, 'dtype', '') for k, f in feature.items() if k != 'path']
+    return set(feature) <= {'bytes', 'path'} and all(k in BYTES for k in kinds)
+  return isinstance(feature, datasets.Image) or (
+    isinstance(feature, datasets.Value) and feature.dtype in BYTES
+  )
+
+
 def columns(
   splits: Splits,
   column: str,
@@ -53,6 +64,7 @@ def columns(
   encode_text: EncodeText | None,
   prepare: images.Prepare | None,
   progress: bool,
+  places: files.Places = (),
 ) -> dict[str, Column]:
   """The columns of the inputs, see `features.read`; rows are not read yet."""
   import datasets
@@ -62,13 +74,17 @@ def columns(
     _check_no_image_size(column, image_size)
     reader = _texts(splits, (column, target_column), encode_text, progress)
     return {name: Column(reader, name) for name in reader.names}
-  if isinstance(feature, datasets.Value):
+  pictures = holds_images(feature)
+  if isinstance(feature, (datasets.Value, dict)) and not pictures:
     raise ValueError(
-      f'column {column!r} has {feature.dtype} values; allowed: images, texts, '
+      f'column {column!r} has {_kind(feature)} values; allowed: images, texts, '
       'or arrays of pixels. Name another: `input_column`.'
     )
-  kind = Images if isinstance(feature, datasets.Image) else Pixels
-  reader = kind(splits, column, prepare or images.square(image_size), progress)
+  prepare = prepare or images.square(image_size)
+  if pictures:
+    reader = Images(splits, column, prepare, progress, places)
+  else:
+    reader = Pixels(splits, column, prepare, progress)
   found = {'inputs': Column(reader, 'inputs')}
   if target_column:
     captions = _texts(splits, (target_column, ''), encode_text, progress)
@@ -76,59 +92,18 @@ def columns(
   return found
 
 
-class _Rows(Reader):
-  """What the readers of splits have in common."""
-
-  def __init__(self, splits: Splits, progress: bool):
-    self.count = sum(map(len, splits.values()))
-    self._splits = splits
-    self._progress = progress
-
-  def _everything(self, rows: np.ndarray) -> bool:
-    """Whether these are all rows; they are in rising order."""
-    return len(rows) == self.count and (np.diff(rows) == 1).all()
-
-  def _pieces(
-    self, rows: np.ndarray
-  ) -> Iterator[tuple[str, np.ndarray, dict[str, list]]]:
-    """Rows, in rising order, batch by batch: name of the split, row numbers
-    in it, and their columns."""
-    import tqdm
-
-    with tqdm.tqdm(
-      total=len(rows),
-      desc='rows     ',
-      unit='row',
-      dynamic_ncols=True,
-      leave=False,
-      delay=2,  # quick passes end before it, and show nothing
-      disable=not self._progress,
-    ) as bar:
-      start = 0
-      for name, split in self._splits.items():
-        first, last = np.searchsorted(rows, (start, start + len(split)))
-        for i in range(first, last, BATCH):
-          numbers = rows[i : min(i + BATCH, last)] - start
-          yield name, numbers, _selected(split, numbers)
-          bar.update(len(numbers))
-        start += len(split)
+def _kind(feature: Any) -> str:
+  """The type of a column, for a message."""
+  return getattr(feature, 'dtype', None) or f'{{{", ".join(feature)}}}'
 
 
-def _selected(split, numbers: np.ndarray) -> dict[str, list]:
-  """Rows of a split by column; those that lie side by side are quicker."""
-  first, last = int(numbers[0]), int(numbers[-1])
-  if last - first + 1 == len(numbers):
-    return split[first : last + 1]
-  return split[numbers.tolist()]
-
-
-class Images(_Rows):
+class Images(Rows):
   """Reads encoded images as uint8 [n, H, W, 3], or [n, H, W, 1] if all rows
   are gray."""
 
   names = ('inputs',)
 
-  def __init__(self, splits, column, prepare: images.Prepare, progress):
+  def __init__(self, splits, column, prepare: images.Prepare, progress, places):
     import datasets
 
     raw = datasets.Image(decode=False)
@@ -139,6 +114,7 @@ class Images(_Rows):
     super().__init__(splits, progress)
     self._column = column
     self._prepare = prepare
+    self._places = places
 
   @functools.cached_property
   def like(self):
@@ -151,7 +127,7 @@ class Images(_Rows):
   def read(self, rows):
     order = np.argsort(rows, kind='stable')
     rising = rows[order]
-    like = None if self._everything(rising) else self.like['inputs']
+    like = None if self.everything(rising) else self.like['inputs']
     return {
       'inputs': images.decode(
         self._encoded(rising), len(rows), self._prepare, like, order
@@ -160,12 +136,21 @@ class Images(_Rows):
 
   def _encoded(self, rows) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each image is from, and its bytes or path."""
-    for name, numbers, piece in self._pieces(rows):
+    for name, numbers, piece in self.pieces(rows):
       for i, item in zip(numbers, piece[self._column], strict=True):
-        yield f'{self._column!r} of row {i} of the {name} split', item
+        if not item or not (item['bytes'] or item['path']):
+          raise ValueError(
+            f'row {i} of the {name} split has no image in {self._column!r}. '
+            'Remove such rows, or name another column: `input_column`.'
+          )
+        where = f'{self._column!r} of row {i} of the {name} split'
+        if not item['bytes']:
+          path = files.inside(item['path'], self._places, where)
+          item = {'bytes': None, 'path': path}
+        yield where, item
 
 
-class Pixels(_Rows):
+class Pixels(Rows):
   """Reads arrays of whole numbers as uint8 [n, H, W, 1 or 3]."""
 
   names = ('inputs',)
@@ -180,14 +165,14 @@ class Pixels(_Rows):
 
   @functools.cached_property
   def like(self):
-    (_, _, piece), *_ = self._pieces(np.arange(1))
+    (_, _, piece), *_ = self.pieces(np.arange(1))
     return {'inputs': self._images(piece)[:0]}
 
   def read(self, rows):
     order = np.argsort(rows, kind='stable')
     rising, done = rows[order], 0
-    out = None if self._everything(rising) else self._empty(len(rows))
-    for _, numbers, piece in self._pieces(rising):
+    out = None if self.everything(rising) else self._empty(len(rows))
+    for _, numbers, piece in self.pieces(rising):
       made = self._images(piece)
       if out is None:
         out = np.zeros((len(rows), *made.shape[1:]), np.uint8)
@@ -214,7 +199,7 @@ class Pixels(_Rows):
     )
 
 
-class Texts(_Rows):
+class Texts(Rows):
   """Reads texts, alone or with the texts that belong to them, as tokens
   int32 [n, T]; T is that of the longest row."""
 
@@ -247,7 +232,7 @@ class Texts(_Rows):
     rising = rows[order]
     parts = [self._tokens(found) for found in self._strings(rising)]
     parts = parts or [self._nothing()]
-    if self._everything(rising):
+    if self.everything(rising):
       width = max(part['inputs'].shape[1] for part in parts)
     else:
       width = self.like['inputs'].shape[1]
@@ -259,10 +244,18 @@ class Texts(_Rows):
     found = self._encode.finish(out, rising, self.count)
     return {name: values[back] for name, values in found.items()}
 
+  def are_empty(self) -> bool:
+    """Whether there is no text at all; of others the first ones tell."""
+    return self.count > 0 and not any(
+      text.strip()
+      for texts, *_ in self._strings(np.arange(self.count))
+      for text in texts
+    )
+
   def are_names_of_images(self) -> bool:
     """Whether all texts look like it; of others the first ones tell."""
     return self.count > 0 and all(
-      text.lower().endswith(IMAGE_SUFFIXES)
+      text.lower().endswith(files.IMAGE_SUFFIXES)
       for texts, *_ in self._strings(np.arange(self.count))
       for text in texts
     )
@@ -277,8 +270,8 @@ class Texts(_Rows):
       ]
     )
     order, width = np.argsort(-lengths, kind='stable'), 0
-    for start in range(0, self.count, BATCH):
-      for found in self._strings(np.sort(order[start : start + BATCH])):
+    for start in range(0, self.count, readers.BATCH):
+      for found in self._strings(np.sort(order[start : start + readers.BATCH])):
         width = max(width, self._tokens(found)['inputs'].shape[1])
       if width >= self._encode.max_tokens:
         break
@@ -296,7 +289,7 @@ class Texts(_Rows):
 
   def _strings(self, rows) -> Iterator[list[list[str]]]:
     """The texts of rows, batch by batch, one list for each column."""
-    for split, numbers, piece in self._pieces(rows):
+    for split, numbers, piece in self.pieces(rows):
       found = [list(piece[column]) for column in self._pair]
       for column, texts in zip(self._pair, found, strict=True):
         for i, text in zip(numbers, texts, strict=True):
@@ -317,6 +310,11 @@ def _wide(tokens: np.ndarray, width: int) -> np.ndarray:
 
 def _texts(splits, pair, encode_text, progress) -> Texts:
   reader, column = Texts(splits, pair, encode_text, progress), pair[0]
+  if reader.are_empty():
+    raise ValueError(
+      f'all {reader.count} rows of column {column!r} are empty texts: there is '
+      'nothing to learn. Name another: `input_column`, `target_column`.'
+    )
   if reader.are_names_of_images():
     raise ValueError(
       f'column {column!r} has names of image files, which are not followed. '

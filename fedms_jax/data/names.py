@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class DataWarning(UserWarning):
+  """Data that can be used, though hardly as it was meant."""
+
+
 def hint(got: str, options: Iterable[str]) -> str:
   """' Did you mean ...?' if an option resembles `got`, else ''."""
   close = difflib.get_close_matches(got, list(options), n=1)

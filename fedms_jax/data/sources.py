@@ -98,6 +98,7 @@ def load(
     need_labels=need_labels,
     prepare=prepare,
     progress=progress,
+    places=splits.places(source),
   )
   rows = np.arange(len(table.columns['labels']), dtype=np.int32)
   count = len(parts['train'])

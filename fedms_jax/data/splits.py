@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 from typing import Any
 
-from fedms_jax.data import names
+from fedms_jax.data import files, formats, names
 
+# Of a CSV file an empty cell alone has no value: a class may be called NA.
+CSV = {'keep_default_na': False, 'na_values': ['']}
 FORMATS = {
   '.parquet': 'parquet',
   '.arrow': 'arrow',
@@ -47,21 +50,44 @@ def read(
   return splits[train_split], splits[test_split]
 
 
+def places(source: str) -> files.Places:
+  """Folders in which a source's rows may name files: that of a local source,
+  and those where `datasets` keeps what it has fetched or unpacked."""
+  import datasets.config
+  import huggingface_hub.constants
+
+  path = pathlib.Path(source).expanduser()
+  kept = (
+    datasets.config.HF_DATASETS_CACHE,
+    huggingface_hub.constants.HF_HUB_CACHE,
+  )
+  own = [path if path.is_dir() else path.parent] if _exists(path) else []
+  return [*own, *map(pathlib.Path, kept)]
+
+
+def _exists(path: pathlib.Path) -> bool:
+  try:
+    return path.exists()
+  except (OSError, ValueError):  # no system could have a file of such a name
+    return False
+
+
 def _open(source, embedded, subset, revision):
   path = pathlib.Path(source).expanduser()
-  if path.exists():
+  if _exists(path):
     if revision or (subset and path.is_file()):
       raise ValueError(
         f'`source`={source} is local: `revision`={revision!r} must '
         f'be empty, and for a file `subset`={subset!r} too.'
       )
     return _local(path, subset)
+  shown = source if len(source) <= 200 else f'{source[:200]}...'
   tried = (
-    f'`source`={source!r} is not embedded ({", ".join(embedded)}) and no '
+    f'`source`={shown!r} is not embedded ({", ".join(embedded)}) and no '
     'local file or folder'
   )
   hint = '' if '/' in source else names.hint(source, embedded)
-  hub_id = re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', source, re.ASCII)
+  hub_id = re.fullmatch(r'\w[\w.-]{0,95}(/\w[\w.-]{0,95})?', source, re.ASCII)
   if hint or not hub_id or path.suffix in FORMATS:
     # Asking the Hub can take half a minute where there is no network.
     raise ValueError(f'{tried}; as a Hub id it was not tried.{hint}')
@@ -69,7 +95,7 @@ def _open(source, embedded, subset, revision):
     return _load(source, subset, revision=revision or None)
   except Exception as error:  # of any library under `datasets`
     raise ValueError(
-      f'{tried}; from the Hub it cannot be read: {_first_line(error)}. Check '
+      f'{tried}; from the Hub it cannot be read: {_cause(error)}. Check '
       'the name, the network, and `subset`.'
     ) from error
 
@@ -79,35 +105,75 @@ def _local(path, subset):
 
   try:
     if path.is_dir():
-      if any(
-        (path / name).exists() for name in ('state.json', 'dataset_dict.json')
-      ):
+      files.check_folder(path.resolve())
+      saved = ('state.json', 'dataset_dict.json')
+      if any((path / name).exists() for name in saved):
+        files.check_saved(path)
         saved = datasets.load_from_disk(str(path))
         return saved if isinstance(saved, dict) else {'train': saved}
-      return _load(str(path), subset)
-    if path.suffix.lower() in FORMATS:
-      return _load(
-        FORMATS[path.suffix.lower()], subset, data_files={'train': str(path)}
-      )
+    else:
+      files.check_openable(path)
+    found = formats.read(path)
+    if found is not None:
+      return found
+    if path.is_dir():
+      return _load(str(path), subset, folder=path)
+    if kind := FORMATS.get(path.suffix.lower()):
+      data_files = {'train': str(path)}
+      return _load(kind, subset, folder=path.parent, data_files=data_files)
   except Exception as error:  # of any library under `datasets`
     raise ValueError(
-      f'`source`={path} cannot be read: {_first_line(error)}. Allowed: a '
+      f'`source`={path} cannot be read: {_cause(error)}. Allowed: a '
       f'folder of {", ".join(FORMATS)} files, or of images in one folder per '
-      'label, or one file.'
+      'label, or one file; or LEAF, idx or .npz files.'
     ) from error
   raise ValueError(
     f'`source`={path} is no file that can be read. Allowed: '
-    f'{", ".join(FORMATS)}, or a folder.'
+    f'{", ".join(FORMATS)}, .npz, idx files, or a folder.'
   )
 
 
-def _load(path, subset, **kwargs):
+@contextlib.contextmanager
+def _silent():
+  """Without the log of `datasets`, which tells an error before it raises it."""
   import datasets
 
+  before = datasets.logging.get_verbosity()
+  datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+  try:
+    yield
+  finally:
+    datasets.logging.set_verbosity(before)
+
+
+@_silent()
+def _load(path, subset, folder=None, **kwargs):
+  """The splits that `datasets` finds. folder: of local data, whose cache is
+  told apart by what its files hold: `datasets` itself looks at their time."""
+  import datasets.config
+
+  builder = datasets.load_dataset_builder(path, subset or None, **kwargs)
+  if folder is not None:
+    found = [
+      files.inside(name, (folder,), f'a file of {folder}')
+      for names in (builder.config.data_files or {}).values()
+      for name in names
+    ]
+    cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE, 'fedms_jax')
+    kwargs |= {'cache_dir': str(cache / files.digest(found))}
+  if hasattr(builder.config, 'keep_default_na'):
+    kwargs |= CSV
   return datasets.load_dataset(path, subset or None, **kwargs)
 
 
-def _first_line(error):
-  return (
-    (str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')
-  )
+def _cause(error: BaseException) -> str:
+  """The first line of an error, or of its cause where it does not say it."""
+  import datasets.exceptions
+
+  vague = datasets.exceptions.DatasetGenerationError
+  while isinstance(error, vague) and error.__cause__:
+    error = error.__cause__
+  if isinstance(error, StopIteration):  # of the first row
+    return 'it has no rows'
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0].rstrip('.')

@@ -1,9 +1,12 @@
+import io
+
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fedms_jax.data import features, images, inputs, lazy
+from fedms_jax.data import features, images, lazy, readers
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 3), np.uint8)
 IMAGES = [Image.fromarray(pixels) for pixels in PIXELS]
@@ -119,10 +122,11 @@ def test_declared_labels_keep_their_order_and_unused_classes():
 
 def test_other_labels_are_sorted_by_value():
   table, _ = read(
-    split(text=['a', 'b'], label=[10, 9]), split(text=['c'], label=[-7])
+    split(text=['a', 'b'], label=[10, 9]),
+    split(text=['c', 'd'], label=[-7, 9]),
   )
   assert table.label_names == ('-7', '9', '10')
-  assert table.columns['labels'].tolist() == [2, 1, 0]
+  assert table.columns['labels'].tolist() == [2, 1, 0, 1]
 
 
 def test_rows_without_label_are_refused():
@@ -194,13 +198,70 @@ def test_pixels_are_the_same_however_they_are_stored(kind):
   )
 
 
+def png(picture):
+  file = io.BytesIO()
+  picture.save(file, 'PNG')
+  return file.getvalue()
+
+
+STORED = {
+  'bytes and path': lambda b: {'bytes': b, 'path': 'a.png'},
+  'path and bytes': lambda b: {'path': None, 'bytes': b},
+  'bytes in a struct': lambda b: {'bytes': b},
+  'bytes': lambda b: b,
+}
+
+
+@pytest.mark.parametrize('stored', STORED)
+@pytest.mark.parametrize('kind', [pyarrow.binary(), pyarrow.large_binary()])
+def test_encoded_images_are_read_however_they_are_stored(
+  stored, kind, tmp_path
+):
+  """As pandas, pyarrow and Spark write them, who know no type of images."""
+  rows = [STORED[stored](png(picture)) for picture in IMAGES]
+  types = {'bytes': kind, 'path': pyarrow.string()}
+  if isinstance(rows[0], dict):
+    kind = pyarrow.struct([(name, types[name]) for name in rows[0]])
+  made = pyarrow.table(
+    {'img': pyarrow.array(rows, kind), 'text': ['a', 'b'], 'label': [0, 1]}
+  )
+  pyarrow.parquet.write_table(made, tmp_path / 'a.parquet')
+  table, _ = read(
+    datasets.Dataset.from_parquet(
+      str(tmp_path / 'a.parquet'), cache_dir=str(tmp_path / 'cache')
+    )
+  )
+  np.testing.assert_array_equal(table.columns['inputs'][..., 0], PIXELS)
+
+
+def test_other_structs_and_absent_bytes_are_refused():
+  part = split(img=[{'a': 1}, {'a': 2}], label=[0, 1])
+  assert "'img' has {a} values" in refused(part)
+  part = split(img=[png(IMAGES[0]), None], label=[0, 1])
+  assert "row 1 of the train split has no image in 'img'" in refused(part)
+  part = split(img=[png(IMAGES[0]), b''], label=[0, 1])
+  assert "row 1 of the train split has no image in 'img'" in refused(part)
+
+
+def test_float_images_are_refused_with_their_range():
+  text = refused(split(x=(PIXELS / 255).tolist(), label=[0, 1]))
+  assert 'float64 values from 0.0' in text and 'from 0 to 255' in text
+
+
+@pytest.mark.parametrize('empty', ['', ' ', '\n'])
+def test_texts_that_are_all_empty_are_refused(empty):
+  text = refused(split(text=[empty, empty], label=[0, 1]))
+  assert "all 2 rows of column 'text' are empty texts" in text
+  assert read(split(text=[empty, 'a'], label=[0, 1]))
+
+
 def test_ragged_arrays_are_refused():
   text = refused(split(x=[[[1, 2]], [[1], [2]]], y=[0, 1]))
   assert "column 'x' has arrays of different shapes" in text
 
 
 def test_images_are_read_batch_by_batch_in_order(monkeypatch):
-  monkeypatch.setattr(inputs, 'BATCH', 2)
+  monkeypatch.setattr(readers, 'BATCH', 2)
   images = [Image.new('L', (2, 2), i) for i in range(5)]
   types = {'img': datasets.Image(), 'label': datasets.Value('int64')}
   table, _ = read(split(types, img=images, label=[0, 1, 0, 1, 0]))
@@ -208,10 +269,10 @@ def test_images_are_read_batch_by_batch_in_order(monkeypatch):
 
 
 def test_an_absent_image_is_refused_with_its_row(monkeypatch):
-  monkeypatch.setattr(inputs, 'BATCH', 1)
+  monkeypatch.setattr(readers, 'BATCH', 1)
   types = {'img': datasets.Image(), 'label': datasets.Value('int64')}
   text = refused(split(types, img=[IMAGES[0], None], label=[0, 1]))
-  assert "'img' of row 1 of the train split is no readable image" in text
+  assert "row 1 of the train split has no image in 'img'" in text
 
 
 def test_completions_go_to_the_encoder_with_their_prompts():

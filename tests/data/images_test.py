@@ -94,6 +94,93 @@ def test_what_is_no_image_is_refused_by_place(item):
     images.decode([('row 3', item)], 1, images.square(0))
 
 
+def transparent(mode):
+  """Left half clear, with black under it; right half full, of value 200."""
+  alpha = Image.fromarray(np.array([[0, 255]], np.uint8).repeat(2, 1))
+  level = alpha.point(lambda a: 200 if a else 0)
+  bands = [level] * (3 if mode == 'RGBA' else 1)
+  return Image.merge(mode, [*bands, alpha])
+
+
+@pytest.mark.parametrize(('mode', 'channels'), [('RGBA', 3), ('LA', 1)])
+@pytest.mark.parametrize('form', ['PNG', 'TIFF'])
+def test_what_is_transparent_is_white(mode, channels, form):
+  pixels = decode(transparent(mode), form=form)
+  assert pixels.tolist() == [[[[v] * channels for v in (255, 255, 200, 200)]]]
+
+
+def test_a_transparent_color_of_a_palette_is_white():
+  picture = Image.new('P', (2, 1), 0)
+  picture.putpalette([9, 9, 9, 50, 60, 70])
+  picture.putpixel((1, 0), 1)
+  pixels = decode(picture, form='GIF', transparency=0)
+  assert pixels.tolist() == [[[[255, 255, 255], [50, 60, 70]]]]
+
+
+def test_a_checkpoint_leaves_alpha_out_as_its_reference_does():
+  prepare = images.Prepare(color=True)
+  pixels = images.decode(encoded(transparent('RGBA')), 1, prepare)
+  assert pixels[0, 0, :, 0].tolist() == [0, 0, 200, 200]
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+"""
+
+
+@pytest.mark.parametrize('by_path', [True, False])
+def test_no_other_program_is_started_for_an_image(
+  tmp_path, monkeypatch, by_path
+):
+  """Pillow would call Ghostscript for PostScript, whatever its file's name."""
+  stub = tmp_path / 'gs'
+  stub.write_text(f'#!/bin/sh\necho called >> {tmp_path}/log; exit 1\n')
+  stub.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+  (tmp_path / 'x.png').write_bytes(POSTSCRIPT)
+  item = {'bytes': POSTSCRIPT, 'path': None}
+  if by_path:
+    item = {'bytes': None, 'path': str(tmp_path / 'x.png')}
+  for look in (
+    lambda: images.decode([('row 3', item)], 1, images.square(0)),
+    lambda: images.has_color('row 3', item),
+  ):
+    with pytest.raises(ValueError, match='row 3 is no .*: it is none of PNG'):
+      look()
+  assert not (tmp_path / 'log').exists()
+
+
+@pytest.mark.parametrize('form', [*images.FORMATS, 'MPO'])
+def test_every_format_that_is_named_can_be_read(form):
+  kwargs = {'lossless': True} if form == 'WEBP' else {}
+  if form == 'MPO':
+    kwargs = {'save_all': True, 'append_images': [RED]}
+  pixels = decode(RED, form=form, **kwargs)
+  assert np.abs(pixels[0, 0, 0].astype(int) - [255, 0, 0]).max() < 3
+
+
+@pytest.mark.parametrize('form', ['PPM', 'TGA', 'ICO', 'PCX', 'DDS'])
+def test_other_formats_are_refused(form):
+  with pytest.raises(
+    ValueError, match='image 0 is no readable image: it is no'
+  ):
+    decode(RED, form=form)
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded():
+  """A megabyte of PNG may be gigabytes of pixels."""
+  bomb = Image.new('1', (8_500, 10_000))
+  with pytest.raises(ValueError, match='image 0 .* has 8500 x 10000 pixels'):
+    decode(bomb, form='PNG')
+  with pytest.raises(ValueError, match='allowed: 80,000,000'):
+    images.has_color(*next(encoded(bomb)))
+  larger = Image.new('1', (20_000, 10_000))  # Pillow itself refuses those
+  with pytest.raises(ValueError, match='image 0 is no readable .*200000000'):
+    decode(larger, form='PNG')
+
+
 def test_deep_pixels_are_refused():
   deep = Image.fromarray(np.full((4, 4), 1000, np.uint16))
   with pytest.raises(ValueError, match='not 8 bit'):

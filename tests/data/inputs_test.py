@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms_jax.data import features, images, inputs, lazy, text
+from fedms_jax.data import features, images, lazy, readers, text
 from tests import folders
 
 RNG = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def decoded(monkeypatch):
 
 @pytest.mark.parametrize('batch', [2, 100])
 def test_part_of_the_images(monkeypatch, batch):
-  monkeypatch.setattr(inputs, 'BATCH', batch)
+  monkeypatch.setattr(readers, 'BATCH', batch)
   monkeypatch.setattr(images, 'GROUP', 2)
   whole = check_parts(lambda: read(pictures(PICTURES)))
   np.testing.assert_array_equal(whole['inputs'], PIXELS)
@@ -112,12 +112,12 @@ def test_a_broken_image_is_refused_by_whom_it_concerns():
   broken = [*PICTURES[:6], None]
   found = lazy.take(read(pictures(broken)), np.array([4]))
   np.testing.assert_array_equal(found['inputs'][0], PIXELS[4])
-  with pytest.raises(ValueError, match='row 3 of the test split is no read'):
+  with pytest.raises(ValueError, match='row 3 of the test split has no image'):
     lazy.take(read(pictures(broken)), np.array([6]))
 
 
 def test_part_of_the_arrays(monkeypatch):
-  monkeypatch.setattr(inputs, 'BATCH', 2)
+  monkeypatch.setattr(readers, 'BATCH', 2)
   parts = [dataset(x=PIXELS[:3].tolist()), dataset(x=PIXELS[3:].tolist())]
   whole = check_parts(lambda: read(parts, image_size=6))
   np.testing.assert_array_equal(
@@ -150,7 +150,7 @@ TEXTS = [' '.join(folders.WORDS[i : i + n]) for i, n in
 @pytest.mark.parametrize('objective', ['whole', 'next', 'masked'])
 def test_part_of_the_texts(monkeypatch, objective, max_tokens, batch):
   """As wide as the longest of all, and hidden alike, whoever reads it."""
-  monkeypatch.setattr(inputs, 'BATCH', batch)
+  monkeypatch.setattr(readers, 'BATCH', batch)
   monkeypatch.setattr(text, 'DRAWN', 3)
   encode = encoder(objective, max_tokens)
   parts = [dataset(text=TEXTS[:3]), dataset(text=TEXTS[3:])]
@@ -207,7 +207,7 @@ def test_all_texts_are_encoded_once_each():
 
 def test_the_longest_texts_tell_the_width(monkeypatch):
   """Others are not encoded for it where those reach the limit."""
-  monkeypatch.setattr(inputs, 'BATCH', 2)
+  monkeypatch.setattr(readers, 'BATCH', 2)
   encode = Counting()
   texts = ['a', 'bb', 'cccccccc', 'd', 'e', 'ffffff', 'g']
   columns = read([dataset(text=texts)], encode_text=encode)

@@ -1,5 +1,7 @@
 """Files on disk and the Hub, read through `datasets`."""
 
+import types
+
 import datasets
 import numpy as np
 import pytest
@@ -174,7 +176,7 @@ def test_a_source_that_is_nowhere_says_what_was_tried(monkeypatch):
   def unreachable(*args, **kwargs):
     raise ConnectionError('the Hub is out of reach\nand more')
 
-  monkeypatch.setattr(datasets, 'load_dataset', unreachable)
+  monkeypatch.setattr(datasets, 'load_dataset_builder', unreachable)
   text = refused('someone/something')
   for words in ('digits, synthetic', 'no local file', 'is out of reach. '):
     assert words in text
@@ -183,7 +185,7 @@ def test_a_source_that_is_nowhere_says_what_was_tried(monkeypatch):
 
 @pytest.mark.parametrize('source', ['digit', './nowhere', 'data/nowhere.csv'])
 def test_what_is_no_hub_id_is_refused_without_the_network(source, monkeypatch):
-  monkeypatch.setattr(datasets, 'load_dataset', lambda *a, **k: 1 / 0)
+  monkeypatch.setattr(datasets, 'load_dataset_builder', lambda *a, **k: 1 / 0)
   text = refused(source)
   assert 'was not tried' in text
   assert ("Did you mean 'digits'?" in text) == (source == 'digit')
@@ -197,6 +199,10 @@ def test_hub_flags_reach_the_hub(monkeypatch):
     return {'all': datasets.Dataset.from_dict({'text': ['a'], 'label': [0]})}
 
   monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
+  builder = types.SimpleNamespace(config=None)
+  monkeypatch.setattr(
+    datasets, 'load_dataset_builder', lambda *_, **__: builder
+  )
   sources.load(
     'some/thing', subset='de', revision='v2', train_split='all',
     encode_text=Encode(),
