@@ -59,5 +59,13 @@ def single(run: Run) -> str:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
   lines = [head, ['---'] * len(head), *body]
-  escaped = [[cell.replace('|', '\\|') for cell in line] for line in lines]
+  escaped = [[_escaped(cell) for cell in line] for line in lines]
   return '\n'.join(f'| {" | ".join(line)} |' for line in escaped) + '\n'
+
+
+def _escaped(cell: str) -> str:
+  """A cell that stays one: of one line, without what ends it."""
+  one = ' '.join(cell.splitlines())
+  for sign, instead in (('\\', '\\\\'), ('|', '\\|')):
+    one = one.replace(sign, instead)
+  return one

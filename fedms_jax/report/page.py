@@ -67,7 +67,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
     for row in rows
   )  # fmt: skip
   return (
-    f'<div class="scroll" tabindex="0"><table id="{name}">'
+    f'<div class="scroll" tabindex="0"><table id="{html.escape(name)}">'
     f'<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
   )
 

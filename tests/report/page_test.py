@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fedms_jax.persistence import writers
-from fedms_jax.report import ranking, runs
+from fedms_jax.report import markdown, ranking, runs
 from fedms_jax.shell import config, flags, main
 from fedms_jax.shell.commands import report
 from tests.report import finished
@@ -232,6 +232,17 @@ def test_the_table_alone_says_what_the_page_says(root, page, tmp_path):
   assert ['≈' in row[1] for row in rows] == [False, True, False, False]
   assert head[-4:] == list(ranking.BEHIND)
   assert rows[1][-4].endswith('(2.00×)')
+
+
+def test_no_name_ends_a_cell_of_a_table():
+  names = ['a|b', 'a\nb', 'a\\|b', 'a\r\n|\u2028b', '\\']
+  text = markdown._table(['', 'x'], [[name, '1'] for name in names])
+  lines = text.split('\n')[:-1]
+  assert len(lines) == 2 + len(names)
+  for line in lines:
+    # As CommonMark reads it: a backslash takes the sign behind it along.
+    bare = re.sub(r'\\.', '', line)
+    assert bare.count('|') == 3 and len(bare.splitlines()) == 1
 
 
 def test_the_table_of_a_run_has_its_models(root, tmp_path):
