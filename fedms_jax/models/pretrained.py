@@ -31,6 +31,19 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
 }
 
 
+def family_of(config: dict) -> str:
+  """The family of a config.json; `ValueError` if it is none of ours."""
+  kind = config.get('model_type', '')
+  if not isinstance(kind, str) or kind not in FAMILIES:
+    close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    raise ValueError(
+      f'config.json has model_type={kind!r}, which is no family that can be '
+      f'loaded. Families: {", ".join(FAMILIES)}.{hint}'
+    )
+  return kind
+
+
 def model(
   config: dict, options: Options, preprocessor: dict | None = None
 ) -> Model:
@@ -39,14 +52,7 @@ def model(
   preprocessor: preprocessor_config.json, whose image_mean and image_std hold
   where `options` has none.
   """
-  kind = config.get('model_type', '')
-  if kind not in FAMILIES:
-    close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
-    raise ValueError(
-      f'config.json has model_type={kind!r}, which is no family that can be '
-      f'loaded. Families: {", ".join(FAMILIES)}.{hint}'
-    )
+  kind = family_of(config)
   for name in ('image_mean', 'image_std'):
     found = tuple((preprocessor or {}).get(name) or ())
     if found and not getattr(options, name):

@@ -7,6 +7,7 @@ several of them. Below the shell there are no config objects.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from fedms_jax.shell.config import (
   PartitionConfig,
   ScheduleConfig,
   ServerConfig,
+  flatten,
 )
 from fedms_jax.simulation.state import Handover, Options
 
@@ -124,9 +126,12 @@ def aggregator(config: Config) -> averaged.Aggregator:
   """How updates are merged, for methods that leave it to the flags."""
   s, size = config.server, config.cohort.size
   if s.aggregator == 'trimmed_mean' and int(s.trim * size + 1e-6) < 1:
+    enough = math.ceil(1 / s.trim - 1e-6)
+    most = flatten(Config)['server.trim'].metadata['high']
+    least = f' or --server.trim to {1 / size:.2g}' if 1 / size <= most else ''
     raise ValueError(
-      f'--server.trim={s.trim:g} of --cohort.size={size} leaves nobody out; '
-      f'allowed: at least {1 / size:.2g}. Raise one of them.'
+      f'--server.trim={s.trim:g} of --cohort.size={size} leaves nobody out at '
+      f'either end. Raise --cohort.size to {enough}{least}.'
     )
   if s.aggregator == 'krum' and size < 2 * s.byzantine + 3:
     raise ValueError(
@@ -223,6 +228,8 @@ def _numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
   """Depths written as 1,2,6."""
   try:
     found = tuple(int(part) for part in text.split(',') if part.strip())
+    if text and not found:
+      raise ValueError
   except ValueError:
     raise ValueError(
       f'--{flag}={text!r} is no list of depths; write --{flag}=1,2,4.'

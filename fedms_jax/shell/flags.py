@@ -153,9 +153,15 @@ def parse_command(
     raise ValueError(
       f'--{e.flagname} is no flag.{hint} `--help` lists all flags.'
     ) from None
+  except UnicodeDecodeError as e:
+    named = [w for w in argv if w.lstrip('-').startswith('flagfile')]
+    raise ValueError(
+      f'{", ".join(named)} is no file of text: {e.reason} at byte {e.start}. '
+      'Give a file with one --name=value per line.'
+    ) from None
   except absl_flags.Error as e:
     text = str(e).removeprefix('flag ').removeprefix('ERROR:: ')
-    raise ValueError(text) from None
+    raise ValueError(_short(text)) from None
   if flag_values['help'].value or flag_values['helpfull'].value:
     print(help_text(extra))
     raise SystemExit(0)
@@ -166,6 +172,12 @@ def parse_command(
   config = read(flag_values)
   config_lib.validate(config)
   return config, {name: flag_values[name].value for name in extra}
+
+
+def _short(text: str) -> str:
+  """A message of one line, whatever was typed."""
+  text = ' '.join(text.split())
+  return text if len(text) < 1000 else f'{text[:300]} ... {text[-300:]}'
 
 
 def parse_for_workdir(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from fedms_jax.core.types import Federation, Task, Tree
-from fedms_jax.data import images, text
+from fedms_jax.data import images, quality, text
 from fedms_jax.models import clip, family, pretrained, tasks, transformer, vit
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
@@ -36,7 +36,9 @@ def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
   """The checkpoint of `--model.name`; None for the built-in model."""
   if m.built_in:
     return None
-  return model_files.find(m.name, revision=m.revision, weights=weights)
+  found = model_files.find(m.name, revision=m.revision, weights=weights)
+  pretrained.family_of(found.config)  # refused before its data is looked for
+  return found
 
 
 def task(m: ModelConfig) -> Task:
@@ -44,11 +46,21 @@ def task(m: ModelConfig) -> Task:
   return TASKS[m.head]()
 
 
+def objective(m: ModelConfig) -> str:
+  """What is learned of a row: 'next' or 'masked' tokens, or the 'whole'."""
+  return {'causal_lm': 'next', 'masked_lm': 'masked'}.get(m.head, 'whole')
+
+
 def reading(
   m: ModelConfig, d: DataConfig, checkpoint: Checkpoint | None, *, seed: int
 ) -> dict[str, Any]:
   """The arguments of `sources.load` that depend on the model."""
   if checkpoint is None:
+    if d.pack:
+      raise ValueError(
+        f'--data.pack is for texts, and --model.name={m.name} reads images. '
+        'Leave it out.'
+      )
     return {}
   _check_data_flags(m, d, checkpoint)
   asked = {
@@ -175,7 +187,9 @@ def class_tokens(
   as which a prompt begins."""
   tokenizer, _ = side_files.tokenizer(checkpoint)
   tokenizer.no_truncation()
-  read = tokenizer.encode_batch([f'{clip.spoken(name)}.' for name in names])
+  prompts = [f'{clip.spoken(name)}.' for name in names]
+  quality.check_prompts(names, [[prompt] for prompt in prompts])
+  read = tokenizer.encode_batch(prompts)
   out: dict[str, np.ndarray] = {}
   out['tokens'] = text.padded([r.ids for r in read])
   length, said = p.length, f'--prompt.length={p.length}'
@@ -197,7 +211,8 @@ def class_tokens(
 def one_token(p: PromptConfig, classes: int) -> dict[str, np.ndarray]:
   """`class_tokens` without a tokenizer: as if each name and each of
   --prompt.words were one token."""
-  out = {'tokens': np.zeros((classes, _MARKS + 1), np.int32)}
+  out: dict[str, np.ndarray] = {}
+  out['tokens'] = np.zeros((classes, _MARKS + 1), np.int32)
   if words := p.words.split():
     out['words'] = np.zeros(len(words), np.int32)
   return out
@@ -227,7 +242,7 @@ def _built_in(m: ModelConfig, data: Federation):
     blocks=m.blocks,
     width=m.width,
     heads=m.heads,
-    mlp_width=round(m.width * m.mlp_ratio),
+    mlp_width=m.mlp_width,
     dtype=m.dtype,
     remat=m.remat,
     unroll=m.unroll,
@@ -249,6 +264,7 @@ def _class_features(
 ) -> np.ndarray:
   """The text features [C, P] of CLIP's class prompts."""
   prompts = clip.class_prompts(m.templates.split('|'), names)
+  quality.check_prompts(names, np.reshape(prompts, (len(names), -1)).tolist())
   tokens = _encoder(m, d, checkpoint)(prompts)['inputs']
   options = Options(head='classification', tower='text')
   tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
@@ -276,7 +292,6 @@ def _encoder(
 ) -> text.Encoder:
   """seed: of the tokens that are hidden (masked_lm)."""
   tokenizer, words = side_files.tokenizer(checkpoint)
-  objective = {'causal_lm': 'next', 'masked_lm': 'masked'}
   lm = m.head == 'causal_lm'
   return text.Encoder(
     tokenizer,
@@ -285,7 +300,7 @@ def _encoder(
       pretrained.words(checkpoint.config).positions,
       words.most or d.max_tokens,
     ),
-    objective=objective.get(m.head, 'whole'),
+    objective=objective(m),
     end=side_files.end(checkpoint.config) if lm else -1,
     mask=side_files.mask(tokenizer) if m.head == 'masked_lm' else -1,
     fraction=d.mask_fraction,

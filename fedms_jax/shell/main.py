@@ -24,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       return commands.run(name, words)
     config = flags.parse(words)
     from fedms_jax.cluster import memory
-    from fedms_jax.shell import run
+    from fedms_jax.shell import run, said
 
     if ours:
       memory.keep_memory()
+      said.own_process()
     return run.run(config)
 
   if ours:

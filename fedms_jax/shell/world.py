@@ -11,13 +11,13 @@ import optax
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.core import compile, seeds
 from fedms_jax.core.types import Federation, Roles, Tree
-from fedms_jax.data import lazy
+from fedms_jax.data import lazy, quality
 from fedms_jax.data.federation import by_client
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import peft
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
-from fedms_jax.shell import build, foundation, methods
+from fedms_jax.shell import build, foundation, methods, sizes
 from fedms_jax.shell.config import (
   Config,
   LoraConfig,
@@ -50,13 +50,19 @@ def world(config: Config, like: World | None = None) -> World:
   like: the world of a config with the same data and model, to share them.
   """
   if like is None:
+    sizes.check_flags(config.data, config.model, config.client)
     checkpoint = foundation.find(config.model)
     data = by_client(_federation(config, checkpoint))
     if jax.process_count() == 1:
+      sizes.check_table(data.table)
       data = data._replace(
         table=data.table._replace(columns=lazy.whole(data.table.columns))
       )
+    quality.check(data, foundation.objective(config.model))
     model = foundation.model(config.model, data, checkpoint)
+    sizes.check_steps(
+      config.client, config.pretrain, config.model, model.backbone
+    )
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
   classes = len(data.table.label_names)

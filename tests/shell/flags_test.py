@@ -34,7 +34,8 @@ def any_value(name, field, rng):
     return rng.choice(['', 'a b=c', '--seed=3', '#no comment', '\'"', 'ü'])
   low = rule['low'] if rule['low'] is not None else rule['above'] or 0
   if isinstance(default, int):
-    return low + rng.randrange(10**6)
+    high = rule['high'] if rule['high'] is not None else low + 10**6
+    return rng.randint(low, min(high, low + 10**6))
   return low + (1e-9 + rng.random()) * ((rule['high'] or 1.0) - low) * 0.3
 
 
@@ -51,7 +52,7 @@ def any_config(seed):
     if name not in flags.PER_COMMAND
   }
   flat['cohort.size'] = 1 + flat['partition.num_clients'] // 2
-  flat |= {'lora.ranks': '1', 'lora.init': ''}
+  flat |= {'lora.ranks': '1', 'lora.init': '', 'model.mlp_ratio': 2.0}
   built_in = rng.random() < 0.5
   flat['model.name'] = 'vit' if built_in else 'a/b'
   unused = OF_CHECKPOINT if built_in else OF_BUILT_IN

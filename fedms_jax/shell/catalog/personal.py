@@ -58,6 +58,7 @@ class PFedMe:
     5,
     'steps on each batch to the personal model',
     low=1,
+    high=1_000_000,
     was='algorithm.pfedme_steps',
   )
   learning_rate: float = opt(

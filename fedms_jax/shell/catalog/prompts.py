@@ -25,6 +25,7 @@ class FedPgp:
     4,
     'rank of what a client adds to the prompt',
     low=1,
+    high=4096,
     was='algorithm.fedpgp_rank',
   )
   contrast: float = opt(
@@ -47,24 +48,28 @@ class PFedMoap:
     10,
     'prompts that a client mixes, its own included',
     low=2,
+    high=4096,
     was='algorithm.pfedmoap_experts',
   )
   pool: int = opt(
     256,
     'clients whose newest prompt the server keeps',
     low=1,
+    high=1 << 20,
     was='algorithm.pfedmoap_pool',
   )
   width: int = opt(
     128,
     'width of the gate (at most that of the features)',
     low=1,
+    high=1 << 16,
     was='algorithm.pfedmoap_width',
   )
   heads: int = opt(
     8,
     "heads of the gate's attention; a divisor of its width",
     low=1,
+    high=1 << 16,
     was='algorithm.pfedmoap_heads',
   )
   scale: float = opt(

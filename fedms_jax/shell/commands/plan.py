@@ -22,6 +22,7 @@ from fedms_jax.systems.ledger import Meter
 from fedms_jax.systems.units import in_bytes, in_flops
 
 _MOST_ROWS = 12  # of depths in a table
+MOST_CLASSES = 1 << 20
 
 
 class Shapes(NamedTuple):
@@ -34,6 +35,11 @@ class Shapes(NamedTuple):
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   """Prints the plan of --model.name."""
   config, values = flags.parse_command(words, extra)
+  if not 1 <= values['classes'] <= MOST_CLASSES:
+    raise ValueError(
+      f'--classes={values["classes"]} is not allowed; allowed: 1 to '
+      f'{MOST_CLASSES}.'
+    )
   checkpoint = foundation.find(config.model, weights=False)
   if checkpoint is None:
     raise ValueError(

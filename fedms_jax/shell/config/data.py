@@ -35,9 +35,13 @@ class DataConfig:
     'resize images to this side (0: as they are, or as the checkpoint wants '
     'them)',
     low=0,
+    high=4096,
   )
   max_tokens: int = opt(
-    128, 'T: cut texts to so many tokens, and to what the model takes', low=2
+    128,
+    'T: cut texts to so many tokens, and to what the model takes',
+    low=2,
+    high=1 << 20,
   )
   pack: bool = opt(
     False, 'put several whole texts into a row of max_tokens (causal_lm)'
@@ -72,8 +76,12 @@ class DataConfig:
     'domain shift of the public images (digits default: dim)',
     choices=('', 'none', 'rotate', 'transpose', 'flip', 'invert', 'dim'),
   )
-  synthetic_rows: int = opt(4000, 'rows of the synthetic source', low=1)
-  synthetic_classes: int = opt(10, 'classes of the synthetic source', low=2)
+  synthetic_rows: int = opt(
+    4000, 'rows of the synthetic source', low=1, high=1 << 31
+  )
+  synthetic_classes: int = opt(
+    10, 'classes of the synthetic source', low=2, high=1 << 20
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +91,15 @@ class PartitionConfig:
     'how rows are dealt to clients',
     choices=('iid', 'dirichlet', 'classes', 'quantity', 'natural'),
   )
-  num_clients: int = opt(30, 'clients that train', low=1)
-  unseen_clients: int = opt(4, 'further clients that never train', low=0)
-  alpha: float = opt(0.3, 'Dirichlet concentration of label skew', above=0.0)
+  num_clients: int = opt(30, 'clients that train', low=1, high=1 << 30)
+  unseen_clients: int = opt(
+    4, 'further clients that never train', low=0, high=1 << 30
+  )
+  alpha: float = opt(
+    0.3, 'Dirichlet concentration of label skew', above=0.0, high=1e9
+  )
   classes_per_client: int = opt(2, 'for partition.name=classes', low=1)
-  sigma: float = opt(1.0, 'lognormal sigma, for quantity', low=0.0)
+  sigma: float = opt(1.0, 'lognormal sigma, for quantity', low=0.0, high=100.0)
   min_rows: int = opt(10, 'fewest rows of a client (at least 3)', low=3)
   validation: float = opt(
     0.15, "share of a client's rows for validation", above=0.0, high=0.8

@@ -14,27 +14,35 @@ class EngineConfig:
     'how a cohort is executed',
     choices=('auto', 'vmap', 'chunk', 'loop'),
   )
-  chunk: int = opt(0, 'clients per chunk (0: as many as fit)', low=0)
+  chunk: int = opt(
+    0, 'clients per chunk (0: as many as fit)', low=0, high=1 << 20
+  )
   unroll: int = opt(
     1,
     'local steps that are compiled as one program where clients run one by '
     'one: faster for small models, but each costs as much to compile',
     low=1,
+    high=1024,
   )
   memory_mb: float = opt(
     0.0,
     'plan chunks and columns as if the device had this memory, in MB (0: what '
     'it has)',
     low=0.0,
+    high=1e12,
   )
   devices: int = opt(
     0,
     'devices of each process that clients are spread over (0: all of an '
     'accelerator, one of a CPU)',
     low=0,
+    high=1 << 16,
   )
   model_axis: int = opt(
-    1, 'split each frozen weight over so many of the devices', low=1
+    1,
+    'split each frozen weight over so many of the devices',
+    low=1,
+    high=1 << 16,
   )
   prefetch: bool = opt(True, 'prepare the next cohort while a round runs')
 
@@ -57,21 +65,29 @@ class ColumnsConfig:
     'memory of the device for columns, in MB (0: half of what is free; of a '
     'CPU, a quarter)',
     low=0.0,
+    high=1e12,
   )
   host_budget_mb: float = opt(
     0.0,
     'host memory for derived columns, in MB (0: half of what is free)',
     low=0.0,
+    high=1e12,
   )
-  batch: int = opt(256, 'rows per pass when columns are computed', low=1)
+  batch: int = opt(
+    256, 'rows per pass when columns are computed', low=1, high=1 << 20
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  clients: int = opt(200, 'most clients in the final evaluation', low=1)
-  pooled_rows: int = opt(1000, 'most rows of the pooled test set', low=1)
+  clients: int = opt(
+    200, 'most clients in the final evaluation', low=1, high=1 << 30
+  )
+  pooled_rows: int = opt(
+    1000, 'most rows of the pooled test set', low=1, high=1 << 31
+  )
   validation_rows: int = opt(
-    64, 'most validation rows of a client per round', low=1
+    64, 'most validation rows of a client per round', low=1, high=1 << 20
   )
 
 

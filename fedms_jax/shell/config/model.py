@@ -7,6 +7,7 @@ import dataclasses
 from fedms_jax.shell.fields import opt
 
 _BUILT_IN = 'vit'
+_MOST_HIDDEN = 1 << 20  # of the built-in model
 # Options that say what a checkpoint says itself, and the reverse.
 OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
 OF_CHECKPOINT = (
@@ -52,11 +53,15 @@ class ModelConfig:
     'a photo of a {}.',
     'class prompts for zero_shot, divided by |; their features are averaged',
   )
-  patch: int = opt(2, 'vit: side of a square patch, in pixels', low=1)
-  width: int = opt(64, 'vit: D, width of the transformer', low=4)
-  blocks: int = opt(6, 'vit: L, number of transformer blocks', low=1)
-  heads: int = opt(4, 'vit: attention heads', low=1)
-  mlp_ratio: float = opt(2.0, 'vit: width of the MLP over D', above=0.0)
+  patch: int = opt(
+    2, 'vit: side of a square patch, in pixels', low=1, high=8192
+  )
+  width: int = opt(64, 'vit: D, width of the transformer', low=4, high=1 << 16)
+  blocks: int = opt(6, 'vit: L, number of transformer blocks', low=1, high=4096)
+  heads: int = opt(4, 'vit: attention heads', low=1, high=1 << 16)
+  mlp_ratio: float = opt(
+    2.0, 'vit: width of the MLP over D', above=0.0, high=1024.0
+  )
   pooling: str = opt(
     '',
     'feature of an image or text (empty: the usual of the model)',
@@ -79,6 +84,7 @@ class ModelConfig:
     'loop a step of a large model takes 6 % less on a CPU, and its compilation '
     'four times as long',
     low=0,
+    high=4096,
   )
 
   @property
@@ -86,8 +92,14 @@ class ModelConfig:
     """Whether it is the built-in vit, and no checkpoint."""
     return self.name == _BUILT_IN
 
+  @property
+  def mlp_width(self) -> int:
+    """The width of the built-in model's MLP."""
+    return round(self.width * self.mlp_ratio)
+
   def check(self) -> None:
-    """Raises `ValueError` for what the model would not look at."""
+    """Raises `ValueError` for what the model would not look at, and for an
+    MLP of no width or of too much."""
     unused, why = OF_BUILT_IN, "the built-in vit's; a checkpoint has its own"
     if self.built_in:
       unused, why = OF_CHECKPOINT, 'for checkpoints, not for the built-in vit'
@@ -98,6 +110,12 @@ class ModelConfig:
           f'--model.{field.name}={value!r} does not go with --model.name='
           f'{self.name}: it is {why}. Leave it out.'
         )
+    if not 1 <= self.mlp_width <= _MOST_HIDDEN:
+      raise ValueError(
+        f'--model.width={self.width} times --model.mlp_ratio='
+        f'{self.mlp_ratio:g} is {self.mlp_width}, the width of the MLP; '
+        f'allowed: 1 to {_MOST_HIDDEN}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +127,10 @@ class PretrainConfig:
     'checkpoint with a new head), none',
     choices=('auto', 'full', 'probe', 'none'),
   )
-  epochs: int = opt(30, 'server epochs on the public rows', low=0)
-  batch_size: int = opt(64, 'server batch size', low=1)
+  epochs: int = opt(
+    30, 'server epochs on the public rows', low=0, high=1_000_000
+  )
+  batch_size: int = opt(64, 'server batch size', low=1, high=1 << 20)
   learning_rate: float = opt(1e-3, 'server learning rate (AdamW)', above=0.0)
   weight_decay: float = opt(1e-2, 'server weight decay', low=0.0)
 
@@ -118,7 +138,10 @@ class PretrainConfig:
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
   length: int = opt(
-    16, 'context vectors of a soft prompt (promptfl and its kin)', low=1
+    16,
+    'context vectors of a soft prompt (promptfl and its kin)',
+    low=1,
+    high=4096,
   )
   words: str = opt(
     '',
@@ -129,7 +152,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  rank: int = opt(4, 'R, rank of the LoRA matrices', low=1)
+  rank: int = opt(4, 'R, rank of the LoRA matrices', low=1, high=1 << 16)
   alpha: float = opt(8.0, 'LoRA scale is alpha / R', above=0.0)
   ranks: str = opt(
     '',
@@ -150,6 +173,8 @@ class LoraConfig:
     """Raises `ValueError` for mixed ranks that no run can have."""
     try:
       mixed = self.mixed
+      if self.ranks and not mixed:
+        raise ValueError
     except ValueError:
       raise ValueError(
         f'--lora.ranks={self.ranks!r} is no list of ranks; write --lora.ranks='

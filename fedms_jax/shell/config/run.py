@@ -43,7 +43,7 @@ class Config:
   break_lock: bool = opt(
     False, 'take the workdir over from a run that died on another host'
   )
-  seed: int = opt(0, 'seed of everything random', low=0)
+  seed: int = opt(0, 'seed of everything random', low=0, high=2**63 - 1)
   on_nan: str = opt(
     'stop',
     'at a non-finite update: stop, or skip the client',

@@ -52,7 +52,9 @@ class ScheduleConfig:
   start: int = opt(1, 'active blocks at the start', low=1)
   step: int = opt(1, 'blocks activated at a time', low=1)
   cap: int = opt(0, 'most active blocks (0: all)', low=0)
-  queue_length: int = opt(5, 'Q, scores in the capability queue', low=2)
+  queue_length: int = opt(
+    5, 'Q, scores in the capability queue', low=2, high=1 << 20
+  )
   eps: float = opt(
     0.01,
     'range of the queue (queue_std: its standard deviation) under which '

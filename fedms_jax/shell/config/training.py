@@ -10,8 +10,12 @@ from fedms_jax.shell.fields import opt
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
   name: str = opt('fedms', 'what is simulated')
-  stage1_rounds: int = opt(30, 'rounds of the global expert', low=0)
-  stage2_rounds: int = opt(20, 'rounds of local experts and gate', low=0)
+  stage1_rounds: int = opt(
+    30, 'rounds of the global expert', low=0, high=1_000_000_000
+  )
+  stage2_rounds: int = opt(
+    20, 'rounds of local experts and gate', low=0, high=1_000_000_000
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +27,13 @@ class ClientConfig:
   momentum: float = opt(0.9, 'for sgd', low=0.0, high=1.0)
   weight_decay: float = opt(0.0, 'decoupled, for adamw', low=0.0)
   max_norm: float = opt(1.0, 'clip the gradient norm (0: never)', low=0.0)
-  epochs: int = opt(2, "local passes over the client's rows", low=1)
-  steps: int = opt(0, 'local steps instead of epochs (0: epochs)', low=0)
-  batch_size: int = opt(8, 'B, local batch size', low=1)
+  epochs: int = opt(
+    2, "local passes over the client's rows", low=1, high=1_000_000
+  )
+  steps: int = opt(
+    0, 'local steps instead of epochs (0: epochs)', low=0, high=1_000_000
+  )
+  batch_size: int = opt(8, 'B, local batch size', low=1, high=1 << 20)
   personal_learning_rate: float = opt(
     1e-3, 'for the personal part (0: client.learning_rate)', low=0.0
   )
@@ -73,7 +81,9 @@ class GateConfig:
     'LoRA of its own',
     choices=('frozen', 'lora'),
   )
-  reduction: int = opt(4, 'D over the width of the gate adapter', low=1)
+  reduction: int = opt(
+    4, 'D over the width of the gate adapter', low=1, high=1 << 16
+  )
   level: str = opt(
     'token',
     'of language models: weigh the experts for each token, or for a sequence '
