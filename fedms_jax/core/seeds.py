@@ -15,10 +15,14 @@ CLIENT = 2
 SCHEDULE = 3
 SERVER = 4
 
+_LOW = 2**32 - 1
+
 
 def stream(seed: int, *path: int) -> jax.Array:
   """The key of one use: `stream(seed, CLIENT, stage, round)`."""
-  key = jax.random.key(seed)
+  key = jax.random.key(seed & _LOW)
+  if seed > _LOW:  # whose high word JAX would leave out; not a number of ours
+    key = jax.random.fold_in(key, _LOW - (seed >> 32))
   for number in path:
     key = jax.random.fold_in(key, number)
   return key

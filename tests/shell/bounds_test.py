@@ -3,10 +3,12 @@
 import os
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
 from fedms_jax.cluster import memory
+from fedms_jax.core import seeds
 from fedms_jax.core.types import Table
 from fedms_jax.data.names import DataWarning
 from fedms_jax.shell import (
@@ -196,6 +198,25 @@ def test_batches_are_weighed_by_what_a_block_keeps(flag, monkeypatch):
     check_steps(model, *words)
   if flag == 'pretrain.batch_size':
     check_steps(model, *words, '--pretrain.mode=probe')
+
+
+def test_seeds_of_all_sizes_differ():
+  """JAX keeps the low word alone."""
+  found = [0, 1, 2**31, 2**32, 2**32 + 1, 2**33, 2**63 - 1]
+  for path in ((), (seeds.CLIENT, 3, 1)):
+    keys = {
+      tuple(jax.random.key_data(seeds.stream(seed, *path)).tolist())
+      for seed in found
+    }
+    assert len(keys) == len(found)
+
+
+def test_seeds_of_one_word_are_what_they_were():
+  for seed in (0, 7, 2**32 - 1):
+    np.testing.assert_array_equal(
+      jax.random.key_data(seeds.stream(seed)),
+      jax.random.key_data(jax.random.key(seed)),
+    )
 
 
 @pytest.mark.parametrize(
