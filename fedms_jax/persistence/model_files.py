@@ -98,7 +98,7 @@ def _preprocessor(folder: pathlib.Path, kind: Any) -> dict[str, Any]:
       f'{path} has image_processor={found!r}; allowed: an object. Fetch the '
       'file again.'
     )
-  if not found or kind not in preprocessors.OF_MODEL:
+  if not found or str(kind) not in preprocessors.OF_MODEL:
     return {}
   return preprocessors.completed(found, kind, str(path))
 
