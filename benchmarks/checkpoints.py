@@ -110,9 +110,8 @@ def _save(megabytes: int) -> dict[str, float]:
       done.append(time.perf_counter() - start)
     saver.close()
   found = {'begun': begun, 'done': done}
-  return {'megabytes': megabytes} | {
-    name: statistics.median(seconds) for name, seconds in found.items()
-  }
+  medians = {name: statistics.median(times) for name, times in found.items()}
+  return {'megabytes': float(megabytes), **medians}
 
 
 if __name__ == '__main__':

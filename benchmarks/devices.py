@@ -149,7 +149,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   import jax
 
   from fedms_jax.core import reduction, rounds
-  from fedms_jax.core.types import Clients, Work
+  from fedms_jax.core.contract import Clients, Work
 
   if place.mesh is None:
     return '', ''

@@ -11,8 +11,8 @@ import optax
 from benchmarks.peers import cifar
 from fedms_jax import schedules
 from fedms_jax.core import client, metrics
+from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import (
-  Algorithm,
   Backbone,
   BackboneCost,
   Batch,
@@ -20,9 +20,7 @@ from fedms_jax.core.types import (
   Partition,
   Passes,
   Plan,
-  Prediction,
   Roles,
-  Start,
   Table,
   Tree,
 )

@@ -17,15 +17,13 @@ from fedms_jax import schedules
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import client, compile
+from fedms_jax.core.contract import Algorithm, Moment, Start
 from fedms_jax.core.types import (
-  Algorithm,
   Backbone,
   Federation,
-  Moment,
   Partition,
   Plan,
   Roles,
-  Start,
   Table,
 )
 from fedms_jax.models import gate, tasks, transformer, vit

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax import channel
-from fedms_jax.core.types import Message, Received, Sender, identity
+from fedms_jax.core.contract import Message, Received, Sender, identity
 from tests import world
 
 MESSAGE = Message({'head': jnp.arange(3.0)}, {}, {'head': jnp.float32(1)})

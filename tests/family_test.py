@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fedms_jax.core import reduction, rounds, tree
-from fedms_jax.core.types import Clients, Plan, Received, Work, identity
+from fedms_jax.core.contract import Clients, Received, Work, identity
+from fedms_jax.core.types import Plan
 from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog, config, methods
 from tests import world

@@ -9,7 +9,8 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import activation, client, columns, reduction, rounds, tree
-from fedms_jax.core.types import Plan, Roles, Start, Work
+from fedms_jax.core.contract import Start, Work
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate
 from fedms_jax.schedules import triggers
 from tests import world

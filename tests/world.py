@@ -13,14 +13,8 @@ from fedms_jax import schedules
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds, tree
-from fedms_jax.core.types import (
-  Clients,
-  Federation,
-  Partition,
-  Plan,
-  Table,
-  Work,
-)
+from fedms_jax.core.contract import Clients, Work
+from fedms_jax.core.types import Federation, Partition, Plan, Table
 from fedms_jax.models import gate, tasks, transformer, vit
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import orders, triggers

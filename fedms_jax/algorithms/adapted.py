@@ -16,16 +16,13 @@ from fedms_jax.adapters import lora
 from fedms_jax.core import activation, client, metrics, tree
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.columns import inputs
+from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
 from fedms_jax.core.types import (
-  Algorithm,
   Backbone,
   Batch,
   Passes,
   Plan,
-  Prediction,
   Roles,
-  Server,
-  Start,
   Task,
   Tree,
 )

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from fedms_jax.algorithms import frozen_backbone
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core.types import Algorithm, Batch, Tree
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Batch, Tree
 from fedms_jax.models import linear
 
 

@@ -19,14 +19,8 @@ import jax.numpy as jnp
 from fedms_jax.adapters import prompt
 from fedms_jax.algorithms import frozen_backbone, soft_prompts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  Prediction,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Prediction, Start
+from fedms_jax.core.types import Batch, Roles, Tree
 from fedms_jax.models.family import Prompted
 
 

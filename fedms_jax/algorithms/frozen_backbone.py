@@ -12,18 +12,8 @@ from typing import Any, NamedTuple
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, columns
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  Mask,
-  Passes,
-  Plan,
-  Prediction,
-  Roles,
-  Server,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
+from fedms_jax.core.types import Batch, Mask, Passes, Plan, Roles, Tree
 from fedms_jax.models import pretrained
 from fedms_jax.models.tasks import weighted_mean
 

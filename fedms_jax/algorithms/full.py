@@ -10,17 +10,8 @@ from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import activation, client, metrics
 from fedms_jax.core.columns import inputs
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  Passes,
-  Plan,
-  Prediction,
-  Roles,
-  Span,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Prediction, Start
+from fedms_jax.core.types import Batch, Passes, Plan, Roles, Span, Tree
 from fedms_jax.models.tasks import weighted_mean
 
 

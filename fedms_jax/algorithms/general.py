@@ -12,7 +12,8 @@ from fedms_jax.algorithms import fedms
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.full import full_model
 from fedms_jax.algorithms.probe import linear_probe
-from fedms_jax.core.types import Algorithm, Batch, Plan, Prediction, Roles, Tree
+from fedms_jax.core.contract import Algorithm, Prediction
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 
 def fedavg(setting: Setting) -> Algorithm:

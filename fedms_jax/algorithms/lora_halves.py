@@ -17,7 +17,8 @@ from fedms_jax.algorithms.adapted import (
   together,
 )
 from fedms_jax.core import activation
-from fedms_jax.core.types import Algorithm, Plan, Received, Roles, Server, Tree
+from fedms_jax.core.contract import Algorithm, Received, Server
+from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.server import averaged
 
 

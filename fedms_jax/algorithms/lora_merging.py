@@ -21,15 +21,8 @@ from fedms_jax.algorithms.adapted import Setting, fresh, one_model, together
 from fedms_jax.algorithms.ranks import Pruning, RankOf
 from fedms_jax.core import tree
 from fedms_jax.core.activation import at_rest
-from fedms_jax.core.types import (
-  ActiveSet,
-  Algorithm,
-  Context,
-  Plan,
-  Received,
-  Roles,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Context, Received
+from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.server.averaged import (
   RESIDUAL,
   Aggregator,

@@ -15,17 +15,8 @@ import jax
 from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, tree
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  ClientUpdate,
-  Message,
-  Passes,
-  Plan,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, ClientUpdate, Message, Start
+from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models.tasks import weighted_mean
 
 

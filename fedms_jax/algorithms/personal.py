@@ -11,15 +11,8 @@ import jax
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, tree
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  ClientUpdate,
-  Plan,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, ClientUpdate, Start
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 
 def local_only(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:

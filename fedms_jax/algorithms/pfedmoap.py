@@ -24,20 +24,16 @@ from fedms_jax.adapters import lora_products
 from fedms_jax.algorithms import frozen_backbone, pool, soft_prompts
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import tree
-from fedms_jax.core.types import (
-  ActiveSet,
+from fedms_jax.core.contract import (
   Algorithm,
-  Batch,
   ClientUpdate,
   Context,
-  Plan,
   Prediction,
   Received,
-  Roles,
   Server,
   Start,
-  Tree,
 )
+from fedms_jax.core.types import ActiveSet, Batch, Plan, Roles, Tree
 from fedms_jax.models import linear
 from fedms_jax.models.family import Prompted
 from fedms_jax.server.averaged import Aggregator, as_trained, averaged

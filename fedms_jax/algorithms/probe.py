@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, columns, metrics
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  Passes,
-  Plan,
-  Prediction,
-  Roles,
-  Start,
-)
+from fedms_jax.core.contract import Algorithm, Prediction, Start
+from fedms_jax.core.types import Batch, Passes, Plan, Roles
 from fedms_jax.models import pretrained
 from fedms_jax.models.tasks import weighted_mean
 

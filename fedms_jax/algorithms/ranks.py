@@ -17,14 +17,8 @@ import jax.numpy as jnp
 
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
-from fedms_jax.core.types import (
-  Batch,
-  ClientUpdate,
-  Plan,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import ClientUpdate, Start
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 RankOf = Callable[[int], int]  # client -> its rank
 

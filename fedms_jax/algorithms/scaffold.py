@@ -23,20 +23,17 @@ import optax
 from fedms_jax.algorithms import adapted, fedms
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import tree
-from fedms_jax.core.types import (
-  ActiveSet,
+from fedms_jax.core.contract import (
   Algorithm,
   ClientUpdate,
   Context,
   Message,
-  Plan,
   Received,
-  Roles,
   Sender,
   Server,
   Start,
-  Tree,
 )
+from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.server.averaged import divide, tail
 
 

@@ -13,15 +13,8 @@ from fedms_jax.adapters import prompt
 from fedms_jax.algorithms import adapted, frozen_backbone
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.frozen_backbone import Form
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  Passes,
-  Prediction,
-  Roles,
-  Span,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Prediction
+from fedms_jax.core.types import Batch, Passes, Roles, Span, Tree
 from fedms_jax.models.family import Prompted
 
 

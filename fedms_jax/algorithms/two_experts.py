@@ -14,16 +14,8 @@ from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, tree
 from fedms_jax.core.activation import Stack, at_rest
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  ClientUpdate,
-  Passes,
-  Plan,
-  Prediction,
-  Roles,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction
+from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 
 
 def features(setting: Setting, frozen, stack: Stack, batch: Batch, plan: Plan):

@@ -15,17 +15,8 @@ import optax
 from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client
-from fedms_jax.core.types import (
-  Algorithm,
-  Batch,
-  ClientUpdate,
-  Passes,
-  Plan,
-  Prediction,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction, Start
+from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models.tasks import weighted_mean
 
 # Examples whose mixed LoRA are held at a time, in evaluation.

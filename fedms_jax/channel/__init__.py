@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from fedms_jax.core.types import Channel, Message, Received, Sender, Tree
+from fedms_jax.core.contract import Channel, Message, Received, Sender
+from fedms_jax.core.types import Tree
 
 
 def chain(*channels: Channel) -> Channel:

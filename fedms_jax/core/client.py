@@ -17,18 +17,15 @@ import optax
 
 from fedms_jax.core import columns, metrics, tree
 from fedms_jax.core.activation import Stack, at_rest
-from fedms_jax.core.types import (
+from fedms_jax.core.contract import (
   Algorithm,
   ClientResult,
   ClientUpdate,
-  Mask,
   Message,
   Moment,
-  Plan,
-  Roles,
   Start,
-  Tree,
 )
+from fedms_jax.core.types import Mask, Plan, Roles, Tree
 
 
 def everywhere(plan: Plan) -> tuple[Mask, Mask]:

@@ -14,7 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.core.types import Algorithm, Batch, Plan, Roles, Tree
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 
 class Choice(NamedTuple):

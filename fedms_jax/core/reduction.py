@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core import compile, seeds, tree
-from fedms_jax.core.types import (
+from fedms_jax.core.contract import (
   Algorithm,
   ClientResult,
   Context,
   Message,
-  Plan,
   Received,
-  Roles,
   Sender,
   Start,
-  Tree,
 )
+from fedms_jax.core.types import Plan, Roles, Tree
 
 _WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
 SERVER = 'server'  # the key of roles.frozen that the server's memory has

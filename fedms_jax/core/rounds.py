@@ -18,17 +18,16 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from fedms_jax.core import client, compile, seeds
-from fedms_jax.core.reduction import collect, sent
-from fedms_jax.core.types import (
+from fedms_jax.core.contract import (
   Algorithm,
   ClientResult,
   Clients,
-  Plan,
   Received,
-  Roles,
   Start,
   Work,
 )
+from fedms_jax.core.reduction import collect, sent
+from fedms_jax.core.types import Plan, Roles
 
 CLIENTS = 'clients'  # the mesh axis that clients are spread over
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from fedms_jax.core import columns, compile, metrics, tree
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.rounds import CLIENTS, mapped_over, over_clients
-from fedms_jax.core.types import Algorithm, Plan, Roles
+from fedms_jax.core.types import Plan, Roles
 
 GROUP_BYTES = 64e6  # of the logits of all models
 

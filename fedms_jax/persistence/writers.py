@@ -70,9 +70,10 @@ class MetricsFile:
         that the checkpoint has seen are not there.
     """
     path = pathlib.Path(path)
-    lines = _lines(path) if resume_at is not None and path.exists() else []
-    kept = [(raw, at) for raw, at in lines if at and at <= resume_at]
+    kept = []
     if resume_at is not None:
+      lines = _lines(path) if path.exists() else []
+      kept = [(raw, at) for raw, at in lines if at and at <= resume_at]
       _check_complete(path, [at for _, at in kept], resume_at, rounds)
     self._file = open(path, 'ab')
     self._file.truncate(sum(len(raw) for raw, _ in kept))
@@ -183,16 +184,16 @@ class TensorBoard:
         starts afresh.
     """
     try:
-      import tensorboardX  # lazy: not every run needs it
-      from tensorboardX import event_file_writer
+      # Lazy: not every run needs it.
+      from tensorboardX import event_file_writer, summary
       from tensorboardX.proto import event_pb2
     except ImportError as e:
       raise ValueError(
         f'TensorBoard events need the package tensorboardX ({e}). Install it, '
         'or write none: `tensorboard`=false.'
       ) from e
-    self._scalar = tensorboardX.summary.scalar
-    self._events = event_pb2
+    self._scalar = summary.scalar
+    self._events: Any = event_pb2  # made by protobuf, without types
     self._new = event_file_writer.EventsWriter
     self._folder = pathlib.Path(folder)
     self._resume_at = resume_at

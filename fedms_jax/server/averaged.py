@@ -12,15 +12,8 @@ import optax
 
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
-from fedms_jax.core.types import (
-  Context,
-  Message,
-  Received,
-  Roles,
-  Sender,
-  Server,
-  Tree,
-)
+from fedms_jax.core.contract import Context, Message, Received, Sender, Server
+from fedms_jax.core.types import Roles, Tree
 
 RESIDUAL = 'aggregation_residual'
 SKETCH = 64  # rows of the sketch of a residual

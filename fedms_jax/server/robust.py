@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core import tree
-from fedms_jax.core.types import Message, Received, Tree
+from fedms_jax.core.contract import Message, Received
+from fedms_jax.core.types import Tree
 from fedms_jax.server.averaged import Aggregator, tail, weighed
 
 _FAR = 1e30  # farther than any two clients, and finite

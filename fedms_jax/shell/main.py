@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   ours = argv is None  # the process, not only this call
 
   def body() -> int:
-    name, words = commands.split(sys.argv if ours else argv)
+    name, words = commands.split(sys.argv if argv is None else argv)
     if name:
       return commands.run(name, words)
     config = flags.parse(words)

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import metrics
-from fedms_jax.core.types import ActiveSet, Algorithm, Plan
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import ActiveSet, Plan
 from fedms_jax.simulation import cohorts, execution
 from fedms_jax.simulation.state import NonFiniteError, Options, StageState
 from fedms_jax.systems.ledger import Entry, Meter

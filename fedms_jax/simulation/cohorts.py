@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax.core.types import Algorithm, Federation, Plan, Roles
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.data import cohorts
 from fedms_jax.simulation.state import Options
 from fedms_jax.systems import arrivals as arrival
@@ -120,3 +122,17 @@ def ahead(
       state, last = cohort.arrivals, number == rounds[-1]
       future = None if last else pool.submit(sample, state, number + 1)
       yield cohort
+
+
+def own_rows(federation: Federation, place: Placement) -> np.ndarray | None:
+  """Rows that this process reads: those of its clients and newcomers, and the
+  pooled ones; None: all."""
+  if place.peers.processes == 1:
+    return None
+  f, parts = federation, []
+  for p in (f.train, f.validation, f.test, f.unseen):
+    own = place.mine(np.arange(p.num_clients), p.num_clients)
+    # Neighbors in number, so that their rows are one slice.
+    first, last = (own[0], own[-1] + 1) if len(own) else (0, 0)
+    parts.append(p.rows[p.offsets[first] : p.offsets[last]])
+  return np.unique(np.concatenate([*parts, f.pooled]))

@@ -68,7 +68,7 @@ class Simulation:
       put=self.place.whole,
       split=self.place.split,
       devices=self.place.width,
-      only=self._own_rows(),
+      only=cohorts.own_rows(federation, self.place),
     )
     self.planner = planner.Planner(
       options.clients,
@@ -156,19 +156,6 @@ class Simulation:
       importance=measured[0],
       ledger=Entry(),
     )
-
-  def _own_rows(self) -> np.ndarray | None:
-    """Rows that this process reads: those of its clients and newcomers, and
-    the pooled ones; None: all."""
-    if self.place.peers.processes == 1:
-      return None
-    f, parts = self.federation, []
-    for p in (f.train, f.validation, f.test, f.unseen):
-      own = self.place.mine(np.arange(p.num_clients), p.num_clients)
-      # Neighbors in number, so that their rows are one slice.
-      first, last = (own[0], own[-1] + 1) if len(own) else (0, 0)
-      parts.append(p.rows[p.offsets[first] : p.offsets[last]])
-    return np.unique(np.concatenate([*parts, f.pooled]))
 
   def _on_devices(self, roles: Roles) -> Roles:
     """Roles where the devices of this process need them."""

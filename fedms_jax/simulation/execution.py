@@ -14,15 +14,8 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import reduction, rounds, scoring, tree
-from fedms_jax.core.types import (
-  Algorithm,
-  Clients,
-  Moment,
-  Plan,
-  Received,
-  Roles,
-  Work,
-)
+from fedms_jax.core.contract import Algorithm, Clients, Moment, Received, Work
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
 from fedms_jax.simulation.cohorts import Cohort, Round

@@ -15,15 +15,8 @@ import numpy as np
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import reduction, rounds, scoring, tree
-from fedms_jax.core.types import (
-  Algorithm,
-  Clients,
-  Moment,
-  Plan,
-  Roles,
-  Tree,
-  Work,
-)
+from fedms_jax.core.contract import Algorithm, Clients, Moment, Work
+from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation.cohorts import Cohort, Round
 from fedms_jax.systems.units import in_bytes

@@ -10,15 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import client, compile, metrics, seeds
-from fedms_jax.core.types import (
-  Algorithm,
-  Federation,
-  Moment,
-  Plan,
-  Roles,
-  Start,
-  Tree,
-)
+from fedms_jax.core.contract import Algorithm, Moment, Start
+from fedms_jax.core.types import Federation, Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.simulation.tables import Tables
 

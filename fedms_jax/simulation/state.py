@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedms_jax.core.types import ActiveSet, Algorithm, Federation, Roles, Tree
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import ActiveSet, Federation, Roles, Tree
 from fedms_jax.schedules import Schedule
 from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry

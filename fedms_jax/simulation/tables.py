@@ -17,7 +17,8 @@ import numpy as np
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import columns, compile, tree
-from fedms_jax.core.types import Algorithm, Plan, Roles, Tree
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation import timeline

@@ -11,12 +11,8 @@ from typing import NamedTuple
 import jax
 
 from fedms_jax.core import tree
-from fedms_jax.core.types import (
-  ActiveSet,
-  Algorithm,
-  Plan,
-  Roles,
-)
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import ActiveSet, Plan, Roles
 from fedms_jax.systems import cost
 
 

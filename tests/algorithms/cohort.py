@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import reduction, rounds, tree
-from fedms_jax.core.types import Clients, Roles, Work
+from fedms_jax.core.contract import Clients, Work
+from fedms_jax.core.types import Roles
 from tests import world
 
 

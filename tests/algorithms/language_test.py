@@ -11,7 +11,8 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import client, scoring
-from fedms_jax.core.types import Plan, Start
+from fedms_jax.core.contract import Start
+from fedms_jax.core.types import Plan
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.server import averaged
 from tests import folders

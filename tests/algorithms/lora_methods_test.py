@@ -9,8 +9,9 @@ import pytest
 
 from fedms_jax.adapters import lora, lora_products
 from fedms_jax.core import tree
+from fedms_jax.core.contract import Message, Received, Sender
 from fedms_jax.core.reduction import covered
-from fedms_jax.core.types import Message, Plan, Received, Sender
+from fedms_jax.core.types import Plan
 from fedms_jax.server import averaged
 from fedms_jax.systems import ledger
 from tests import world

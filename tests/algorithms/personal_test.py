@@ -8,7 +8,7 @@ import pytest
 
 from fedms_jax.algorithms import personal
 from fedms_jax.core import client
-from fedms_jax.core.types import Moment, Start
+from fedms_jax.core.contract import Moment, Start
 from fedms_jax.systems.ledger import Meter
 from tests import world
 

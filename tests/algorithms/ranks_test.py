@@ -10,7 +10,8 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import lora_merging, ranks
 from fedms_jax.core import tree
-from fedms_jax.core.types import ClientUpdate, Message, Plan, Roles, Start
+from fedms_jax.core.contract import ClientUpdate, Message, Start
+from fedms_jax.core.types import Plan, Roles
 from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.lora_cohort import (

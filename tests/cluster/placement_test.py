@@ -9,8 +9,8 @@ import pytest
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import reduction, rounds
+from fedms_jax.core.contract import Work
 from fedms_jax.core.scoring import Look
-from fedms_jax.core.types import Work
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import triggers
 from fedms_jax.server import averaged

@@ -19,7 +19,8 @@ from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import client, columns, reduction, rounds, scoring
-from fedms_jax.core.types import Clients, Moment, Plan, Roles, Start, Work
+from fedms_jax.core.contract import Clients, Moment, Start, Work
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged

@@ -13,7 +13,8 @@ import pytest
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds
-from fedms_jax.core.types import Clients, Plan, Work
+from fedms_jax.core.contract import Clients, Work
+from fedms_jax.core.types import Plan
 from fedms_jax.models import family, gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged

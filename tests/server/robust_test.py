@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.core.types import Received
+from fedms_jax.core.contract import Received
 from fedms_jax.server import robust
 
 CLIENTS, BLOCKS = 7, 3

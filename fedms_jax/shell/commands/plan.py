@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from fedms_jax.core import tree
-from fedms_jax.core.types import Algorithm, Backbone, Plan, Roles
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Backbone, Plan, Roles
 from fedms_jax.models.family import Model
 from fedms_jax.report.printed import grid
 from fedms_jax.shell import build, flags, foundation, methods

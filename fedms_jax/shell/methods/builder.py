@@ -11,7 +11,8 @@ import optax
 
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
-from fedms_jax.core.types import Algorithm, Backbone, Tree
+from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models.family import Model
 from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged

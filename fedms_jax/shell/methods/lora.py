@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedms_jax.algorithms import fedms, lora_halves, lora_merging
 from fedms_jax.algorithms.ranks import Pruning
-from fedms_jax.core.types import Algorithm
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 

@@ -9,7 +9,7 @@ import optax
 
 from fedms_jax.algorithms import fedms, moreau, personal, two_models
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core.types import Algorithm
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
