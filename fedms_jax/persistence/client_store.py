@@ -72,6 +72,14 @@ class ClientStore:
     """
     return self._layout.unpack(self._read(_checked(ids)))
 
+  def holds(self, ids: np.ndarray) -> np.ndarray:
+    """Which of K clients were ever written, bool `[K]`."""
+    ids = _checked(ids)
+    with self._lock:
+      unwritten = np.array([c in self._unwritten for c in ids.tolist()], bool)
+    rows = np.empty((len(ids), self._initial.shape[1]), np.uint8)
+    return unwritten | self._rows.read(ids, rows)
+
   def scatter(self, ids: np.ndarray, stacked: Tree, version: int) -> None:
     """Makes `stacked` the newest state of K clients, all of them or none.
 
@@ -221,6 +229,12 @@ class ClientView:
     rows = np.repeat(self._layout.initial, len(ids), axis=0)
     self._rows.read(ids, rows)
     return self._layout.unpack(rows)
+
+  def holds(self, ids: np.ndarray) -> np.ndarray:
+    """Which of K clients were ever written, bool `[K]`."""
+    ids = _checked(ids)
+    rows = np.repeat(self._layout.initial, len(ids), axis=0)
+    return self._rows.read(ids, rows)
 
   def close(self) -> None:
     self._rows.close()

@@ -59,6 +59,9 @@ class NoPersonal:
     del ids
     return self._initial
 
+  def holds(self, ids) -> np.ndarray:
+    return np.zeros(len(ids), bool)
+
   def scatter(self, ids, stacked, version) -> None:
     """Nothing to keep."""
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.checkpoint import Checkpointer
 from fedms_jax.persistence.client_store import ClientView
 from fedms_jax.persistence.workdir import Workdir
+from fedms_jax.simulation import carried
 from fedms_jax.simulation.state import Stage, StageState
 
 _TRIES = 5
@@ -74,7 +76,17 @@ class Snapshot(run_store.Memory):
       version = sum(s.rounds for s in stages[:number]) + plain['round']
       folder = self.workdir.clients / name
       self._views[name] = ClientView(arrays['personal'], folder, version)
+      if stages[number].carry is not None and number:
+        self._open_before(initial, stages[:number])
     return arrays, plain
+
+  def _open_before(self, initial, stages) -> None:
+    """Opens the states that the clients of the next stage begin with."""
+    shapes = carried.personal_shapes(initial, stages)
+    there = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    version, name = sum(s.rounds for s in stages), stages[-1].name
+    folder = self.workdir.clients / name
+    self._views[name] = ClientView(there, folder, version)
 
   def store(self, name: str, initial: Tree):
     return self._views.get(name) or run_store.NoPersonal(initial)

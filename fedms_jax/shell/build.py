@@ -249,6 +249,7 @@ def options(config: Config) -> Options:
   return Options(
     seed=config.seed,
     cohort=config.cohort.size,
+    dropout=config.cohort.dropout,
     batch_size=c.batch_size,
     epochs=c.epochs,
     steps=c.steps,

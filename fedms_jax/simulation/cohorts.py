@@ -83,7 +83,7 @@ def sampler(
     validation = federation.validation.at(number)
     state, reports = arrivals.next(state, number, None)
     sizes = train.offsets[reports.ids + 1] - train.offsets[reports.ids]
-    there = sizes > 0 if train is not federation.train else slice(None)
+    there = sizes > 0
     ids = reports.ids[there]
     rows, counts = cohorts.batches(
       train,

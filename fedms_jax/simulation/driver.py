@@ -15,7 +15,7 @@ import numpy as np
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, reduction, seeds
 from fedms_jax.core.types import Federation, Plan, Roles
-from fedms_jax.simulation import cohorts, execution, planner, timeline
+from fedms_jax.simulation import carried, cohorts, execution, planner, timeline
 from fedms_jax.simulation.accounting import Accounting, InFlight
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
@@ -214,8 +214,7 @@ class Simulation:
 
   def store(self, state: StageState):
     """The clients' personal states in the stage of a state."""
-    stage = self.stages[state.stage]
-    return self.keeper.store(stage.name, state.roles.personal)
+    return carried.store(self.keeper, self.stages, self.initial, state)
 
   def _planned(self, state: StageState, schedule, cohort):
     """(blocks ever active, largest active set, the clients' plans)."""

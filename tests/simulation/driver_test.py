@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from fedms_jax import schedules
+from fedms_jax.core import seeds
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import orders, triggers
-from fedms_jax.server import averaged
+from fedms_jax.server import averaged, robust
 from fedms_jax.simulation import evaluation, observer
 from fedms_jax.simulation.state import NonFiniteError, Preempted
 from fedms_jax.systems import cost
@@ -139,6 +140,73 @@ def test_or_the_client_is_skipped_and_counted():
   assert sum(r['skipped'] for r in records) > 0
   for leaf in jax.tree.leaves(state.roles.shared):
     assert np.isfinite(leaf).all()
+
+
+def arrived(**options):
+  stages = world.stages(3, triggers.dense(world.BLOCKS))
+  return world.simulate(stages, **options)
+
+
+def test_who_is_lost_costs_and_sends_nothing():
+  """Rounds of fewer reports, the same each time; what is lost is received and
+  trained, but not sent."""
+  simulation, state, records = arrived(dropout=0.4, cohort=4)
+  assert arrived(dropout=0.4, cohort=4)[2][-1]['score'] == records[-1]['score']
+  lost = sum(record['lost'] for record in records)
+  assert 0 < lost < 24 and {r['clients'] + r['lost'] for r in records} == {4}
+  whole = arrived(cohort=4)[0].ledgers['global']
+  mine, rounds = simulation.ledgers['global'], records[:3]
+  came = sum(r['clients'] for r in rounds) / 12
+  assert mine.bytes_up == pytest.approx(whole.bytes_up * came)
+  assert mine.bytes_down == whole.bytes_down
+  assert mine.client_flops == pytest.approx(whole.client_flops)
+  assert mine.simulator_flops < whole.simulator_flops
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'stack'])
+def test_a_round_in_which_nobody_reports_changes_nothing(reduction):
+  aggregator = world.MEAN if reduction == 'sum' else robust.median()
+  stages = world.stages(2, triggers.dense(3), aggregator=aggregator)
+  simulation, state, records = world.simulate(stages, dropout=1.0)
+  assert [r['clients'] for r in records] == [0] * 4
+  first = jax.jit(stages[0].algorithm.begin)(
+    seeds.stream(0, seeds.INIT, 0), world.start()
+  )
+  world.same(state.roles.frozen['global'], first.shared)
+  assert simulation.ledgers['global'].bytes_up == 0
+  assert simulation.ledgers['global'].bytes_down > 0
+  found = evaluation.evaluate(simulation, state, evaluation.Scope())
+  assert np.isfinite(found['models']['mixture']['own_mean'])
+
+
+def test_rows_have_their_time():
+  """A row trains in the rounds in which it exists; who has none is absent."""
+  data = world.federation()
+  since = np.zeros(len(data.train.rows), np.int32)
+  since[: 6 * 3] = 2  # clients 0 to 2
+  train = data.train._replace(since=since, until=since * 0 + 3)
+  assert train.at(1).sizes().tolist() == [0, 0, 0, 6, 6, 6]
+  assert not train.at(3).sizes().any()
+  stages = world.stages(4, triggers.dense(3))[:1]
+  *_, records = world.simulate(
+    stages, data=data._replace(train=train), cohort=6
+  )
+  assert [r['clients'] for r in records] == [3, 3, 6, 0]
+
+
+def test_a_stage_sees_its_view_of_the_data():
+  def first_half(data):
+    train = data.train
+    return data._replace(
+      train=train._replace(offsets=np.minimum(train.offsets, 18))
+    )
+
+  stages = world.stages(2, triggers.dense(3))[:1]
+  stages = [stages[0]._replace(view=first_half)]
+  simulation, _, _ = world.simulate(stages, cohort=6, prefetch=False)
+  sample, arrivals = simulation.sampler(0)
+  assert simulation.ledgers['global'].examples == 2 * 18
+  assert len(sample(arrivals.init, 0).ids) == 3
 
 
 def test_budgets_group_clients_and_average_over_holders():

@@ -123,3 +123,10 @@ class PartitionConfig:
 @dataclasses.dataclass(frozen=True)
 class CohortConfig:
   size: int = opt(10, 'clients sampled per round', low=1)
+  dropout: float = opt(
+    0.0,
+    'chance that a sampled client is lost: it receives the model and trains, '
+    'and nothing of it arrives',
+    low=0.0,
+    high=1.0,
+  )
