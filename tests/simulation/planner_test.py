@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,8 +22,17 @@ def cohort(clients=6, steps=2, batch=4, held=2):
   counts = (rows >= 0).any(2).sum(1)
   weights = np.ones(clients, np.float32)
   validation = rows[:, 0, :held]
-  ids = np.arange(clients)
-  return cohorts.Cohort(0, ids, rows, counts, weights, validation)
+  ids, lost = np.arange(clients), np.zeros(clients, bool)
+  return cohorts.Cohort(0, ids, lost, rows, counts, weights, validation)
+
+
+def task(stage=world.first_stage, of=None, plans=PLANS):
+  """A round of the first of `Planner.choose`'s arguments; the rest of them."""
+  algorithm, roles = stage()
+  begun = cohorts.Round(
+    algorithm, roles, (), (), of or cohort(len(plans)), plans, jax.random.key(0)
+  )
+  return begun, world.table(), plans
 
 
 def scene(stage=world.first_stage, **kwargs):
@@ -31,11 +41,9 @@ def scene(stage=world.first_stage, **kwargs):
 
 
 def choose(stage=world.first_stage, plans=PLANS, sent=0, told=None, **kwargs):
-  algorithm, roles = stage()
   tell = (told if told is not None else []).append
-  plan = Planner('chunk', tell=tell, **kwargs)
-  return plan.choose(
-    algorithm, roles, world.table(), cohort(len(plans)), plans, sent
+  return Planner('chunk', tell=tell, **kwargs).choose(
+    *task(stage, plans=plans), sent
   )
 
 
@@ -125,10 +133,9 @@ def test_a_plan_that_holds_for_all_depths_is_made_once(monkeypatch):
     return training(scene, plan, width)
 
   monkeypatch.setattr(planner, '_training', counted)
-  algorithm, roles = world.first_stage()
   plan = Planner('chunk', memory=1e9)
   for plans in (PLANS, [world.DENSE] * 6, [world.GAP] * 6, PLANS):
-    plan.choose(algorithm, roles, world.table(), cohort(), plans)
+    plan.choose(*task(plans=plans))
   assert len(measured) == 2 and set(measured) == {world.DENSE}
 
 
@@ -149,20 +156,18 @@ def test_nor_one_whose_validation_rows_do_not():
   memory = planner._scoring(one, world.DENSE, 1) / 0.9 + model_bytes() - 5000
   assert planner._training(one, world.DENSE, 1) < 0.9 * (memory - model_bytes())
   with pytest.raises(ValueError, match='scored .*`Options.validation_rows`'):
-    Planner('chunk', memory=memory).choose(
-      algorithm, roles, world.table(), many, [world.DENSE]
-    )
+    Planner('chunk', memory=memory).choose(*task(of=many, plans=[world.DENSE]))
 
 
 def test_what_is_fixed_is_not_planned():
-  args = (*world.first_stage(), world.table(), cohort(), PLANS)
+  args = task()
   assert Planner('loop').choose(*args) == Execution('loop', 1)
   assert Planner('vmap').choose(*args) == Execution('vmap', 1)
   assert Planner('auto', 5, memory=1.0).choose(*args) == Execution('chunk', 5)
 
 
 def test_a_cpu_takes_one_or_two_at_a_time():
-  args = (*world.first_stage(), world.table(), cohort(), PLANS)
+  args = task()
   assert Planner('auto').choose(*args) == Execution('loop', 1)
   assert Planner('auto', devices=4).choose(*args) == Execution('chunk', 4)
   assert Planner('chunk').choose(*args) == Execution('chunk', 2)
@@ -193,8 +198,9 @@ def test_chunks_compile_a_few_programs_and_then_no_more():
   assert compiled <= 2 * len({int(s - 1).bit_length() for s in steps})
   world.simulate([stage], **run)
   assert count() - before == compiled
+  sample, arrivals = simulation.sampler(0)
   for record in records:
-    ids = simulation.sampler(0)(record['round']).ids
+    ids = sample(arrivals.init, record['round']).ids
     executed = sum(
       lanes * steps[ids][places].max()
       for places, lanes in chunks(steps[ids], 2, int)
