@@ -22,6 +22,7 @@ from fedms_jax.core.contract import (
   Sender,
   Start,
 )
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Plan, Roles, Tree
 
 _WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
@@ -172,7 +173,7 @@ def _placed(had: Tree | None, new: Tree, mask, blocks: int) -> Tree:
 def begin(algorithm: Algorithm, roles: Roles, seed: int):
   """(roles with what clients see of it, memory, channel's state) before the
   first round of a stage."""
-  keys = (seeds.stream(seed, seeds.SERVER, n) for n in range(2))
+  keys = (seeds.stream(seed, Stream.SERVER, n) for n in range(2))
   memory = algorithm.server.init(next(keys), roles)
   roles = broadcast(algorithm, roles, memory)
   state = algorithm.channel.init(

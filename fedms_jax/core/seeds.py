@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import jax
 
-# One number per use of randomness; never renumber, or old runs change.
-INIT = 0
-PRETRAIN = 1
-CLIENT = 2
-SCHEDULE = 3
-SERVER = 4
+from fedms_jax.core.streams import Stream
 
 _LOW = 2**32 - 1
 
 
-def stream(seed: int, *path: int) -> jax.Array:
-  """The key of one use: `stream(seed, CLIENT, stage, round)`."""
+def stream(seed: int, use: Stream, *path: int) -> jax.Array:
+  """The key of one use: `stream(seed, Stream.CLIENT, stage, round)`."""
   key = jax.random.key(seed & _LOW)
   if seed > _LOW:  # whose high word JAX would leave out; not a number of ours
     key = jax.random.fold_in(key, _LOW - (seed >> 32))
-  for number in path:
+  for number in (use.number, *path):
     key = jax.random.fold_in(key, number)
   return key
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.data import draws, names
 from fedms_jax.data.sources import Source
 
@@ -50,7 +51,7 @@ def tested(
   """Rows of novel classes that are tested where there is no test split: of
   each class the share that clients test of theirs."""
   labels = source.table.columns['labels']
-  rng = draws.generator(seed, draws.Stream.NOVEL)
+  rng = draws.generator(seed, Stream.NOVEL)
   rows = rng.permutation(source.train_rows)
   found = [rows[:0]]
   for one in novel:
@@ -74,7 +75,7 @@ def divided(
       raise ValueError(
         f'`public_fraction`={fraction} is not allowed; allowed: 0 to under 1.'
       )
-    rng = draws.generator(seed, draws.Stream.PUBLIC)
+    rng = draws.generator(seed, Stream.PUBLIC)
     count = int(round(fraction * len(rows)))
     public = rng.permutation(len(rows)) < count
     return rows[public], rows[~public], source.test_rows

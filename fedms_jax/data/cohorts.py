@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Partition
 from fedms_jax.data import draws
 
@@ -31,7 +32,7 @@ def sample_cohort(
       f'`size`={size} is not allowed; allowed: 1 to {num_clients}, '
       'the clients that train.'
     )
-  rng = draws.generator(seed, draws.Stream.COHORT, stage, round)
+  rng = draws.generator(seed, Stream.COHORT, stage, round)
   return np.sort(rng.choice(num_clients, size, replace=False, shuffle=False))
 
 
@@ -40,7 +41,7 @@ def lost(
 ) -> np.ndarray:
   """Which of these clients are lost in a round, bool [K]: each with the chance
   `share`, whoever else is there."""
-  states = draws.state(seed, draws.Stream.LOST, stage, round, ids)
+  states = draws.state(seed, Stream.LOST.number, stage, round, ids)
   numbers = draws.keys(states, np.zeros(len(states), np.uint64))
   return ((numbers >> np.uint64(11)) * 2.0**-53 < share)[: len(ids)]
 
@@ -130,7 +131,7 @@ def batches(
   client, epoch = _ragged(passes)
   segment, place = _ragged(sizes[client])
   states = draws.state(
-    seed, draws.Stream.BATCHES, stage, round, ids[client], epoch
+    seed, Stream.BATCHES.number, stage, round, ids[client], epoch
   )
   order = np.lexsort((draws.keys(states[segment], place), segment))
   client, epoch = client[segment], epoch[segment]

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 
-
-class Stream(enum.IntEnum):
-  """What a draw is for: draws of different streams are independent."""
-
-  KEEP = 1  # which rows `max_rows` keeps
-  SYNTHETIC = 2
-  PUBLIC = 3
-  DEAL = 4
-  UNSEEN = 5
-  COHORT = 6
-  BATCHES = 7
-  MASKS = 8  # which tokens are masked
-  NOVEL = 9  # which rows of novel classes are tested
-  LOST = 10  # which clients of a cohort send nothing
+from fedms_jax.core.streams import Stream
 
 
 def generator(seed: int, stream: Stream, *words: int) -> np.random.Generator:
   """The generator of one draw."""
-  return np.random.default_rng([seed, int(stream), *words])
+  return np.random.default_rng([seed, stream.number, *words])
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import archive, classes, draws, lazy, names
 from fedms_jax.data import partition as partitions
@@ -116,7 +117,7 @@ def _divided(everyone, unseen_clients, validation, test, seed):
       f'client {sizes.argmin()} has {sizes.min()} rows; it needs 3, for '
       'training, validation and test. Raise `min_rows` to 3 or more.'
     )
-  rng = draws.generator(seed, draws.Stream.UNSEEN)
+  rng = draws.generator(seed, Stream.UNSEEN)
   unseen = np.zeros(len(sizes), bool)
   unseen[rng.choice(len(sizes), unseen_clients, replace=False)] = True
   tests = np.clip(np.rint(sizes * test), 1, sizes - 2).astype(np.int64)

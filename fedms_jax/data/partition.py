@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Partition
 from fedms_jax.data import draws, names
 
@@ -57,7 +58,7 @@ def deal(
       '`num_clients` (unseen clients count too), '
       '`min_rows` or `public_fraction`.'
     )
-  rng = draws.generator(seed, draws.Stream.DEAL)
+  rng = draws.generator(seed, Stream.DEAL)
   rows = rng.permutation(np.asarray(rows))
   if name == 'iid':
     owner = np.arange(len(rows)) * num_clients // len(rows)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Table
 from fedms_jax.data import draws, features, images, inputs, splits
 
@@ -129,7 +130,7 @@ def _whole(pixels, labels, num_classes, prepare, max_rows, seed, shift):
 def _kept(count, max_rows, seed, split):
   if not max_rows or count <= max_rows:
     return np.arange(count)
-  rng = draws.generator(seed, draws.Stream.KEEP, split)
+  rng = draws.generator(seed, Stream.KEEP, split)
   return np.sort(rng.choice(count, max_rows, replace=False))
 
 
@@ -144,7 +145,7 @@ def _digits():
 
 def _synthetic(num_rows, num_classes, seed):
   """A template of 4 x 4 squares per class, moved by up to a pixel, in noise."""
-  rng = draws.generator(seed, draws.Stream.SYNTHETIC)
+  rng = draws.generator(seed, Stream.SYNTHETIC)
   templates = (
     rng.uniform(40, 215, (num_classes, 4, 4)).repeat(2, 1).repeat(2, 2)
   )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.data import draws, lazy
 from fedms_jax.data.inputs import PADDING
 from fedms_jax.data.sources import Source
@@ -179,7 +180,7 @@ def masked(
   a row is hidden the same, whichever others are.
   """
   tokens, allowed = columns['inputs'], columns['targets'] >= 0
-  rng = draws.generator(seed, draws.Stream.MASKS)
+  rng = draws.generator(seed, Stream.MASKS)
   width = tokens.shape[1]
   draw = np.where(allowed, _rows(rng.random, rows, count, width), 2.0)
   least = draw.min(axis=1, keepdims=True, initial=2.0)

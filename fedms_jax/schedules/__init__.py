@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import ActiveSet
 from fedms_jax.schedules.orders import Pick, in_order
 from fedms_jax.schedules.triggers import Trigger
@@ -86,6 +87,5 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
 
 def budget(budgets: Sequence[int], client: int, seed: int) -> int:
   """The depth budget of a client: a pure, even draw from `budgets`."""
-  return budgets[
-    int(np.random.default_rng([seed, 0xB5D, client]).integers(len(budgets)))
-  ]
+  rng = np.random.default_rng([seed, Stream.BUDGET.number, client])
+  return budgets[int(rng.integers(len(budgets)))]

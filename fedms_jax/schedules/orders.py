@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import ActiveSet
 
 # Where: (depths of the clients of a cohort, round, their ids) -> their sets.
@@ -49,7 +50,7 @@ def allocation(blocks: int, seed: int, weights: Sequence[float]) -> Pick:
   likely = likely / likely.sum()
 
   def one(depth, t, client):
-    rng = np.random.default_rng([seed, 0xA11, t, client])
+    rng = np.random.default_rng([seed, Stream.ALLOCATION.number, t, client])
     chosen = rng.choice(blocks, depth, replace=False, p=likely)
     return tuple(b in chosen for b in range(blocks))
 
@@ -87,7 +88,7 @@ def balanced(importance: Sequence[float], balance: float, seed: int) -> Pick:
 
   def pick(depths, t, clients):
     draws = [
-      np.random.default_rng([seed, 0xF30, t, client]).random()
+      np.random.default_rng([seed, Stream.TURNS.number, t, client]).random()
       for client in clients
     ]
     used = np.zeros(len(blocks))
@@ -138,7 +139,7 @@ def dropout(blocks: int, seed: int) -> Pick:
   2503.10217; here a dropped block runs frozen, it is not skipped)."""
 
   def one(depth, t, client):
-    rng = np.random.default_rng([seed, 0xD20, t, client])
+    rng = np.random.default_rng([seed, Stream.DROPOUT.number, t, client])
     draws = rng.random(blocks)
     kept = (draws < depth / blocks) | (draws == draws.min())
     return tuple(bool(k) for k in kept)
@@ -156,7 +157,7 @@ def order(name: str, blocks: int, seed: int, importance=None):
   if name == 'bottom_up':
     return tuple(range(blocks))
   if name == 'random':
-    rng = np.random.default_rng([seed, 0x0DE])
+    rng = np.random.default_rng([seed, Stream.ORDER.number])
     return tuple(int(b) for b in rng.permutation(blocks))
   if importance is None:
     raise ValueError('schedule.order=importance needs a score per block.')

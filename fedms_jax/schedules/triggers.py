@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedms_jax.core.streams import Stream
+
 
 class Trigger(NamedTuple):
   """When: `progress(state, round)` is the number of active blocks."""
@@ -80,7 +82,7 @@ def random(start: int, cap: int, *, probability: float, step: int, seed: int):
   """Each round activates `step` more blocks with this probability."""
 
   def progress(t: int) -> int:
-    draws = np.random.default_rng([seed, 0x5A1]).random(t)
+    draws = np.random.default_rng([seed, Stream.RANDOM.number]).random(t)
     return min(cap, start + step * int((draws < probability).sum()))
 
   return _by_round(progress)

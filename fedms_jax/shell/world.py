@@ -10,6 +10,7 @@ import optax
 
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.core import compile, seeds
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Roles, Tree
 from fedms_jax.data import lazy, quality
 from fedms_jax.data.federation import by_client
@@ -132,7 +133,7 @@ def shapes(
 
 def initial(config: Config, world: World) -> Roles:
   """The model before this run has trained anything: random, or as loaded."""
-  key = seeds.stream(config.seed, seeds.INIT)
+  key = seeds.stream(config.seed, Stream.INIT)
   if world.checkpoint is not None:
     names = world.data.table.label_names
     m = config.model

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, reduction, seeds
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.simulation import carried, cohorts, execution, planner, timeline
 from fedms_jax.simulation.accounting import Accounting, InFlight
@@ -125,7 +126,7 @@ class Simulation:
   ) -> StageState:
     """The state before the first round of a stage."""
     stage = self.stages[index]
-    key = seeds.stream(self.options.seed, seeds.INIT, index)
+    key = seeds.stream(self.options.seed, Stream.INIT, index)
     roles = compile.jit(light=True)(stage.algorithm.begin)(key, before)
     roles = self._on_devices(roles)
     measured = [importance]
@@ -236,7 +237,7 @@ class Simulation:
     ever, last, plans = self._planned(state, schedule, cohort)
     state = state._replace(ever=ever, last=last)
     key = seeds.stream(
-      self.options.seed, seeds.CLIENT, state.stage, cohort.round
+      self.options.seed, Stream.CLIENT, state.stage, cohort.round
     )
     task = cohorts.Round(
       algorithm,

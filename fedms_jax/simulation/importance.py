@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import reduction, seeds, tree
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.simulation import execution
 from fedms_jax.simulation.cohorts import Round
@@ -40,7 +41,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
       channel,
       cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
       [plan] * count,
-      seeds.stream(0, seeds.SCHEDULE, stage),
+      seeds.stream(0, Stream.IMPORTANCE, stage),
     ),
     execution.Here(place, table, translate(rows), own, personal),
     execution.Execution('loop' if place.mesh is None else 'chunk', 1),

@@ -11,8 +11,9 @@ import numpy as np
 
 from fedms_jax.core import client, compile, metrics, seeds
 from fedms_jax.core.contract import Algorithm, Moment, Start
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles, Tree
-from fedms_jax.data import lazy
+from fedms_jax.data import draws, lazy
 from fedms_jax.simulation.tables import Tables
 
 
@@ -35,7 +36,7 @@ def train(
   """
   public = federation.public
   plan = Plan((True,) * blocks, 0)
-  key = seeds.stream(seed, seeds.PRETRAIN)
+  key = seeds.stream(seed, Stream.PRETRAIN)
   roles = algorithm.begin(key, before)
   if not epochs or not len(public):
     return roles.shared
@@ -81,9 +82,7 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
   """Row numbers [S, B] of an epoch, -1 is padding."""
-  order = np.random.default_rng([seed, seeds.PRETRAIN, epoch]).permutation(
-    count
-  )
+  order = draws.generator(seed, Stream.SHUFFLE, epoch).permutation(count)
   steps = steps_per_epoch(count, batch_size)
   rows = np.full(steps * batch_size, -1, np.int32)
   rows[:count] = order

@@ -9,6 +9,7 @@ import pytest
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import seeds
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Table
 from fedms_jax.data.names import DataWarning
 from fedms_jax.shell import (
@@ -203,7 +204,7 @@ def test_batches_are_weighed_by_what_a_block_keeps(flag, monkeypatch):
 def test_seeds_of_all_sizes_differ():
   """JAX keeps the low word alone."""
   found = [0, 1, 2**31, 2**32, 2**32 + 1, 2**33, 2**63 - 1]
-  for path in ((), (seeds.CLIENT, 3, 1)):
+  for path in ((Stream.INIT,), (Stream.CLIENT, 3, 1)):
     keys = {
       tuple(jax.random.key_data(seeds.stream(seed, *path)).tolist())
       for seed in found
@@ -214,8 +215,8 @@ def test_seeds_of_all_sizes_differ():
 def test_seeds_of_one_word_are_what_they_were():
   for seed in (0, 7, 2**32 - 1):
     np.testing.assert_array_equal(
-      jax.random.key_data(seeds.stream(seed)),
-      jax.random.key_data(jax.random.key(seed)),
+      jax.random.key_data(seeds.stream(seed, Stream.INIT)),
+      jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 0)),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fedms_jax import schedules
 from fedms_jax.core import seeds
+from fedms_jax.core.streams import Stream
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import orders, triggers
@@ -170,7 +171,7 @@ def test_a_round_in_which_nobody_reports_changes_nothing(reduction):
   simulation, state, records = world.simulate(stages, dropout=1.0)
   assert [r['clients'] for r in records] == [0] * 4
   first = jax.jit(stages[0].algorithm.begin)(
-    seeds.stream(0, seeds.INIT, 0), world.start()
+    seeds.stream(0, Stream.INIT, 0), world.start()
   )
   world.same(state.roles.frozen['global'], first.shared)
   assert simulation.ledgers['global'].bytes_up == 0

@@ -12,6 +12,7 @@ import optax
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models.family import Model
 from fedms_jax.schedules import Schedule
@@ -100,7 +101,7 @@ class Builder(NamedTuple):
     seed = self.config.seed
 
     def draw(client: int) -> int:
-      rng = np.random.default_rng([seed, 0x4A4C, client])
+      rng = np.random.default_rng([seed, Stream.RANKS.number, client])
       return found[int(rng.integers(len(found)))]
 
     return draw

@@ -1,0 +1,46 @@
+"""Every use of randomness, on the host and on devices, in one registry.
+
+A draw is a pure function of a seed, its stream, and numbers such as the round
+or the client; draws of different streams are independent.
+"""
+
+from __future__ import annotations
+
+import enum
+
+HOST, DEVICE = 'host', 'device'  # NumPy's generators, and JAX's keys
+
+
+@enum.unique
+class Stream(enum.Enum):
+  """(where it is drawn, its number there). Never renumber: old runs change."""
+
+  INIT = DEVICE, 0  # parameters
+  PRETRAIN = DEVICE, 1
+  CLIENT = DEVICE, 2  # a client's round
+  IMPORTANCE = DEVICE, 3  # the step that measures it
+  SERVER = DEVICE, 4  # memory of the server and of the channel
+
+  SHUFFLE = HOST, 1  # rows of an epoch of pre-training
+  SYNTHETIC = HOST, 2
+  PUBLIC = HOST, 3
+  DEAL = HOST, 4
+  UNSEEN = HOST, 5
+  COHORT = HOST, 6
+  BATCHES = HOST, 7
+  MASKS = HOST, 8  # which tokens are masked
+  NOVEL = HOST, 9  # which rows of novel classes are tested
+  LOST = HOST, 10  # which clients of a cohort send nothing
+  KEEP = HOST, 11  # which rows `max_rows` keeps
+  ORDER = HOST, 0x0DE  # of activation
+  RANDOM = HOST, 0x5A1  # when a random schedule goes deeper
+  ALLOCATION = HOST, 0xA11
+  BUDGET = HOST, 0xB5D  # of a client's depth
+  DROPOUT = HOST, 0xD20  # of layers
+  TURNS = HOST, 0xF30  # who chooses first in a balanced order
+  RANKS = HOST, 0x4A4C  # of clients
+
+  @property
+  def number(self) -> int:
+    """The number of the stream, the first word after the seed."""
+    return self.value[1]
