@@ -1,13 +1,11 @@
 """What the runs of one process share: data, model, pre-training, programs.
 
-JAX compiles a program once per algorithm, and algorithms are equal if they are
-made of the same functions. So runs that differ in schedule or seed alone are
-given the same algorithms, and compile each round once.
+Methods of the catalog are interned, so that runs of one model that differ in
+schedule or seed alone compile each round once.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -21,7 +19,6 @@ from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer
-from fedms_jax.simulation.state import Stage
 
 # Flags that neither data nor model depend on; names that end in a dot stand
 # for a section. A flag that is not listed here is never shared over.
@@ -33,22 +30,9 @@ _TRAINING = (
   'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
   'pretrain.', 'on_nan', *(f'{name}.' for name in catalog.METHODS),
 )  # fmt: skip
-# How long a stage is, is no part of its algorithm.
-_LENGTH = ('algorithm.stage1_rounds', 'algorithm.stage2_rounds')
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
                 'seed')  # fmt: skip
-
-
-class _Watched(Config):
-  """A config that knows whether it was asked for the seed."""
-
-  asked = False
-
-  def __getattribute__(self, name):
-    if name == 'seed':
-      object.__setattr__(self, 'asked', True)
-    return super().__getattribute__(name)
 
 
 class SharedRuns:
@@ -63,7 +47,6 @@ class SharedRuns:
     self._key: str | None = None  # of the data
     self._like: worlds.World | None = None
     self._models: dict[str, Model] = {}
-    self._stages: dict[str, list[Stage]] = {}
     self._initial: dict[str, Roles] = {}
     self._pretrained: dict[str, dict[str, Tree]] = {}
 
@@ -77,22 +60,7 @@ class SharedRuns:
       model = _digest(config, leave_out=(*_HOW, *_TRAINING, 'seed')) + facts
       model = self._models.setdefault(model, like.model)
       self._key, self._like = key, like._replace(model=model)
-    watched = _Watched(
-      **{field.name: getattr(config, field.name)
-         for field in dataclasses.fields(config)}
-    )  # fmt: skip
-    made = worlds.world(watched, self._like)
-    # Algorithms of another seed will do where the seed is no part of them.
-    seed = () if watched.asked else ('seed',)
-    names = ','.join(stage.name for stage in made.stages)
-    stages = self._stages.setdefault(
-      _digest(config, leave_out=(*_HOW, *_LENGTH, *seed)) + names, made.stages
-    )
-    same = [
-      new._replace(algorithm=old.algorithm, probe=old.probe)
-      for new, old in zip(made.stages, stages, strict=True)
-    ]
-    return made._replace(stages=same)
+    return worlds.world(config, self._like)
 
   def initial(self, config: Config, world: worlds.World) -> Roles:
     """As `world.initial`."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.shared_runs import SharedRuns
-from fedms_jax.shell import flags, methods
+from fedms_jax.shell import flags
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import observer
 from tests import world
@@ -64,18 +64,15 @@ def test_what_an_algorithm_is_made_of_is_not_shared(runs, flag):
   assert algorithms(runs) == first  # and is still there
 
 
-def test_an_algorithm_that_asks_for_the_seed_has_one_for_each(
-  runs, monkeypatch
-):
-  plain = methods.stages
-
-  def seeded(config, *rest):
-    assert config.seed >= 0
-    return plain(config, *rest)
-
-  monkeypatch.setattr(methods, 'stages', seeded)
-  assert algorithms(runs) != algorithms(runs, '--seed=1')
-  assert algorithms(runs) == algorithms(runs, '--schedule=dense')
+def test_algorithms_of_a_seed_are_shared_but_where_ranks_are_drawn(tmp_path):
+  shelf = SharedRuns(tmp_path)
+  assert algorithms(shelf) == algorithms(shelf, '--seed=1')
+  assert algorithms(shelf) == algorithms(shelf, '--schedule=dense')
+  assert algorithms(shelf) != algorithms(shelf, '--client.learning_rate=0.1')
+  ranks = ('--algorithm.name=hetlora', '--lora.ranks=1,2')
+  first = algorithms(shelf, *ranks)
+  assert algorithms(shelf, *ranks) == first
+  assert algorithms(shelf, *ranks, '--seed=1') != first
 
 
 def test_the_server_trains_once_for_a_seed_and_a_killed_benchmark(

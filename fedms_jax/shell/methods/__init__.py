@@ -3,7 +3,7 @@ they are and which options they have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
@@ -12,6 +12,9 @@ from fedms_jax.shell.config import Config
 from fedms_jax.shell.methods import general, lora, mixture, personal, prompts
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
+
+_MOST = 128  # interned methods
+_interned: dict[tuple[Hashable, ...], tuple[list[Stage], Tree]] = {}
 
 # By the names of the catalog.
 STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
@@ -28,12 +31,35 @@ def stages(
 ) -> list[Stage]:
   """The stages of the method that the config names, with their schedules.
 
+  Algorithms are interned: two calls that differ in seed, schedule, rounds or
+  data alone get the same ones, so that they share compiled programs.
+
   Raises:
     ValueError: there is no such method, or it does not fit model and data.
   """
   name = config.algorithm.name
   catalog.find(name)
-  return STAGES[name](Builder(config, model, classes, adapter))
+  made = STAGES[name](Builder(config, model, classes, adapter))
+  key = (_identity(config), model.backbone, classes, id(adapter))
+  key += (tuple(stage.name for stage in made),)
+  # With the adapter, whose id is another's when it is gone.
+  kept, _ = _interned.setdefault(key, (made, adapter))
+  if len(_interned) > _MOST:
+    _interned.pop(next(iter(_interned)))
+  return [
+    new._replace(algorithm=old.algorithm, probe=old.probe)
+    for new, old in zip(made, kept, strict=True)
+  ]
+
+
+def _identity(config: Config) -> tuple[Hashable, ...]:
+  """What of a config algorithms are made of."""
+  c, name = config, config.algorithm.name
+  seed = c.seed if c.lora.mixed else None  # clients draw their ranks
+  population = c.partition.num_clients
+  own = getattr(c.methods, name)
+  return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
+          c.cohort, population, seed)  # fmt: skip
 
 
 def reads_names(name: str, model: Model) -> bool:
