@@ -1,9 +1,10 @@
 """Checkpoints of a run: named trees of arrays and a JSON state.
 
 Each is a folder named by its step, made under another name and renamed when
-it is on the disk. In it all leaves travel as one buffer of bytes in a file of
-safetensors, with the JSON as its metadata: a run of short rounds has dozens
-of small arrays. A checksum over buffer and state finds any damage at restore.
+it is on the disk. Orbax writes and reads what is in it. All leaves travel as
+one buffer of bytes: orbax spends milliseconds on every array it is given, and
+a run of short rounds has dozens of small ones. A checksum over buffer and
+state finds any damage at restore.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import numpy as np
 
 from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core.types import Tree
-from fedms_jax.persistence import files
+from fedms_jax.persistence import files, orbax_folder
 
 # Item, key path, dtype and shape of every leaf, in the order of the buffer.
 Layout = list[list[Any]]
-_FILE = 'checkpoint.safetensors'
+# Of names that a kill left; the last is that of orbax's CheckpointManager,
+# which wrote the folders of earlier versions.
+_UNFINISHED = ('.tmp', '.old', '.orbax-checkpoint-tmp')
 
 
 class Checkpointer:
@@ -49,13 +52,14 @@ class Checkpointer:
     """
     self._folder = pathlib.Path(folder).absolute()
     self._keep = keep
+    self._peers = peers or SingleProcess()
     self._writer = futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: futures.Future | None = None
-    if read_only or not (peers or SingleProcess()).primary:
+    if read_only or not self._peers.primary:
       return
     self._folder.mkdir(parents=True, exist_ok=True)
     for name in os.listdir(self._folder):
-      if name.endswith(('.tmp', '.old')):  # a kill left it
+      if name.endswith(_UNFINISHED):
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
   def oldest(self) -> int | None:
@@ -102,19 +106,18 @@ class Checkpointer:
 
   def _write(self, step: int, text: str, packed: np.ndarray, before) -> None:
     """Writes a checkpoint and removes the oldest, in the thread."""
-    import safetensors.numpy
-
     before()
-    metadata = {'body': text, 'crc32': str(_checksum(text, packed))}
-    data = safetensors.numpy.save({'packed': packed}, metadata)
+    body = {'crc32': _checksum(text, packed), **json.loads(text)}
     unfinished = self._folder / f'{step}.tmp'
     try:
       unfinished.mkdir()
-      files.write_whole(unfinished / _FILE, lambda file: file.write(data))
-      os.rename(unfinished, self._folder / str(step))
-    except BaseException:
+      # One deeper, so that what orbax leaves beside it goes with the rest.
+      made = unfinished / str(step)
+      orbax_folder.write(made, packed, body, self._peers)
+      files.sync_tree(made)
+      os.rename(made, self._folder / str(step))
+    finally:
       shutil.rmtree(unfinished, ignore_errors=True)
-      raise
     files.sync_folder(self._folder)
     for old in sorted(self._steps())[: -self._keep]:
       # Renamed first: a kill must not leave half of what counts as finished.
@@ -159,20 +162,11 @@ class Checkpointer:
 
   def _read(self, step: int) -> tuple[Layout, np.ndarray, dict[str, Any]]:
     """Layout, buffer and state of a step, proven to be what was saved."""
-    import safetensors
-
     path = self._folder / str(step)
-    if (path / '_CHECKPOINT_METADATA').exists():
-      raise ValueError(
-        f'checkpoint {path} is of an earlier version, in the format of orbax. '
-        'End that run with the version that it was started with, or start it '
-        'again in another folder.'
-      )
     try:
-      with safetensors.safe_open(path / _FILE, 'np') as file:
-        metadata, packed = file.metadata(), file.get_tensor('packed')
-      text = metadata['body']
-      if str(_checksum(text, packed)) != metadata['crc32']:
+      packed, body = orbax_folder.read(path, self._peers)
+      crc32 = body.pop('crc32')
+      if _checksum(json.dumps(body), packed) != crc32:
         raise ValueError('the checksum is wrong')
     except Exception as e:  # whatever a damaged file makes the reader raise
       if files.limit(e):
@@ -180,10 +174,9 @@ class Checkpointer:
       older = [other for other in self._steps() if other < step]
       then = f'step {max(older)}' if older else 'the start'
       raise ValueError(
-        f'checkpoint {path} is damaged ({type(e).__name__}: {str(e)[:200]}). '
+        f'checkpoint {path} is damaged ({type(e).__name__}: {_line(e)}). '
         f'Remove that folder and resume: the run goes on from {then}.'
       ) from e
-    body = json.loads(text)
     return body['layout'], packed, body['state']
 
   def _steps(self) -> list[int]:
@@ -219,7 +212,7 @@ def _pack(arrays: Mapping[str, Tree]) -> tuple[Layout, np.ndarray]:
       raise ValueError(f'{item}{path} is no array of numbers: {leaf!r}.')
     layout.append([item, path, leaf.dtype.name, list(leaf.shape)])
     chunks.append(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
-  chunks.append(np.zeros(1, np.uint8))  # safetensors maps no empty array
+  chunks.append(np.zeros(1, np.uint8))  # orbax saves no empty array
   return layout, np.concatenate(chunks)
 
 
@@ -284,3 +277,8 @@ def _check_fit(
 def _checksum(text: str, packed: np.ndarray) -> int:
   """CRC-32 of the buffer and of the JSON text of layout and state."""
   return zlib.crc32(text.encode(), zlib.crc32(packed.data))
+
+
+def _line(error: Exception) -> str:
+  """What an error says, on one line and not long."""
+  return ' '.join(str(error).split())[:200]

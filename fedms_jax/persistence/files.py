@@ -102,6 +102,23 @@ def sync_folder(folder: pathlib.Path) -> None:
       os.close(descriptor)
 
 
+def check_descriptors(count: int) -> None:
+  """Raises the `OSError` now if so many files cannot be opened: a library that
+  starts and finds none cannot always say so in one line."""
+  with contextlib.ExitStack() as stack:
+    for _ in range(count):
+      stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+
+def sync_tree(root: pathlib.Path) -> None:
+  """Returns when a folder and all in it would survive a loss of power."""
+  for folder, _, names in os.walk(root, topdown=False):
+    for name in names:
+      with open(os.path.join(folder, name), 'rb') as file:
+        os.fsync(file.fileno())
+    sync_folder(pathlib.Path(folder))
+
+
 def read_json(path: pathlib.Path) -> Any:
   """What a JSON file of ours holds.
 

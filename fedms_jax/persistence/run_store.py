@@ -47,6 +47,29 @@ def _zeros(shapes: Tree) -> Tree:
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
 
+# Of a state, those that JSON holds as they are; and all that JSON holds.
+_NAMES = (
+  'stage',
+  'round',
+  'clock',
+  'progress',
+  'arrivals',
+  'ever',
+  'inherited',
+  'last',
+  'importance',
+)
+_FIELDS = (
+  *_NAMES,
+  'reports',
+  'ledger',
+  'clients',
+  'derived',
+  'ledgers',
+  'stores',
+)
+
+
 class NoPersonal:
   """The store of an algorithm without a personal part."""
 
@@ -295,18 +318,7 @@ def _arrays(state: StageState) -> dict[str, Any]:
 
 def _plain(simulation, state: StageState) -> dict[str, Any]:
   """The part of the state that JSON holds."""
-  names = (
-    'stage',
-    'round',
-    'clock',
-    'progress',
-    'arrivals',
-    'ever',
-    'inherited',
-    'last',
-    'importance',
-  )
-  return {name: getattr(state, name) for name in names} | {
+  return {name: getattr(state, name) for name in _NAMES} | {
     'reports': [[k, *v] for k, v in state.reports.items()],
     'ledger': state.ledger._asdict(),
     'clients': len(state.met),
@@ -319,7 +331,12 @@ def template(
   roles: Roles, stages: Sequence[Stage], plain: dict[str, Any]
 ) -> dict[str, Any]:
   """Shapes of what `_arrays` gave, found by running the stages' beginnings
-  on shapes. roles: before the first stage, arrays or shapes."""
+  on shapes. roles: before the first stage, arrays or shapes.
+
+  Raises:
+    ValueError: the state lacks what this version needs.
+  """
+  _check_fields(plain)
   for stage in stages[: plain['stage'] + 1]:
     roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
   algorithm = stages[plain['stage']].algorithm
@@ -344,6 +361,19 @@ def template(
     ledger=Entry(),
   )
   return _arrays(state)
+
+
+def _check_fields(plain: dict[str, Any]) -> None:
+  """Raises `ValueError` for a state of a version with other fields."""
+  entries = [plain.get('ledger', {}), *plain.get('ledgers', {}).values()]
+  odd = [name for name in _FIELDS if name not in plain]
+  odd += [x for entry in entries for x in set(entry) ^ set(Entry._fields)]
+  if odd:
+    raise ValueError(
+      f'the checkpoint is of another version: its state and this one differ in '
+      f'{odd[0]!r}. End that run with the version that it was started with, or '
+      'start it again in another folder.'
+    )
 
 
 def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
