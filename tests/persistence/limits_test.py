@@ -90,7 +90,9 @@ def no_more_open_files(free=0):
 
 
 @pytest.mark.parametrize('free', [0, 1, 2, 7, 31, 64])
-def test_a_save_that_may_open_no_files_says_so_and_the_next_is_done(tmp_path, free, capfd):
+def test_a_save_that_may_open_no_files_says_so_and_the_next_is_done(
+  tmp_path, free, capfd
+):
   saver = checkpoint.Checkpointer(tmp_path, 2)
   saver.save(1, {'a': np.zeros(3)}, {})
   saver.wait()

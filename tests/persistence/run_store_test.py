@@ -130,3 +130,28 @@ def test_metrics_are_on_the_disk_before_their_checkpoint(disk, monkeypatch):
 def test_how_often_it_is_saved_changes_no_number(tmp_path, every):
   one = limits_test.run(tmp_path / 'one', every=every)
   assert json.dumps(one[0]) == json.dumps(limits_test.run(tmp_path / 'two')[0])
+
+
+@pytest.mark.parametrize(
+  ('change', 'field'),
+  [
+    (lambda plain: plain.pop('arrivals'), 'arrivals'),
+    (lambda plain: plain.pop('stores'), 'stores'),
+    (lambda plain: plain['ledger'].pop('examples'), 'examples'),
+    (lambda plain: plain['ledger'].update(age=3), 'age'),
+  ],
+)
+def test_a_state_of_another_version_is_refused_by_its_field(
+  tmp_path, monkeypatch, change, field
+):
+  save = Checkpointer.save
+
+  def otherwise(self, step, arrays, state, *args):
+    change(state)
+    save(self, step, arrays, state, *args)
+
+  monkeypatch.setattr(Checkpointer, 'save', otherwise)
+  limits_test.run(tmp_path / 'run')
+  with pytest.raises(ValueError, match=f'another version.*{field!r}') as error:
+    limits_test.run(tmp_path / 'run')
+  assert '\n' not in str(error.value)
