@@ -122,6 +122,23 @@ def test_a_limit_of_file_size_ends_it_and_resume_mends_it(
   assert run(tmp_path / 'run') == whole
 
 
+@pytest.mark.parametrize('size', [0, 30, 300, 3000])
+def test_a_save_beyond_a_file_size_is_an_error_and_no_other_words(
+  tmp_path, size, capfd
+):
+  saver = checkpoint.Checkpointer(tmp_path, 2)
+  saver.save(1, {'a': np.zeros(3)}, {})
+  saver.wait()
+  with largest(size), pytest.raises(OSError) as error:
+    saver.save(2, {'a': np.random.default_rng(0).random(9999)}, {'x': 'y' * 99})
+    saver.wait()
+  assert os.strerror(errno.EFBIG) in (files.limit(error.value) or '')
+  assert '\n' not in str(error.value)
+  assert capfd.readouterr().err == ''
+  assert os.listdir(tmp_path) == ['1']
+  saver.close()
+
+
 def write_fails(monkeypatch, where, name, at):
   """The call number `at` of a function finds the disk full."""
   calls, real = [], getattr(where, name)
