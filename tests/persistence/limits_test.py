@@ -124,7 +124,7 @@ def test_a_limit_of_file_size_ends_it_and_resume_mends_it(
 
 @pytest.mark.parametrize('size', [0, 30, 300, 3000])
 def test_a_save_beyond_a_file_size_is_an_error_and_no_other_words(
-  tmp_path, size, capfd
+  tmp_path, size, capfd, caplog
 ):
   saver = checkpoint.Checkpointer(tmp_path, 2)
   saver.save(1, {'a': np.zeros(3)}, {})
@@ -135,6 +135,7 @@ def test_a_save_beyond_a_file_size_is_an_error_and_no_other_words(
   assert os.strerror(errno.EFBIG) in (files.limit(error.value) or '')
   assert '\n' not in str(error.value)
   assert capfd.readouterr().err == ''
+  assert not caplog.records
   assert os.listdir(tmp_path) == ['1']
   saver.close()
 
