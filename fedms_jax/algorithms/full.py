@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import activation, client, metrics
+from fedms_jax.core import activation, client
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Span, Tree
@@ -38,11 +38,7 @@ def full_model(setting: Setting) -> Algorithm:
     del key
     out = logits(roles.shared, batch, start.plan)
     loss = task.loss(out, batch)
-    sums = {
-      'loss': metrics.summed(*loss),
-      'score': metrics.summed(*task.score(out, batch)),
-    }
-    return weighted_mean(*loss), sums
+    return weighted_mean(*loss), adapted.sums(task, out, loss, batch)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     shared = client.rest(roles.shared, backbone.blocks)

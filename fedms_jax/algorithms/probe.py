@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import client, columns, metrics
+from fedms_jax.core import client, columns
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles
 from fedms_jax.models import pretrained
@@ -42,11 +42,7 @@ def linear_probe(setting: Setting) -> Algorithm:
     del key, start
     out = logits(roles, batch)
     loss = task.loss(out, batch)
-    sums = {
-      'loss': metrics.summed(*loss),
-      'score': metrics.summed(*task.score(out, batch)),
-    }
-    return weighted_mean(*loss), sums
+    return weighted_mean(*loss), adapted.sums(task, out, loss, batch)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan

@@ -53,6 +53,14 @@ def join(full: Tree, part: Tree, mask: Mask, blocks: int) -> Tree:
   return {key: joined(key, value) for key, value in full.items()}
 
 
+def join_roles(start: Start, train: Tree, masks: tuple[Mask, Mask]) -> Roles:
+  """The roles of an objective whose {'shared', 'personal'} parts train."""
+  roles, blocks = start.roles, len(start.plan.active)
+  shared = join(roles.shared, train['shared'], masks[0], blocks)
+  personal = join(roles.personal, train['personal'], masks[1], blocks)
+  return Roles(roles.frozen, shared, personal)
+
+
 def rest(full: Tree, blocks: int) -> Tree:
   """A role tree of which nothing trains, in the form of `join`."""
   return {
@@ -92,19 +100,12 @@ def sgd(
     return carry | ({'prepared': prepare(start)} if prepare else {})
 
   def step(carry, start: Start, batch, key):
-    roles, plan = start.roles, start.plan
-    shared, personal = masks(plan)
-    blocks = len(plan.active)
+    held = masks(start.plan)
     if prepare:
       start = start._replace(prepared=carry['prepared'])
 
     def loss(train):
-      joined = Roles(
-        roles.frozen,
-        join(roles.shared, train['shared'], shared, blocks),
-        join(roles.personal, train['personal'], personal, blocks),
-      )
-      return objective(joined, batch, key, start)
+      return objective(join_roles(start, train, held), batch, key, start)
 
     gradient, sums = jax.grad(loss, has_aux=True)(carry['train'])
     updates, state = optimizer.update(

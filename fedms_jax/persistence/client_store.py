@@ -18,6 +18,7 @@ import numpy as np
 
 from fedms_jax.core.types import Tree
 from fedms_jax.persistence import versioned_rows
+from fedms_jax.persistence.rows import MemoryRows, Rows
 
 _MAX_WRITES = 2  # rounds waiting for the disk before `scatter` waits too
 
@@ -42,9 +43,9 @@ class ClientStore:
     """
     self._layout = RowLayout(initial)
     self._initial = self._layout.initial
-    self._rows: versioned_rows.Rows
+    self._rows: Rows
     if path is None:
-      self._rows = versioned_rows.MemoryRows()
+      self._rows = MemoryRows()
     else:
       self._rows = versioned_rows.LmdbRows(path, self._layout.text())
     self._version = self._rows.version()

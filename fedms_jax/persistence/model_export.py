@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util as traverse
@@ -19,6 +17,7 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import model_files, tensors
+from fedms_jax.persistence.files import write_atomic, write_whole
 from fedms_jax.persistence.model_files import SIDE_FILES, WEIGHTS, Checkpoint
 
 # In config.json of a classifier; another model has none of them.
@@ -76,12 +75,13 @@ def save(
   for pattern in SIDE_FILES:
     for file in source.folder.glob(pattern):
       if file.parent.resolve() != folder.resolve():
-        _write_file(folder / file.name, functools.partial(shutil.copy, file))
-  _write_file(
+        data = file.read_bytes()
+        write_whole(folder / file.name, lambda out, data=data: out.write(data))
+  write_whole(  # by name: the bytes of a large model are not held twice
     folder / WEIGHTS,
-    lambda path: safetensors.numpy.save_file(out, path, {'format': 'pt'}),
+    lambda file: safetensors.numpy.save_file(out, file.name, {'format': 'pt'}),
   )
-  _write_file(folder / 'config.json', lambda path: path.write_text(text))
+  write_atomic(folder / 'config.json', text)
 
 
 def _stale(model: Model, name: str) -> bool:
@@ -139,10 +139,3 @@ def _tensors_of(model: Model, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
       target = target[..., part * size : (part + 1) * size]
     target[...] = row
   return out
-
-
-def _write_file(path: pathlib.Path, write: Callable) -> None:
-  """Writes under a temporary name first: a file is whole or absent."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  write(temporary)
-  os.replace(temporary, path)

@@ -28,6 +28,7 @@ from fedms_jax.models.family import Model, Name
 from fedms_jax.persistence import adapter_config
 from fedms_jax.persistence import tensors as files
 from fedms_jax.persistence.adapter_config import CONFIG
+from fedms_jax.persistence.files import write_atomic, write_whole
 from fedms_jax.persistence.peft_names import (
   Place,
   all_targets,
@@ -112,10 +113,7 @@ def save(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS, tensors, labels if head else ())
-  _replace(
-    folder / CONFIG,
-    lambda path: path.write_text(json.dumps(config, indent=2) + '\n'),
-  )
+  write_atomic(folder / CONFIG, json.dumps(config, indent=2) + '\n')
 
 
 def load(
@@ -345,10 +343,4 @@ def write_tensors(
   whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
   said = {LABELS: json.dumps(list(labels))} if labels else {}
   data = safetensors.numpy.save(whole, {'format': 'pt'} | said)
-  _replace(path, lambda p: p.write_bytes(data))
-
-
-def _replace(path: pathlib.Path, write) -> None:
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  write(temporary)
-  os.replace(temporary, path)
+  write_whole(path, lambda file: file.write(data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -12,12 +12,11 @@ import jax
 import numpy as np
 
 from fedms_jax.cluster.processes import SingleProcess
-from fedms_jax.core import reduction
-from fedms_jax.core.types import Roles, Tree
+from fedms_jax.core.types import Tree
+from fedms_jax.persistence import saved
 from fedms_jax.persistence.checkpoint import Checkpointer
 from fedms_jax.persistence.client_store import ClientStore
-from fedms_jax.simulation.state import Stage, StageState
-from fedms_jax.systems.ledger import Entry
+from fedms_jax.simulation.state import StageState
 
 
 def kept(
@@ -45,29 +44,6 @@ def kept(
 
 def _zeros(shapes: Tree) -> Tree:
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-
-
-# Of a state, those that JSON holds as they are; and all that JSON holds.
-_NAMES = (
-  'stage',
-  'round',
-  'clock',
-  'progress',
-  'arrivals',
-  'ever',
-  'inherited',
-  'last',
-  'importance',
-)
-_FIELDS = (
-  *_NAMES,
-  'reports',
-  'ledger',
-  'clients',
-  'derived',
-  'ledgers',
-  'stores',
-)
 
 
 class NoPersonal:
@@ -250,7 +226,7 @@ class Disk(Memory):
     versions = self.peers.gathered(np.int32(store.version))
     oldest = self._checkpoints.oldest()
     if self.peers.primary:
-      plain = _plain(simulation, state) | {'stores': versions.tolist()}
+      plain = saved.plain(simulation, state) | {'stores': versions.tolist()}
       version, safe = simulation.version(state), store.flushing()
 
       def before():
@@ -258,18 +234,18 @@ class Disk(Memory):
         for sync in self._first:
           sync()
 
-      self._checkpoints.save(version, _arrays(state), plain, before)
+      self._checkpoints.save(version, saved.arrays_of(state), plain, before)
     if oldest is not None:
       store.collect(oldest)
 
   def restore(self, simulation):
     found = self._checkpoints.restore_latest(
-      lambda plain: template(simulation.initial, simulation.stages, plain)
+      lambda plain: saved.template(simulation.initial, simulation.stages, plain)
     )
     if found is None:
       return None
     _, arrays, plain = found
-    state = saved_state(simulation, arrays, plain)
+    state = saved.state(simulation, arrays, plain)
     self._resumed_at = simulation.version(state)
     self._check_stores(simulation, state, plain['stores'])
     return state
@@ -300,113 +276,3 @@ class Disk(Memory):
       self._checkpoints.close()  # which may wait for a store
     finally:
       super().close()
-
-
-def _arrays(state: StageState) -> dict[str, Any]:
-  # The base never changes, and what the server shows is made of its memory.
-  there = state.roles.frozen.items()
-  frozen = {k: v for k, v in there if k not in ('base', reduction.SERVER)}
-  return {
-    'frozen': frozen,
-    'shared': state.roles.shared,
-    'personal': state.roles.personal,
-    'memory': state.memory,
-    'channel': state.channel,
-    'met': np.packbits(state.met),
-  }
-
-
-def _plain(simulation, state: StageState) -> dict[str, Any]:
-  """The part of the state that JSON holds."""
-  return {name: getattr(state, name) for name in _NAMES} | {
-    'reports': [[k, *v] for k, v in state.reports.items()],
-    'ledger': state.ledger._asdict(),
-    'clients': len(state.met),
-    'derived': simulation.tables.counted(),
-    'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
-  }
-
-
-def template(
-  roles: Roles, stages: Sequence[Stage], plain: dict[str, Any]
-) -> dict[str, Any]:
-  """Shapes of what `_arrays` gave, found by running the stages' beginnings
-  on shapes. roles: before the first stage, arrays or shapes.
-
-  Raises:
-    ValueError: the state lacks what this version needs.
-  """
-  _check_fields(plain)
-  for stage in stages[: plain['stage'] + 1]:
-    roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
-  algorithm = stages[plain['stage']].algorithm
-  roles, memory, channel = jax.eval_shape(
-    lambda r: reduction.begin(algorithm, r, 0), roles
-  )
-  state = StageState(
-    stage=plain['stage'],
-    round=0,
-    clock=0,
-    roles=roles,
-    memory=memory,
-    channel=channel,
-    progress=None,
-    arrivals=None,
-    met=np.zeros(plain['clients'], bool),
-    reports={},
-    ever=(),
-    inherited=None,
-    last=None,
-    importance=None,
-    ledger=Entry(),
-  )
-  return _arrays(state)
-
-
-def _check_fields(plain: dict[str, Any]) -> None:
-  """Raises `ValueError` for a state of a version with other fields."""
-  entries = [plain.get('ledger', {}), *plain.get('ledgers', {}).values()]
-  odd = [name for name in _FIELDS if name not in plain]
-  odd += [x for entry in entries for x in set(entry) ^ set(Entry._fields)]
-  if odd:
-    raise ValueError(
-      f'the checkpoint is of another version: its state and this one differ in '
-      f'{odd[0]!r}. End that run with the version that it was started with, or '
-      'start it again in another folder.'
-    )
-
-
-def saved_state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
-  """The state that was saved; inverts `_arrays` and `_plain`."""
-  arrays = jax.tree.map(jax.numpy.asarray, arrays)
-  base = simulation.initial.frozen.get('base', {})
-  frozen = {'base': base} | arrays['frozen']
-  simulation.ledgers.update(
-    {name: Entry(**entry) for name, entry in plain['ledgers'].items()}
-  )
-
-  simulation.tables.count_as_done(plain['derived'])
-
-  def active(bits):
-    return None if bits is None else tuple(bits)
-
-  roles = Roles(frozen, arrays['shared'], arrays['personal'])
-  algorithm = simulation.stages[plain['stage']].algorithm
-  count = plain['clients']
-  return StageState(
-    stage=plain['stage'],
-    round=plain['round'],
-    clock=plain['clock'],
-    roles=reduction.broadcast(algorithm, roles, arrays['memory']),
-    memory=arrays['memory'],
-    channel=arrays['channel'],
-    progress=plain['progress'],
-    arrivals=plain['arrivals'],
-    met=np.unpackbits(np.asarray(arrays['met']), count=count).astype(bool),
-    reports={int(k): (s, w) for k, s, w in plain['reports']},
-    ever=tuple(plain['ever']),
-    inherited=active(plain['inherited']),
-    last=active(plain['last']),
-    importance=plain['importance'],
-    ledger=Entry(**plain['ledger']),
-  )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedms_jax.core.types import Roles, Tree
-from fedms_jax.persistence import run_store
+from fedms_jax.persistence import run_store, saved
 from fedms_jax.persistence.checkpoint import Checkpointer
 from fedms_jax.persistence.client_store import ClientView
 from fedms_jax.persistence.workdir import Workdir
@@ -43,7 +43,7 @@ class Snapshot(run_store.Memory):
   def restore(self, simulation) -> StageState:
     """The state of the newest checkpoint."""
     found = self.read(simulation.initial, simulation.stages)
-    return run_store.saved_state(simulation, *found)
+    return saved.state(simulation, *found)
 
   def read(
     self, initial: Roles, stages: Sequence[Stage]
@@ -64,7 +64,7 @@ class Snapshot(run_store.Memory):
 
     def template(state):
       plain.update(state)
-      return run_store.template(initial, stages, state)
+      return saved.template(initial, stages, state)
 
     arrays = _newest(self.workdir.checkpoints, template)
     if arrays is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -260,20 +261,7 @@ class Simulation:
           how.scored,
         )
       )  # fmt: skip
-    record = {
-      'stage': self.stages[state.stage].name,
-      'round': cohort.round,
-      'depth': float(
-        np.mean([sum(p.active) for p in plans] or [sum(last or ())])
-      ),
-      'active': sum(1 << b for b, on in enumerate(state.ever) if on),
-      'clients': int((~cohort.lost).sum()),
-      'lost': int(cohort.lost.sum()),
-      'padding_efficiency': planner.padding_efficiency(
-        cohort.steps, after.chunks, how
-      ),
-      'started': start,
-    }
+    record = self._record(state, task, after.chunks, how) | {'started': start}
     self._keep(state, store, cohort, after.chunks)
     state = state._replace(
       round=cohort.round + 1,
@@ -295,6 +283,24 @@ class Simulation:
       record,
       schedule.observe,
     )
+
+  def _record(self, state: StageState, task, chunks, how) -> dict[str, Any]:
+    """What is known of a round when it is dispatched."""
+    cohort = task.cohort
+    depths = [sum(plan.active) for plan in task.plans] or [
+      sum(state.last or ())
+    ]
+    return {
+      'stage': self.stages[state.stage].name,
+      'round': cohort.round,
+      'depth': float(np.mean(depths)),
+      'active': sum(1 << b for b, on in enumerate(state.ever) if on),
+      'clients': int((~cohort.lost).sum()),
+      'lost': int(cohort.lost.sum()),
+      'padding_efficiency': planner.padding_efficiency(
+        cohort.steps, chunks, how
+      ),
+    }
 
   def _here(self, task: cohorts.Round, whole: Plan, store):
     """(the round as this process sees it, validation rows in its table, how
