@@ -67,6 +67,7 @@ def test_names_of_the_code_that_the_page_on_building_uses_are_there():
   """`module.name`, `Type.field`, or a type alone."""
   texts = {path: path.read_text() for path in PACKAGE.rglob('*.py')}
   names = re.compile(r'(?:(\w+)\.)?(\w+)')
+  made = r'^(?:(?:  |)(?:class|def) {0}\b|{0}\b *[:=]|  {0}: )'
   checked = 0
   for text in quoted(BUILD):
     match = names.fullmatch(text)
@@ -75,7 +76,7 @@ def test_names_of_the_code_that_the_page_on_building_uses_are_there():
     owner, name = match.groups()
     checked += 1
     assert any(
-      re.search(rf'^ *(?:class |def )?{name}\b', code, re.MULTILINE)
+      re.search(made.format(name), code, re.MULTILINE)
       for path, code in texts.items()
       if owner is None
       or owner.lower() in (path.stem, path.parent.name)
