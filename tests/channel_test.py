@@ -6,6 +6,7 @@ import numpy as np
 
 from fedms_jax import channel
 from fedms_jax.core.contract import Message, Received, Sender, identity
+from fedms_jax.systems.ledger import Meter
 from tests import world
 
 MESSAGE = Message({'head': jnp.arange(3.0)}, {}, {'head': jnp.float32(1)})
@@ -40,6 +41,20 @@ def test_a_chain_encodes_from_left_to_right_and_decodes_back():
   assert [int(x) for x in state] == [1, 1]
   assert both.bytes(10.0) == 80.0 and both.event == ('times 2.0', 'times 4.0')
   assert channel.chain(identity()).event is None
+
+
+def test_the_ledger_counts_what_is_on_the_wire():
+  algorithm, roles = world.first_stage()
+  half = identity()._replace(bytes=lambda size: size / 2)
+  spent = [
+    Meter(one, roles, batch=4, slots=0).group(
+      world.DENSE, world.DENSE.active, clients=2, newcomers=0, cohort=2,
+      examples=1, steps=1, derived=0, scope='run',
+    )
+    for one in (algorithm, algorithm._replace(channel=half))
+  ]  # fmt: skip
+  assert spent[1].bytes_up == spent[0].bytes_up / 2 > 0
+  assert spent[1].bytes_down == spent[0].bytes_down
 
 
 def test_an_identity_channel_is_bitwise_the_plain_run():

@@ -55,7 +55,7 @@ def run(config: Config, source=worlds) -> int:
   """Runs the config and prints its table; gives the exit code.
 
   source: where data, model and what the server pre-trained come from: the
-  module `origin`, or something with its functions, by which several runs of
+  module `shell.world`, or something with its functions, by which several runs of
   one process share what is equal.
   """
   d = config.distributed

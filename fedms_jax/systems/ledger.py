@@ -100,6 +100,7 @@ class Meter:
     lora = self._lora()
     args = (b.cost, a.passes, plan, lora)
     up, down = self.traffic(plan, ever, cohort)
+    up = a.channel.bytes(up)
     beside = self._beside(clients, steps)
     return Entry(
       bytes_up=float(clients * up),
