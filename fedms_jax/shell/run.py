@@ -55,8 +55,8 @@ def run(config: Config, source=worlds) -> int:
   """Runs the config and prints its table; gives the exit code.
 
   source: where data, model and what the server pre-trained come from: the
-  module `shell.world`, or something with its functions, by which several runs of
-  one process share what is equal.
+  module `shell.world`, or something with its functions, by which several runs
+  of one process share what is equal.
   """
   d = config.distributed
   member = host.membership(d.coordinator, d.processes, d.process_id, os.environ)

@@ -14,6 +14,7 @@ from fedms_jax.core import metrics
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import ActiveSet, Plan
 from fedms_jax.simulation import cohorts, execution
+from fedms_jax.simulation.planner import padding_efficiency
 from fedms_jax.simulation.state import NonFiniteError, Options, StageState
 from fedms_jax.systems.ledger import Entry, Meter
 
@@ -177,3 +178,21 @@ def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:
     for name in names:
       out[name][places] = sums[name][: len(places)]
   return out
+
+
+def record_of(
+  task: cohorts.Round, ever: ActiveSet, last: ActiveSet | None, chunks, how
+) -> dict[str, Any]:
+  """What is known of a round when it is dispatched. ever, last: blocks that
+  were active until now, and the largest set of the round."""
+  cohort = task.cohort
+  depths = [sum(plan.active) for plan in task.plans]
+  depths = depths or [sum(last or ())]  # of an empty cohort
+  return {
+    'round': cohort.round,
+    'depth': float(np.mean(depths)),
+    'active': sum(1 << b for b, on in enumerate(ever) if on),
+    'clients': int((~cohort.lost).sum()),
+    'lost': int(cohort.lost.sum()),
+    'padding_efficiency': padding_efficiency(cohort.steps, chunks, how),
+  }

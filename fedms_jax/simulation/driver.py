@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ from fedms_jax.core import activation, compile, reduction, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.simulation import carried, cohorts, execution, planner, timeline
-from fedms_jax.simulation.accounting import Accounting, InFlight
+from fedms_jax.simulation.accounting import Accounting, InFlight, record_of
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
   Handover,
@@ -261,7 +260,8 @@ class Simulation:
           how.scored,
         )
       )  # fmt: skip
-    record = self._record(state, task, after.chunks, how) | {'started': start}
+    record = record_of(task, ever, last, after.chunks, how)
+    record |= {'stage': self.stages[state.stage].name, 'started': start}
     self._keep(state, store, cohort, after.chunks)
     state = state._replace(
       round=cohort.round + 1,
@@ -283,24 +283,6 @@ class Simulation:
       record,
       schedule.observe,
     )
-
-  def _record(self, state: StageState, task, chunks, how) -> dict[str, Any]:
-    """What is known of a round when it is dispatched."""
-    cohort = task.cohort
-    depths = [sum(plan.active) for plan in task.plans] or [
-      sum(state.last or ())
-    ]
-    return {
-      'stage': self.stages[state.stage].name,
-      'round': cohort.round,
-      'depth': float(np.mean(depths)),
-      'active': sum(1 << b for b, on in enumerate(state.ever) if on),
-      'clients': int((~cohort.lost).sum()),
-      'lost': int(cohort.lost.sum()),
-      'padding_efficiency': planner.padding_efficiency(
-        cohort.steps, chunks, how
-      ),
-    }
 
   def _here(self, task: cohorts.Round, whole: Plan, store):
     """(the round as this process sees it, validation rows in its table, how
