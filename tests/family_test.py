@@ -161,6 +161,9 @@ def test_the_order_of_the_cohort_and_who_weighs_nothing_do_not_matter(
   skipped = trained(one, chunk._replace(rows=rows))
   world.close(closed(one, skipped[0])[0], closed(one, ignored[0])[0], atol=1e-4)
   np.testing.assert_array_equal(skipped[2]['skipped'][:, 0], [0, 0, 0, 1])
+  world.same(skipped[0].count, ignored[0].count)
+  for name, sums in skipped[2].items():
+    assert name == 'skipped' or not np.asarray(sums[BAD]).any(), name
   before_it = tree.rows(chunk.personal, BAD)
   world.same(tree.rows(skipped[1], BAD), before_it)
   assert rounds.train_chunk.program()._cache_size() == before

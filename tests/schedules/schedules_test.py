@@ -74,6 +74,13 @@ def test_the_queue_fires_when_it_is_full_and_settled_and_is_then_empty():
   assert state['depth'] == CAP
 
 
+def test_a_range_of_the_threshold_itself_is_not_settled():
+  trigger = triggers.queue(1, CAP, length=2, eps=0.25, step=1)
+  state = trigger.observe(trigger.observe(trigger.init, 0.5), 0.75)
+  assert state == {'depth': 1, 'scores': [0.5, 0.75]}
+  assert trigger.observe(state, 0.625)['depth'] == 2
+
+
 def test_the_other_queue_fires_by_the_standard_deviation():
   losses = [1.0, 1.0, 1.05]  # range 0.05, standard deviation 0.024
   for name, depth in (('queue', 1), ('queue_std', 2)):

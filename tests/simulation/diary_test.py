@@ -6,18 +6,21 @@ both stages are worked out by hand beside it. It compiles next to nothing.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.core import metrics, reduction, tree
+from fedms_jax.core import metrics, reduction, seeds, tree
 from fedms_jax.core.client import everywhere
 from fedms_jax.core.contract import (
   Algorithm,
+  ClientResult,
   ClientUpdate,
   Message,
   Prediction,
   Server,
+  Start,
   identity,
 )
 from fedms_jax.core.types import Passes, Roles, Task
@@ -25,6 +28,7 @@ from fedms_jax.persistence.run_store import Disk, Memory
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import driver, evaluation, observer
+from fedms_jax.simulation.accounting import InFlight
 from fedms_jax.simulation.state import Options, Preempted, Stage
 from fedms_jax.systems.arrivals import Arrivals, Reports
 from tests import world
@@ -33,13 +37,13 @@ ROUNDS, BATCH = 5, 2
 ROWS = np.array([2, 3, 5, 7, 4, 6, 1, 3])  # to train, of each client
 HELD = np.array([1, 2, 3, 1, 2, 3, 2, 1])  # to validate
 STEPS = -(-ROWS // BATCH)
-PAPER, TOLD = 10, 6  # floats of what is handed over, and of what is sent
+PAPER, TOLD = 10, 7  # floats of what is handed over, and of what is sent
 BEFORE = Roles({'base': {'w': jnp.zeros(7)}}, {}, {})
 
 
 def update():
   """Sums of all that a step knows: round, step, steps, clock, what the server
-  shows, rows."""
+  shows, rows, and a draw by its key."""
 
   def begin(start):
     return jnp.zeros(TOLD)
@@ -50,7 +54,7 @@ def update():
     now = start.moment
     told = jnp.stack(
       [jnp.float32(x) for x in (now.round, now.step, now.steps, now.clock)]
-      + [seen, rows.astype(jnp.float32)]
+      + [seen, rows.astype(jnp.float32), jax.random.uniform(key)]
     )
     value = jnp.full(BATCH, now.step, jnp.float32)
     loss = metrics.summed(value, batch['mask'])
@@ -209,6 +213,15 @@ def run(**kwargs):
   return made, made.run(), records.records, keep.rounds
 
 
+def draws(stage, t, client, steps):
+  """One of each step: of the seed, the stage, the round, the client, and
+  nothing else."""
+  key = seeds.stream(0, seeds.CLIENT, stage, t)
+  key = jax.random.fold_in(key, client)
+  keys = [jax.random.fold_in(key, step) for step in range(steps)]
+  return [float(jax.random.uniform(key)) for key in keys]
+
+
 def by_hand():
   """(stage, rounds done, clock, told, capability, loss) of each round."""
   clock = 0
@@ -225,6 +238,7 @@ def by_hand():
         ones = np.ones(STEPS[k])
         parts = t * ones, steps, STEPS[k] * ones, clock + steps
         sums.append([p.sum() for p in (*parts, 10 * t * ones, rows)])
+        sums[-1].append(sum(draws(stage, t, k, STEPS[k])))
       if len(came):
         told = np.average(sums, axis=0, weights=ROWS[came]) * (t + 1)
       clock += max(STEPS[ids])
@@ -239,11 +253,13 @@ def by_hand():
       yield stage, t + 1, clock, told, capability, came
 
 
-@pytest.mark.parametrize('how', ['vmap', 'loop', 'chunk'])
-def test_a_run_tells_what_the_contract_says(how):
+@pytest.mark.parametrize(
+  ('how', 'prefetch'), [('vmap', True), ('loop', False), ('chunk', True)]
+)
+def test_a_run_tells_what_the_contract_says(how, prefetch):
   """Round, step, steps and clock of the moment; the server's memory as it was
   shown; the channel's state; whose turn it is; rows without their padding."""
-  _, _, records, rounds = run(clients=how)
+  _, _, records, rounds = run(clients=how, prefetch=prefetch)
   for got, record, wanted in zip(rounds, records, by_hand(), strict=True):
     assert got[:3] == wanted[:3]
     np.testing.assert_allclose(got[3], wanted[3], rtol=1e-5)
@@ -256,6 +272,23 @@ def test_a_run_tells_what_the_contract_says(how):
     ]
     if losses:
       assert record['train_loss'] == pytest.approx(np.mean(losses))
+
+
+def test_a_channel_draws_by_a_key_that_no_step_has():
+  """Else its noise would be what training has drawn."""
+  seen, key = [], jax.random.key(7)
+
+  def encode(state, message, key, sender):
+    seen.append(jax.random.key_data(key).tolist())
+    return message
+
+  roles = diary().begin(key, BEFORE)
+  deaf = diary()._replace(channel=identity()._replace(encode=encode))
+  result = ClientResult(Message(roles.shared), roles.personal, {})
+  reduction.sent(deaf, Start(roles, world.DENSE), result, 1.0, key, ())
+  steps = [jax.random.fold_in(key, step) for step in range(20)]
+  (found,) = seen
+  assert found not in [jax.random.key_data(k).tolist() for k in [key, *steps]]
 
 
 def test_a_stage_begins_with_nothing_of_the_last_but_its_clock():
@@ -284,6 +317,24 @@ def test_the_ledger_of_a_client_that_comes_back():
     assert entry.bytes_down == 4 * (TOLD * 3 * ROUNDS + PAPER * len(met))
     assert entry.examples == sum(ROWS[ids].sum() for ids, _ in cohorts)
   np.testing.assert_array_equal(np.flatnonzero(state.met), met)
+
+
+def test_a_derived_row_costs_the_simulator_once():
+  """However many plans read it, and although one client is lost."""
+  made, state, *_ = run()
+  sample, _ = made.sampler(0)
+  cohort = sample([3], 1)
+  assert cohort.lost.tolist() == [True, False, False]
+  plans = [world.DENSE, world.DENSE, world.TOP]
+  flight = InFlight(
+    cohort, plans, world.DENSE.active, 0, 'run', (), (), {}, {}, None
+  )  # fmt: skip
+  with_rows, without = (
+    made.accounting._entry(flight, rows, state.met)[0].simulator_flops
+    for rows in (100.0, 0.0)
+  )
+  stem = world.backbone().cost.stem
+  assert with_rows - without == pytest.approx(100 * stem)
 
 
 @pytest.mark.parametrize('delay', [0, 1])
