@@ -5,6 +5,7 @@ both stages are worked out by hand beside it. It compiles next to nothing.
 """
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 
 from fedms_jax.core import metrics, reduction, seeds, tree
-from fedms_jax.core.client import everywhere
+from fedms_jax.core.client import at_step, everywhere
 from fedms_jax.core.contract import (
   Algorithm,
   ClientResult,
   ClientUpdate,
   Message,
+  Moment,
   Prediction,
   Server,
   Start,
@@ -27,7 +29,7 @@ from fedms_jax.core.types import Passes, Roles, Task
 from fedms_jax.persistence.run_store import Disk, Memory
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import Schedule
-from fedms_jax.simulation import driver, evaluation, observer
+from fedms_jax.simulation import cohorts, driver, evaluation, observer
 from fedms_jax.simulation.accounting import InFlight
 from fedms_jax.simulation.state import Options, Preempted, Stage
 from fedms_jax.systems.arrivals import Arrivals, Reports
@@ -274,6 +276,12 @@ def test_a_run_tells_what_the_contract_says(how, prefetch):
       assert record['train_loss'] == pytest.approx(np.mean(losses))
 
 
+def test_the_moment_of_a_later_step_is_the_same_from_any_earlier_one():
+  first = Start(BEFORE, world.DENSE, Moment(round=3, steps=9, clock=100))
+  later = at_step(at_step(first, 2), 5)
+  assert later.moment == at_step(first, 5).moment == Moment(3, 5, 9, 105)
+
+
 def test_a_channel_draws_by_a_key_that_no_step_has():
   """Else its noise would be what training has drawn."""
   seen, key = [], jax.random.key(7)
@@ -308,14 +316,14 @@ def test_the_ledger_of_a_client_that_comes_back():
   """What is frozen comes once, to each who was met, lost or not; what is
   trained comes each time; who is lost sends nothing."""
   made, state, *_ = run()
-  cohorts = [who(2 + t) for t in range(ROUNDS)]
-  met = np.unique(np.concatenate([ids for ids, _ in cohorts]))
-  came = sum((~lost).sum() for _, lost in cohorts)
+  turns = [who(2 + t) for t in range(ROUNDS)]
+  met = np.unique(np.concatenate([ids for ids, _ in turns]))
+  came = sum((~lost).sum() for _, lost in turns)
   for name in ('first', 'second'):
     entry = made.ledgers[name]
     assert entry.bytes_up == 4 * TOLD * came
     assert entry.bytes_down == 4 * (TOLD * 3 * ROUNDS + PAPER * len(met))
-    assert entry.examples == sum(ROWS[ids].sum() for ids, _ in cohorts)
+    assert entry.examples == sum(ROWS[ids].sum() for ids, _ in turns)
   np.testing.assert_array_equal(np.flatnonzero(state.met), met)
 
 
@@ -391,6 +399,36 @@ def test_a_state_that_was_saved_after_each_round_is_the_same(tmp_path):
     for name in other:
       if not name.endswith('seconds'):
         np.testing.assert_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_checkpoint_without_its_clients_states_is_refused(tmp_path):
+  folder = tmp_path / 'run'
+  for _ in range(2):
+    with pytest.raises(Preempted):
+      on_disk(folder, Stop())
+  shutil.rmtree(folder / 'clients')
+  with pytest.raises(ValueError, match='does not hold the personal states'):
+    on_disk(folder, Stop())
+
+
+def test_of_a_cohort_only_who_has_rows_takes_part():
+  """Rows to validate have their time as well: here rounds 1 and 2."""
+  data = federation()
+  late = np.repeat(np.arange(len(ROWS)) == 3, ROWS)  # client 3's
+  ones = np.ones(HELD.sum(), np.int32)
+  data = data._replace(
+    train=data.train._replace(since=9 * late),
+    validation=data.validation._replace(since=ones, until=3 * ones),
+  )
+  sample = cohorts.sampler(data, turns(), Options(batch_size=BATCH), 0)
+  found = [sample([3], t) for t in range(4)]
+  for cohort in found:
+    assert cohort.ids.tolist() == [4, 5]  # 3, the one that is lost, has none
+    assert cohort.lost.tolist() == [False, False]
+    assert cohort.weights.tolist() == ROWS[[4, 5]].tolist()
+    assert cohort.arrivals == [4]
+  held = [(cohort.validation >= 0).sum(1).tolist() for cohort in found]
+  assert held == [[0, 0], [2, 3], [2, 3], [0, 0]]
 
 
 def test_models_are_scored_on_the_rows_that_are_theirs():

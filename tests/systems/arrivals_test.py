@@ -1,0 +1,22 @@
+"""Who reports in a step, where each waits for the whole cohort."""
+
+import numpy as np
+
+from fedms_jax.systems import arrivals
+
+
+def test_a_synchronous_cohort_began_with_the_model_of_its_step():
+  plain = arrivals.synchronous(lambda step: np.array([step, step + 4]))
+  state, reports = plain.next(plain.init, 3, None)
+  assert state is None
+  assert reports.ids.tolist() == [3, 7]
+  assert reports.versions.tolist() == [3, 3]
+  assert reports.lost.tolist() == [False, False]
+
+
+def test_of_a_synchronous_cohort_some_are_lost_by_step_and_number():
+  some = arrivals.synchronous(
+    lambda step: np.array([1, 2, 5]), lambda step, ids: ids == step
+  )
+  lost = [some.next(None, step, None)[1].lost.tolist() for step in (2, 3, 5)]
+  assert lost == [[False, True, False], [False] * 3, [False, False, True]]
