@@ -120,6 +120,18 @@ def test_scatter_waits_neither_for_device_nor_disk(store, monkeypatch):
   assert waited == [True] * 3
 
 
+def test_it_holds_what_was_scattered_written_or_not(store, monkeypatch):
+  done, pack = threading.Event(), store._layout.pack
+  monkeypatch.setattr(
+    store._layout, 'pack', lambda *args: done.wait(10) and pack(*args)
+  )
+  store.scatter([1, 2], states(0, 2), 0)
+  assert store.holds([2, 3, 1]).tolist() == [True, False, True]
+  done.set()
+  store.flush()
+  assert store.holds([2, 3, 1]).tolist() == [True, False, True]
+
+
 def test_an_empty_cohort_changes_nothing(store):
   store.scatter([], states(0, 0), 0)
   assert bits(store.gather([])) == bits(untouched(0))

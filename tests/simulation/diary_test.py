@@ -1,10 +1,8 @@
 """What the engine tells clients, server, channel, arrivals and schedule.
 
-The algorithm learns nothing: it writes down what it is told, and the rounds of
-both stages are worked out by hand beside it. It compiles next to nothing.
+The rounds of both stages of `tests/diary.py` are worked out by hand.
 """
 
-import functools
 import shutil
 
 import jax
@@ -12,207 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.core import metrics, reduction, seeds, tree
-from fedms_jax.core.client import at_step, everywhere
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core import reduction, seeds
+from fedms_jax.core.client import at_step
 from fedms_jax.core.contract import (
-  Algorithm,
   ClientResult,
-  ClientUpdate,
   Message,
   Moment,
-  Prediction,
-  Server,
+  Received,
   Start,
   identity,
 )
-from fedms_jax.core.types import Passes, Roles, Task
-from fedms_jax.persistence.run_store import Disk, Memory
+from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
-from fedms_jax.schedules import Schedule
-from fedms_jax.simulation import cohorts, driver, evaluation, observer
+from fedms_jax.simulation import cohorts, evaluation, execution, observer
 from fedms_jax.simulation.accounting import InFlight
-from fedms_jax.simulation.state import Options, Preempted, Stage
-from fedms_jax.systems.arrivals import Arrivals, Reports
+from fedms_jax.simulation.state import Options, Preempted
 from tests import world
-
-ROUNDS, BATCH = 5, 2
-ROWS = np.array([2, 3, 5, 7, 4, 6, 1, 3])  # to train, of each client
-HELD = np.array([1, 2, 3, 1, 2, 3, 2, 1])  # to validate
-STEPS = -(-ROWS // BATCH)
-PAPER, TOLD = 10, 7  # floats of what is handed over, and of what is sent
-BEFORE = Roles({'base': {'w': jnp.zeros(7)}}, {}, {})
-
-
-def update():
-  """Sums of all that a step knows: round, step, steps, clock, what the server
-  shows, rows, and a draw by its key."""
-
-  def begin(start):
-    return jnp.zeros(TOLD)
-
-  def step(carry, start, batch, key):
-    seen = start.roles.frozen[reduction.SERVER]
-    rows = jnp.sum(batch['mask'])
-    now = start.moment
-    told = jnp.stack(
-      [jnp.float32(x) for x in (now.round, now.step, now.steps, now.clock)]
-      + [seen, rows.astype(jnp.float32), jax.random.uniform(key)]
-    )
-    value = jnp.full(BATCH, now.step, jnp.float32)
-    loss = metrics.summed(value, batch['mask'])
-    return carry + told, {'loss': loss, 'score': loss}
-
-  def finish(carry, start):
-    return Message({'told': carry}), {'took': start.roles.personal['took'] + 1}
-
-  return ClientUpdate(begin, step, finish)
-
-
-def server():
-  """The mean; its memory counts the rounds, and ten times that is shown."""
-
-  def send(before, message, weight, sender):
-    update, cover = tree.scale((message.update, message.cover), weight)
-    return message._replace(update=update, cover=cover)
-
-  def step(roles, memory, received, context):
-    total, weight = received.update['told'], received.cover['told']
-    mean = total / jnp.maximum(weight, 1)
-    told = jnp.where(weight > 0, mean, roles.shared['told'])
-    measured = {'count': received.count, 'server_round': context.round}
-    return roles._replace(shared={'told': told}), memory + 1, measured
-
-  return Server(
-    lambda key, roles: jnp.float32(0), send, 'sum', step, lambda x: 10 * x
-  )
-
-
-def louder():
-  """The channel that sends one more time as much each round."""
-  return identity()._replace(
-    init=lambda key, message: jnp.float32(1),
-    encode=lambda state, message, key, sender: message._replace(
-      update=tree.scale(message.update, state)
-    ),
-    decode=lambda state, received, key: (state + 1, received),
-  )
-
-
-@functools.cache
-def diary():
-  def begin(key, before):
-    frozen = {'base': before.frozen['base'], 'paper': jnp.zeros(PAPER)}
-    return Roles(frozen, {'told': jnp.zeros(TOLD)}, {'took': jnp.zeros(())})
-
-  def predict(roles, batch, plan):
-    value = 100 * roles.personal['took'] + roles.shared['told'][0]
-    return Prediction({'it': value + batch['labels']}, {})
-
-  def itself(logits, batch):
-    return logits, batch['mask']
-
-  return Algorithm(
-    name='diary',
-    backbone=world.backbone(),
-    task=Task('itself', itself, itself),
-    begin=begin,
-    columns=lambda roles, batch, plan: {},
-    derived=(),
-    update=update(),
-    predict=predict,
-    server=server(),
-    masks=everywhere,
-    served='it',
-    passes=Passes(),
-    channel=louder(),
-  )
-
-
-def who(turn):
-  """(ids, lost) of a turn: one client is lost in odd turns, and all in the
-  fourth."""
-  ids = np.sort((turn + np.arange(3)) % len(ROWS))
-  return ids, (ids == turn) & (turn % 2 == 1) | (turn == 4)
-
-
-def turns():
-  """Arrivals that know from their state alone whose turn it is."""
-
-  def due(state, step, seconds):
-    (turn,) = state
-    ids, lost = who(turn)
-    return [turn + 1], Reports(ids, np.full(3, step), lost)
-
-  return Arrivals([2], due)
-
-
-def written(delay, seen):
-  """A schedule that writes down whose scores it knows when it plans."""
-
-  def active(state, t, ids):
-    seen.append((t, [number for number, _ in state]))
-    return [(True,) * world.BLOCKS] * len(ids)
-
-  def observe(state, t, score):
-    return [*state, [t, score]]
-
-  return Schedule([], observe, active, delay)
-
-
-def stages(delay=1, seen=None):
-  schedule = written(delay, [] if seen is None else seen)
-  return [
-    Stage(name, diary(), ROUNDS, lambda _: schedule, arrivals=turns())
-    for name in ('first', 'second')
-  ]
-
-
-@functools.cache
-def federation():
-  rows = iter(np.arange(world.ROWS))
-
-  def some(sizes):
-    return world.partition(*([next(rows) for _ in range(n)] for n in sizes))
-
-  parts = [some(ROWS), some(HELD), some([2, 3, 1, 2, 1, 1, 2, 1]), some([2, 1])]
-  made = world.federation()
-  return made._replace(
-    train=parts[0], validation=parts[1], test=parts[2], unseen=parts[3],
-    pooled=np.concatenate([parts[2].rows, parts[3].rows]),
-  )  # fmt: skip
-
-
-def labels(rows):
-  return federation().table.columns['labels'][rows]
-
-
-def simulation(keep, watch, **kwargs):
-  options = {'clients': 'vmap', 'reports': 4} | kwargs
-  return driver.Simulation(
-    federation(), BEFORE, options.pop('stages', None) or stages(),
-    Options(batch_size=BATCH, **options), keeper=keep, observer=watch,
-  )  # fmt: skip
-
-
-class Watched(Memory):
-  """Keeps what each round ends with."""
-
-  def __init__(self):
-    super().__init__()
-    self.rounds = []
-
-  def after_round(self, simulation, state, store):
-    super().after_round(simulation, state, store)
-    told = np.asarray(state.roles.shared['told'])
-    self.rounds.append((state.stage, state.round, state.clock, told))
-
-
-@functools.cache
-def run(**kwargs):
-  """(simulation, state, records, what each round ended with)."""
-  keep, records = Watched(), observer.Recorder()
-  made = simulation(keep, observer.Observers(records), **kwargs)
-  return made, made.run(), records.records, keep.rounds
+from tests.diary import (
+  BATCH,
+  BEFORE,
+  HELD,
+  PAPER,
+  ROUNDS,
+  ROWS,
+  STEPS,
+  TOLD,
+  Watched,
+  diary,
+  federation,
+  labels,
+  run,
+  simulation,
+  stages,
+  turns,
+  who,
+)
 
 
 def draws(stage, t, client, steps):
@@ -225,7 +58,7 @@ def draws(stage, t, client, steps):
 
 
 def by_hand():
-  """(stage, rounds done, clock, told, capability, loss) of each round."""
+  """(stage, rounds done, clock, told, capability, who came) of each round."""
   clock = 0
   for stage in range(2):
     took, reports = np.zeros(len(ROWS)), {}
@@ -299,6 +132,83 @@ def test_a_channel_draws_by_a_key_that_no_step_has():
   assert found not in [jax.random.key_data(k).tolist() for k in [key, *steps]]
 
 
+@pytest.mark.parametrize('part', ['message', 'personal', 'sums'])
+def test_who_is_not_finite_anywhere_does_not_count(part):
+  start = Start(diary().begin(jax.random.key(0), BEFORE), world.DENSE)
+  roles = start.roles
+
+  def sent(weight, **bad):
+    result = ClientResult(
+      Message({'told': jnp.ones(TOLD)}),
+      {'took': jnp.float32(1)},
+      {'loss': jnp.ones(2)},
+    )
+    result = result._replace(**bad)
+    args = jnp.float32(weight), jax.random.key(0), jnp.float32(1)
+    return reduction.sent(diary(), start, result, *args)
+
+  bad = {
+    'message': Message({'told': jnp.full(TOLD, jnp.inf)}),
+    'personal': {'took': jnp.float32(jnp.nan)},
+    'sums': {'loss': jnp.array([jnp.nan, 1])},
+  }
+  message, counts, personal, sums = sent(2.0, **{part: bad[part]})
+  assert not counts
+  assert not any(np.asarray(x).any() for x in jax.tree.leaves(message))
+  world.same(personal, roles.personal)
+  world.same(sums, {'loss': np.zeros(2), 'skipped': np.ones(2)})
+  # Who only fills a chunk is not told of.
+  *_, sums = sent(0.0, **{part: bad[part]})
+  assert not sums['skipped'].any()
+  message, counts, personal, sums = sent(2.0)
+  assert counts and personal['took'] == 1 and message.cover['told'] == 2
+  world.same(sums, {'loss': np.ones(2), 'skipped': np.array([0.0, 1.0])})
+
+
+def test_rows_of_active_blocks_take_their_places_apart_and_together():
+  x = jnp.arange(1.0, 13).reshape(2, 2, 3)  # of two clients, blocks 0 and 2
+  messages = Message({'blocks': x}, {}, {'blocks': jnp.ones((2, 2))})
+  zeros = {'blocks': jnp.zeros((3, 3)), 'other': jnp.ones(5)}
+  none = Received(zeros, {}, {'blocks': jnp.zeros(3)}, 0.0, 0.0)
+  apart, total = (
+    reduction.collect(diary(), had, messages, jnp.ones(2, bool), world.GAP)
+    for had in (None, none)
+  )
+  whole = apart.update['blocks']
+  np.testing.assert_array_equal(whole[:, [0, 2]], x)
+  assert not whole[:, 1].any()
+  np.testing.assert_array_equal(apart.cover['blocks'], [[1, 0, 1]] * 2)
+  np.testing.assert_array_equal(total.update['blocks'], whole.sum(0))
+  np.testing.assert_array_equal(total.cover['blocks'], [2, 0, 2])
+  assert total.count == 2
+  # What these clients do not train has come from others.
+  np.testing.assert_array_equal(total.update['other'], np.ones(5))
+
+
+def test_messages_apart_are_in_the_order_of_the_cohort():
+  """Whichever chunk they were trained in; lanes that fill one are not there,
+  and who was lost has sent nothing."""
+
+  def received(values):
+    held = jnp.array(values)
+    return Received({'told': held}, {}, {'told': held}, held, held)
+
+  chunks = [
+    (np.array([3, 0]), received([30.0, 1.0])),
+    (np.array([2]), received([20.0, 99.0])),
+  ]
+  none = jax.tree.map(lambda x: x[0] * 0, received([0.0]))
+  found = execution._apart(none, chunks, 4, Placement())
+  for leaf in jax.tree.leaves(found):
+    np.testing.assert_array_equal(leaf, [1, 0, 20, 30])
+
+
+def test_a_block_that_was_active_once_is_in_the_model_for_good():
+  _, state, records, _ = run()
+  assert state.ever == (False, True, True) and state.last == world.TOP.active
+  assert [r['active'] for r in records] == ([2] + [6] * (ROUNDS - 1)) * 2
+
+
 def test_a_stage_begins_with_nothing_of_the_last_but_its_clock():
   """Also in what is kept of clients: in each stage it is counted anew."""
   made, state, *_ = run()
@@ -312,18 +222,37 @@ def test_a_stage_begins_with_nothing_of_the_last_but_its_clock():
     np.testing.assert_array_equal(found, took)
 
 
+def test_a_client_takes_over_what_it_had_once():
+  """And from then on it goes on from what this stage has made of it."""
+
+  def carry(before, initial):
+    return {'took': before['took'] + 100 + initial['took']}
+
+  first, second = stages()
+  carried = [first, second._replace(carry=carry)]
+  made = simulation(Watched(), observer.Silent(), stages=carried)
+  state = made.run()
+  ids = np.arange(len(ROWS))
+  (before, after) = (
+    made.keeper.store(name, state.roles.personal).gather(ids)['took']
+    for name in ('first', 'second')
+  )
+  assert set(before.tolist()) == {0, 1, 2}
+  np.testing.assert_array_equal(after, np.where(before, 100 + 2 * before, 0))
+
+
 def test_the_ledger_of_a_client_that_comes_back():
   """What is frozen comes once, to each who was met, lost or not; what is
   trained comes each time; who is lost sends nothing."""
   made, state, *_ = run()
-  turns = [who(2 + t) for t in range(ROUNDS)]
-  met = np.unique(np.concatenate([ids for ids, _ in turns]))
-  came = sum((~lost).sum() for _, lost in turns)
+  rounds = [who(2 + t) for t in range(ROUNDS)]
+  met = np.unique(np.concatenate([ids for ids, _ in rounds]))
+  came = sum((~lost).sum() for _, lost in rounds)
   for name in ('first', 'second'):
     entry = made.ledgers[name]
     assert entry.bytes_up == 4 * TOLD * came
     assert entry.bytes_down == 4 * (TOLD * 3 * ROUNDS + PAPER * len(met))
-    assert entry.examples == sum(ROWS[ids].sum() for ids, _ in turns)
+    assert entry.examples == sum(ROWS[ids].sum() for ids, _ in rounds)
   np.testing.assert_array_equal(np.flatnonzero(state.met), met)
 
 
@@ -399,6 +328,21 @@ def test_a_state_that_was_saved_after_each_round_is_the_same(tmp_path):
     for name in other:
       if not name.endswith('seconds'):
         np.testing.assert_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_the_last(tmp_path):
+  """Whose clients' states are kept as long as it is."""
+  folder = tmp_path / 'run'
+  for _ in range(3):
+    with pytest.raises(Preempted):
+      on_disk(folder, Stop())
+  kept = sorted((folder / 'checkpoints').iterdir())
+  assert [path.name for path in kept] == ['2', '3']
+  shutil.rmtree(kept[1])
+  state, personal, _ = on_disk(folder, observer.Silent())
+  plain = run()
+  world.same(state.roles, plain[1].roles)
+  world.same(personal, plain[0].store(plain[1]).gather(np.arange(len(ROWS))))
 
 
 def test_a_checkpoint_without_its_clients_states_is_refused(tmp_path):

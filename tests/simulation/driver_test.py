@@ -267,6 +267,8 @@ def test_the_ledger_counts_only_what_is_active():
   expected = sum(3 * (d * lora + head) for d in depths)
   entry = simulation.ledgers['global']
   assert entry.bytes_up == expected
+  # Down comes what has ever been active, and nothing is handed over yet.
+  assert entry.bytes_down == expected
   # Every client holds 6 rows; round t has 3 of them.
   assert entry.examples == 3 * 6 * len(depths)
   gate = simulation.ledgers['personal']
