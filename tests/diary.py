@@ -34,13 +34,14 @@ ROUNDS, BATCH = 5, 2
 ROWS = np.array([2, 3, 5, 7, 4, 6, 1, 3])  # to train, of each client
 HELD = np.array([1, 2, 3, 1, 2, 3, 2, 1])  # to validate
 STEPS = -(-ROWS // BATCH)
-PAPER, TOLD = 10, 7  # floats of what is handed over, and of what is sent
-BEFORE = Roles({'base': {'w': jnp.zeros(7)}}, {}, {})
+# Floats of the base, of what is handed over, and of what is sent.
+BASE, PAPER, TOLD = 7, 10, 8
+BEFORE = Roles({'base': {'w': jnp.zeros(BASE)}}, {}, {})
 
 
 def update():
   """Sums of all that a step knows: round, step, steps, clock, what the server
-  shows, rows, and a draw by its key."""
+  shows, rows, a draw by its key, and a derived column."""
 
   def begin(start):
     return jnp.zeros(TOLD)
@@ -52,6 +53,7 @@ def update():
     told = jnp.stack(
       [jnp.float32(x) for x in (now.round, now.step, now.steps, now.clock)]
       + [seen, rows.astype(jnp.float32), jax.random.uniform(key)]
+      + [jnp.max(batch['stage'])]
     )
     value = jnp.full(BATCH, now.step, jnp.float32)
     loss = metrics.summed(value, batch['mask'])
@@ -96,8 +98,14 @@ def louder():
 @functools.cache
 def diary():
   def begin(key, before):
-    frozen = {'base': before.frozen['base'], 'paper': jnp.zeros(PAPER)}
+    # The number of the stage.
+    paper = before.frozen.get('paper', jnp.zeros(PAPER)) + 1
+    frozen = {'base': before.frozen['base'], 'paper': paper}
     return Roles(frozen, {'told': jnp.zeros(TOLD)}, {'took': jnp.zeros(())})
+
+  def columns(roles, batch, plan):
+    number = roles.frozen['paper'][0]
+    return {'stage': jnp.full(batch['labels'].shape, number)}
 
   def predict(roles, batch, plan):
     value = 100 * roles.personal['took'] + roles.shared['told'][0]
@@ -111,8 +119,8 @@ def diary():
     backbone=world.backbone(),
     task=Task('itself', itself, itself),
     begin=begin,
-    columns=lambda roles, batch, plan: {},
-    derived=(),
+    columns=columns,
+    derived=('stage',),
     update=update(),
     predict=predict,
     server=server(),

@@ -21,13 +21,16 @@ from fedms_jax.core.contract import (
   Start,
   identity,
 )
+from fedms_jax.core.types import Passes
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.simulation import cohorts, evaluation, execution, observer
 from fedms_jax.simulation.accounting import InFlight
 from fedms_jax.simulation.state import Options, Preempted
+from fedms_jax.systems.ledger import Meter
 from tests import world
 from tests.diary import (
+  BASE,
   BATCH,
   BEFORE,
   HELD,
@@ -74,6 +77,7 @@ def by_hand():
         parts = t * ones, steps, STEPS[k] * ones, clock + steps
         sums.append([p.sum() for p in (*parts, 10 * t * ones, rows)])
         sums[-1].append(sum(draws(stage, t, k, STEPS[k])))
+        sums[-1].append((stage + 1) * STEPS[k])
       if len(came):
         told = np.average(sums, axis=0, weights=ROWS[came]) * (t + 1)
       clock += max(STEPS[ids])
@@ -93,7 +97,8 @@ def by_hand():
 )
 def test_a_run_tells_what_the_contract_says(how, prefetch):
   """Round, step, steps and clock of the moment; the server's memory as it was
-  shown; the channel's state; whose turn it is; rows without their padding."""
+  shown; the channel's state; whose turn it is; rows without their padding;
+  columns that the stage before has not left."""
   _, _, records, rounds = run(clients=how, prefetch=prefetch)
   for got, record, wanted in zip(rounds, records, by_hand(), strict=True):
     assert got[:3] == wanted[:3]
@@ -274,6 +279,32 @@ def test_a_derived_row_costs_the_simulator_once():
   assert with_rows - without == pytest.approx(100 * stem)
 
 
+def meter(**passes):
+  algorithm = diary()._replace(passes=Passes(**passes))
+  roles = diary().begin(jax.random.key(0), BEFORE)
+  return Meter(algorithm, roles, batch=BATCH, slots=0)
+
+
+def test_clients_at_once_share_what_is_frozen():
+  one, three = (meter().memory(world.DENSE, k) for k in (1, 3))
+  frozen = 4 * (BASE + PAPER)
+  assert three == pytest.approx(3 * one - 2 * frozen)
+
+
+def test_what_does_not_grow_with_examples_is_of_steps_and_of_clients():
+  group = dict(
+    clients=3, newcomers=0, cohort=3, examples=9, steps=5, derived=0,
+    scope='run',
+  )  # fmt: skip
+  plain, more = (
+    one.group(world.DENSE, world.DENSE.active, **group)
+    for one in (meter(), meter(beside=lambda shapes: (10.0, 1000.0)))
+  )
+  for name in ('client_flops', 'simulator_flops'):
+    beside = getattr(more, name) - getattr(plain, name)
+    assert beside == pytest.approx(5 * 10 + 3 * 1000), name
+
+
 @pytest.mark.parametrize('delay', [0, 1])
 def test_a_schedule_plans_by_the_scores_that_it_waits_for(delay):
   """Without a delay by all of them; with one the last is still on its way,
@@ -308,14 +339,15 @@ def on_disk(folder, watch):
 
 def test_a_state_that_was_saved_after_each_round_is_the_same(tmp_path):
   """Every part of it, those of server, channel and arrivals included."""
-  plain, resumed = run(), None
+  plain, resumed, stops = run(), None, 0
   records = observer.Recorder()
   while resumed is None:
     try:
       watch = observer.Observers(records, Stop())
       resumed = on_disk(tmp_path / 'run', watch)
     except Preempted:
-      continue
+      stops += 1
+  assert stops == 2 * ROUNDS - 1
   state, personal, ledgers = resumed
   for name, value in plain[1]._asdict().items():
     if name in ('roles', 'memory', 'channel', 'met'):

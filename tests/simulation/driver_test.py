@@ -189,10 +189,11 @@ def test_rows_have_their_time():
   assert train.at(1).sizes().tolist() == [0, 0, 0, 6, 6, 6]
   assert not train.at(3).sizes().any()
   stages = world.stages(4, triggers.dense(3))[:1]
-  *_, records = world.simulate(
+  _, state, records = world.simulate(
     stages, data=data._replace(train=train), cohort=6
   )
   assert [r['clients'] for r in records] == [3, 3, 6, 0]
+  assert state.last == (True,) * 3  # that of the round before, where nobody is
 
 
 def test_a_stage_sees_its_view_of_the_data():
