@@ -109,7 +109,8 @@ def diary():
 
   def predict(roles, batch, plan):
     value = 100 * roles.personal['took'] + roles.shared['told'][0]
-    return Prediction({'it': value + batch['labels']}, {})
+    logits = {'it': value + batch['labels'], 'other': batch['labels']}
+    return Prediction(logits, {'label': batch['labels']})
 
   def itself(logits, batch):
     return logits, batch['mask']

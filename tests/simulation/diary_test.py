@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import reduction, seeds
+from fedms_jax.core import reduction, scoring, seeds
 from fedms_jax.core.client import at_step
 from fedms_jax.core.contract import (
   ClientResult,
@@ -418,10 +418,28 @@ def test_models_are_scored_on_the_rows_that_are_theirs():
   data = made.federation
   own = [x + labels(data.test.of(k)).mean() for k, x in enumerate(level)]
   assert found['per_client']['it'] == pytest.approx(own)
-  (scores,) = found['models'].values()
+  mine = [labels(data.test.of(k)).mean() for k in range(len(ROWS))]
+  assert found['per_client']['label'] == pytest.approx(mine)
+  assert found['per_client']['other'] == pytest.approx(mine)
+  scores = found['models']['it']
   assert scores['pooled'] == pytest.approx(
     level.mean() + labels(data.pooled).mean()
   )
   new = [labels(data.unseen.of(k)).mean() for k in range(2)]
   first = float(state.roles.shared['told'][0])
   assert scores['unseen'] == pytest.approx(first + np.mean(new))
+
+
+@pytest.mark.parametrize('names', [('it',), None])
+def test_what_is_not_asked_for_is_not_scored(names):
+  roles = diary().begin(jax.random.key(0), BEFORE)
+  look = scoring.Look(diary(), world.DENSE, names)
+  personal = world.stacked(roles.personal, 2)
+  rows = np.array([[0, 1], [2, -1]])
+  table = {'labels': jnp.array([3, 1, 2])}
+  found = scoring.evaluate_chunk(look, roles, table, personal, rows)
+  models = names or ('it', 'other')
+  scored = {f'{what}/{name}' for what in ('score', 'loss') for name in models}
+  assert set(found) == scored | {'label'}
+  for sums in found.values():
+    np.testing.assert_array_equal(sums, [[4, 2], [2, 1]])
