@@ -1,4 +1,5 @@
-"""What GPT-2 and LLaMA share: a causal language model on token embeddings."""
+"""What GPT-2 and the families in the layout of LLaMA share: a causal language
+model on token embeddings."""
 
 from __future__ import annotations
 
@@ -29,12 +30,13 @@ def backbone(
   vocabulary: int,
   tokens: int,
   tied: bool,
+  cap: float = 0.0,
 ) -> Backbone:
   """Next-token logits [B, T, V] by a frozen readout, or a linear head (without
   bias, as in the reference) over the last token of a sequence.
 
   Sequences are padded on the right with negative tokens, which the causal
-  attention never sees.
+  attention never sees. cap: see `family.readout`.
   """
   lm = family.choose('`Options.head`', options.head, HEADS) == 'causal_lm'
   family.choose('`Options.pooling`', options.pooling, ('last',))
@@ -52,7 +54,7 @@ def backbone(
     return transformer.normalize(t, norm, family.last(x, mask), 'float32')
 
   if lm:
-    head = family.readout(t, tokens, vocabulary)
+    head = family.readout(t, tokens, vocabulary, cap)
   else:
     head = family.linear_head(t.width, options.classes, bias=False)
   return family.backbone(

@@ -213,8 +213,9 @@ def table(key, *axes: int):
 
 def norm(t: TransformerConfig) -> Tree:
   """A fresh norm."""
-  scale = {'scale': jnp.ones(t.width)}
-  return scale if t.norm == 'rms' else scale | {'bias': jnp.zeros(t.width)}
+  start = jnp.zeros if t.norm == 'rms_offset' else jnp.ones
+  scale = {'scale': start(t.width)}
+  return scale | {'bias': jnp.zeros(t.width)} if t.norm == 'layer' else scale
 
 
 def linear_head(width: int, classes: int, bias: bool = True) -> Head:
@@ -226,14 +227,19 @@ def linear_head(width: int, classes: int, bias: bool = True) -> Head:
   )
 
 
-def readout(t: TransformerConfig, tokens: int, vocabulary: int) -> Head:
+def readout(
+  t: TransformerConfig, tokens: int, vocabulary: int, cap: float = 0.0
+) -> Head:
   """Logits [B, T, V] by a frozen table [V, D]: `final/readout`, or the input
-  embedding if they are tied; `final/bias` is added where there is one."""
+  embedding if they are tied; `final/bias` is added where there is one. cap:
+  logits y become cap tanh(y / cap), 0: not."""
 
   def logits(params, head, x):
     final = params['final']
     rows = final.get('readout', params['stem'].get('word'))
     y = linear.readout(x, rows)
+    if cap:
+      y = cap * jnp.tanh(y / cap)
     return y + final['bias'].astype(jnp.float32) if 'bias' in final else y
 
   flops = 2.0 * tokens * t.width * vocabulary

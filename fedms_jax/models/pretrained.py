@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 from collections.abc import Callable
 
 from fedms_jax.core.types import Backbone, Span, Tree
-from fedms_jax.models import bert, clip, gpt2, llama, vit
+from fedms_jax.models import bert, clip, gpt2, llama, mistral, qwen, vit
 from fedms_jax.models.family import Model, Options, Words
 from fedms_jax.models.settings import Settings
 
@@ -20,6 +20,9 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'xlm-roberta': bert.model,
   'gpt2': gpt2.model,
   'llama': llama.model,
+  'mistral': mistral.model,
+  'qwen2': qwen.model,
+  'qwen3': qwen.third,
 }
 WORDS: dict[str, Callable[[Settings], Words]] = {
   'clip': clip.words,
@@ -28,6 +31,9 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'xlm-roberta': bert.words,
   'gpt2': gpt2.words,
   'llama': llama.words,
+  'mistral': functools.partial(llama.words, usual=mistral.USUAL),
+  'qwen2': functools.partial(llama.words, usual=qwen.QWEN2),
+  'qwen3': functools.partial(llama.words, usual=qwen.QWEN3),
 }
 
 
@@ -35,11 +41,10 @@ def family_of(config: dict) -> str:
   """The family of a config.json; `ValueError` if it is none of ours."""
   kind = config.get('model_type', '')
   if not isinstance(kind, str) or kind not in FAMILIES:
-    close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
+    # No hint at a near name: under it, the model would give other numbers.
     raise ValueError(
       f'config.json has model_type={kind!r}, which is no family that can be '
-      f'loaded. Families: {", ".join(FAMILIES)}.{hint}'
+      f'loaded. Families: {", ".join(FAMILIES)}.'
     )
   return kind
 

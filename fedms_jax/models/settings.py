@@ -31,7 +31,7 @@ HARMLESS = frozenset(
   'logit_scale_init_value gradient_checkpointing encoder_stride '
   # How it is computed, not what.
   'chunk_size_feed_forward pretraining_tp reorder_and_upcast_attn torchscript '
-  'use_cache tf_legacy_loss '
+  'use_cache tf_legacy_loss cache_implementation is_llama_config '
   # What is returned.
   'output_attentions output_hidden_states output_past return_dict '
   # Parts that are not built here and lie behind the features.
@@ -87,6 +87,16 @@ class Settings:
       raise self._wrong(key, found, f'whole numbers from {low} to {high}')
     return found
 
+  def size(self, key: str, usual: int) -> int:
+    """A whole number; `usual` where the key is not there, and 0 for null."""
+    gone = key in self._values and self._values[key] is None
+    return self.integer(key, 0 if gone else usual)
+
+  def cap(self, key: str, usual: float) -> float:
+    """A number; `usual` where the key is not there, and 0 for null."""
+    gone = key in self._values and self._values[key] is None
+    return float(self.number(key, 0.0 if gone else usual))
+
   def blocks(self, key: str, usual: int, *, also: str = '') -> int:
     """How many blocks there are."""
     return self.integer(key, usual, also=also, high=MOST_BLOCKS)
@@ -99,6 +109,32 @@ class Settings:
     if type(found) not in (int, float) or not 0 <= found < math.inf:
       raise self._wrong(key, found, 'numbers from 0')
     return found
+
+  def numbers(self, key: str) -> tuple[float, ...]:
+    """A list of positive numbers; () if it is not there."""
+    found = self._get(key)
+    if found is None:
+      return ()
+    if not isinstance(found, list) or not all(
+      type(x) in (int, float) and 0 < x < math.inf for x in found
+    ):
+      raise self._wrong(key, found, 'lists of positive numbers')
+    return tuple(map(float, found))
+
+  def local(self, blocks: int) -> tuple[bool, ...]:
+    """Which blocks have a window, by `layer_types`; () if it is not there."""
+    kinds = {'sliding_attention': True, 'full_attention': False}
+    found = self._get('layer_types')
+    if found is None:
+      return ()
+    if (
+      not isinstance(found, list)
+      or len(found) != blocks
+      or not all(isinstance(x, str) and x in kinds for x in found)
+    ):
+      allowed = f'lists of {blocks} words, each {" or ".join(kinds)}'
+      raise self._wrong('layer_types', found, allowed)
+    return tuple(kinds[x] for x in found)
 
   def flag(self, key: str, usual: bool) -> bool:
     """True or false."""

@@ -19,15 +19,22 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
 from fedms_jax.models import attention, linear
+from fedms_jax.models.rotary import Scaling, rotate
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
   """What distinguishes the blocks of one family from those of another.
 
-  gated: the MLP is `down(act(gate(x)) * up(x))`. rotary: base of the rotary
-  angles, 0 without; rotary_scaling: see `frequencies`. unroll: blocks of a span
-  that is no loop; a few compile as fast as a loop.
+  norm: `rms_offset` is an RMSNorm that multiplies by 1 + scale. branch_norms:
+  what attention and MLP give is normed too, before it is added. qk_norm: each
+  query and key is normed, over Dh. gated: the MLP is `down(act(gate(x)) *
+  up(x))`. attention_scale, attention_cap: see `attention.attend`. rotary: base
+  of the rotary angles, 0 without; rotary_width: how many of the Dh are turned,
+  0: all. local: which blocks are so; their positions see those less than
+  `window` places away, and turn by the base `rotary_local`, unscaled, if there
+  is one. unroll: blocks of a span that is no loop; a few compile as fast as a
+  loop.
   """
 
   blocks: int
@@ -36,14 +43,22 @@ class TransformerConfig:
   mlp_width: int
   kv_heads: int = 0  # 0: as many as heads
   head_width: int = 0  # 0: width / heads
-  norm: str = 'layer'  # layer, rms
+  norm: str = 'layer'  # layer, rms, rms_offset
   norm_eps: float = 1e-6
   pre_norm: bool = True
+  branch_norms: bool = False
+  qk_norm: bool = False
   activation: str = 'gelu'  # gelu, gelu_tanh, quick_gelu, silu, relu
   gated: bool = False
   causal: bool = False
   rotary: float = 0.0
-  rotary_scaling: tuple[float, ...] = ()
+  rotary_scaling: Scaling = Scaling()
+  rotary_width: int = 0
+  rotary_local: float = 0.0
+  local: tuple[bool, ...] = ()
+  window: int = 0
+  attention_scale: float = 0.0
+  attention_cap: float = 0.0
   qkv_bias: bool = True
   out_bias: bool = True
   mlp_bias: bool = True
@@ -60,6 +75,10 @@ class TransformerConfig:
   def per_head(self) -> int:
     """Width of one attention head."""
     return self.head_width or self.width // self.heads
+
+  def differ(self, tokens: int) -> bool:
+    """Whether local blocks compute anything else at so many tokens."""
+    return any(self.local) and bool(self.rotary_local or self.window < tokens)
 
 
 ACTIVATIONS = {
@@ -124,7 +143,7 @@ def normed(x, scale, bias, *, eps: float):
 
 
 class Norm(nn.Module):
-  """LayerNorm or RMSNorm, computed in float32."""
+  """LayerNorm or RMSNorm, computed in float32; see `TransformerConfig`."""
 
   kind: str
   eps: float
@@ -133,44 +152,26 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x):
     width = x.shape[-1:]
-    scale = self.param('scale', nn.initializers.ones, width)
+    offset = self.kind == 'rms_offset'
+    start = nn.initializers.zeros if offset else nn.initializers.ones
+    scale = self.param('scale', start, width)
+    if offset:
+      scale = 1.0 + scale.astype(jnp.float32)
     bias = None
-    if self.kind != 'rms':
+    if self.kind == 'layer':
       bias = self.param('bias', nn.initializers.zeros, width)
     norm = recomputed(functools.partial(normed, eps=self.eps))
     return norm(x, scale, bias).astype(self.dtype)
 
 
-def frequencies(half: int, base: float, scaling: tuple[float, ...] = ()):
-  """Angles per position of the rotary pairs, float32 [half].
-
-  scaling: () as in RoFormer (arXiv 2104.09864); (factor,) divides all of them
-  (position interpolation, arXiv 2306.15595); (factor, low, high, context)
-  divides those that turn less than `low` times within the original context,
-  leaves those that turn more than `high` times, and blends in between (Llama
-  3.1, arXiv 2407.21783).
-  """
-  plain = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  if not scaling:
-    return plain
-  slow = plain / scaling[0]
-  if len(scaling) == 1:
-    return slow
-  _, low, high, context = scaling
-  turns = context * plain / (2 * jnp.pi)
-  share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-  return share * plain + (1.0 - share) * slow
-
-
-def rotate(x, base: float, scaling: tuple[float, ...] = ()):
-  """Rotary position embedding of x [B, T, H, Dh] (RoFormer, arXiv 2104.09864),
-  in the half-split layout of LLaMA checkpoints."""
-  inverse = frequencies(x.shape[-1] // 2, base, scaling)
-  angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * inverse
-  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = (first * cos - second * sin, second * cos + first * sin)
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+def _angles(c: TransformerConfig, tokens: int, local):
+  """Angles per position of a block's rotary pairs, float32 [half]."""
+  half = (c.rotary_width or c.per_head) // 2
+  angles = c.rotary_scaling.frequencies(half, c.rotary, tokens)
+  if local is None or not c.rotary_local:
+    return angles
+  plain = Scaling().frequencies(half, c.rotary_local, tokens)
+  return jnp.where(local, plain, angles)
 
 
 class Attention(nn.Module):
@@ -178,7 +179,7 @@ class Attention(nn.Module):
   adapter: Adapter | None = None
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x, mask, local=None):
     c = self.config
 
     def dense(name, features, bias):
@@ -190,9 +191,25 @@ class Attention(nn.Module):
 
     q, k = heads('q', c.heads), heads('k', c.groups)
     v = heads('v', c.groups)
+    if c.qk_norm:
+      q = Norm(c.norm, c.norm_eps, c.dtype, name='norm_q')(q)
+      k = Norm(c.norm, c.norm_eps, c.dtype, name='norm_k')(k)
+    tokens, window = x.shape[1], None
     if c.rotary:
-      q, k = (rotate(y, c.rotary, c.rotary_scaling) for y in (q, k))
-    y = attention.attend(q, k, v, mask, causal=c.causal)
+      angles = _angles(c, tokens, local)
+      q, k = (rotate(y, angles, c.rotary_scaling.gain) for y in (q, k))
+    if local is not None:
+      window = jnp.where(local, min(c.window, tokens), tokens)
+    y = attention.attend(
+      q,
+      k,
+      v,
+      mask,
+      causal=c.causal,
+      scale=c.attention_scale,
+      cap=c.attention_cap,
+      window=window,
+    )
     return dense('o', c.width, c.out_bias)(y.reshape(*x.shape[:-1], -1))
 
 
@@ -223,16 +240,21 @@ class Block(nn.Module):
   adapter: Adapter | None = None
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x, mask, local=None):
     c = self.config
     norm1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1')
     norm2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2')
     attn = Attention(c, self.adapter, name='attn')
     mlp = Mlp(c, self.adapter, name='mlp')
+    if c.branch_norms:
+      after1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1_after')
+      after2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2_after')
+      x = x + after1(attn(norm1(x), mask, local))
+      return x + after2(mlp(norm2(x)))
     if c.pre_norm:
-      x = x + attn(norm1(x), mask)
+      x = x + attn(norm1(x), mask, local)
       return x + mlp(norm2(x))
-    x = norm1(x + attn(x, mask))
+    x = norm1(x + attn(x, mask, local))
     return norm2(x + mlp(x))
 
 
@@ -267,14 +289,16 @@ def run(
     ValueError: there are such parameters, and no adapter that applies them.
   """
 
-  def apply(x, params):
-    weights, added = params
+  differ = config.differ(x.shape[1])
+
+  def apply(x, own):
+    (weights, added), local = own
     variables = {'params': weights}
     if added is not None:
       variables[ADAPTER] = added
     block = Block(config, adapter)
     # One value, because nothing of the variables is mutable.
-    return cast(jax.Array, block.apply(variables, x, mask)), None
+    return cast(jax.Array, block.apply(variables, x, mask, local)), None
 
   if config.remat:
     apply = jax.checkpoint(apply)
@@ -286,7 +310,10 @@ def run(
         '`backbone.adapted(spec)`.'
       )
     few = span.stop - span.start <= config.unroll
-    x, _ = jax.lax.scan(apply, x, span.params, unroll=few or 1)
+    local = None
+    if differ:
+      local = jnp.asarray(config.local[span.start : span.stop])
+    x, _ = jax.lax.scan(apply, x, (span.params, local), unroll=few or 1)
   return x
 
 
@@ -303,6 +330,8 @@ def cost(config: TransformerConfig, tokens: int, stem: float, head: float):
   attention = 2 * tokens * queries
   values = tokens * (4 * c.width + 2 * queries + 2 * keys)
   values += tokens * mlp_kernels * c.mlp_width + c.heads * tokens**2
+  values += tokens * c.qk_norm * (queries + keys)
+  values += tokens * c.branch_norms * 2 * c.width
   return BackboneCost(
     stem=stem,
     block=2.0 * tokens * (weights + attention),

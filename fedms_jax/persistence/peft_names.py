@@ -54,7 +54,7 @@ def all_targets(model: Model) -> list[str]:
   return [
     path.removeprefix('blocks/')
     for path in sorted(paths)
-    if re.match(r'blocks/(.*/)?(attn|mlp)/\w+$', path)
+    if re.match(r'blocks/(.*/)?(attn|mlp)/(?!norm_)\w+$', path)
   ]
 
 

@@ -35,7 +35,7 @@ def compare(case: references.Case, inputs, folder, spread: float = 0.2):
   assert len(states) == len(out.hidden_states)
   for state, expected in zip(states[:-1], out.hidden_states, strict=False):
     close(state, expected, mask)
-  if case.model.startswith(('GPT2', 'Llama')):
+  if case.model.startswith(references.DECODERS):
     # There, the last of the hidden states has gone through the final norm.
     if case.options.head == 'causal_lm':
       close(features, out.hidden_states[-1], mask)

@@ -14,6 +14,7 @@ from fedms_jax.models.family import Options
 from fedms_jax.persistence import model_files
 
 TOLERANCE = 1e-4
+DECODERS = ('GPT2', 'Llama', 'Mistral', 'Qwen', 'Gemma', 'Phi')
 SIZES = {
   'num_hidden_layers': 2,
   'hidden_size': 32,
@@ -53,6 +54,27 @@ LLAMA3 = {
   'low_freq_factor': 1.0,
   'high_freq_factor': 4.0,
   'original_max_position_embeddings': 16,
+}
+YARN = {
+  'rope_type': 'yarn',
+  'rope_theta': 500.0,
+  'factor': 4.0,
+  'original_max_position_embeddings': 6,
+  'beta_fast': 4.0,
+}
+DEEPSEEK = YARN | {'mscale': 0.7, 'mscale_all_dim': 1.3, 'truncate': False}
+LONGROPE = {
+  'rope_type': 'longrope',
+  'rope_theta': 500.0,
+  'short_factor': [1.0, 1.1, 1.3, 1.5],
+  'long_factor': [1.5, 2.0, 3.0, 4.5],
+}
+QWEN2 = GROUPED | {'use_sliding_window': False}
+QWEN3 = GROUPED | {'head_dim': 12, 'use_sliding_window': False}
+WINDOW = {
+  'use_sliding_window': True,
+  'sliding_window': 3,
+  'max_window_layers': 1,
 }
 
 
@@ -113,6 +135,72 @@ CASES = {
       'mlp_bias': True,
     },
     LM,
+  ),
+  'llama_yarn': Case(
+    'Llama', 'LlamaForCausalLM', GROUPED | {'rope_parameters': YARN}, LM
+  ),
+  'llama_yarn_of_deepseek': Case(
+    'Llama', 'LlamaForCausalLM', GROUPED | {'rope_parameters': DEEPSEEK}, LM
+  ),
+  'llama_dynamic': Case(
+    'Llama',
+    'LlamaForCausalLM',
+    GROUPED
+    | {
+      'max_position_embeddings': 5,
+      'rope_parameters': {'rope_type': 'dynamic', 'factor': 4.0},
+    },
+    LM,
+  ),
+  'llama_longrope_short': Case(
+    'Llama',
+    'LlamaForCausalLM',
+    GROUPED
+    | {
+      'rope_parameters': LONGROPE
+      | {'original_max_position_embeddings': 9, 'factor': 2.0}
+    },
+    LM,
+  ),
+  'llama_longrope_long': Case(
+    'Llama',
+    'LlamaForCausalLM',
+    GROUPED
+    | {'rope_parameters': LONGROPE | {'original_max_position_embeddings': 8}},
+    LM,
+  ),
+  'smollm': Case(
+    'Llama', 'LlamaForCausalLM', GROUPED | {'tie_word_embeddings': True}, LM
+  ),
+  'mistral': Case(
+    'Mistral', 'MistralForCausalLM', GROUPED | {'sliding_window': 3}, LM
+  ),
+  'mistral_whole': Case(
+    'Mistral',
+    'MistralForCausalLM',
+    GROUPED | {'sliding_window': None, 'head_dim': 12},
+    LM,
+  ),
+  'mistral_classes': Case(
+    'Mistral',
+    'MistralForSequenceClassification',
+    GROUPED | LABELED | {'sliding_window': 3},
+    LABELS,
+  ),
+  'qwen2': Case('Qwen2', 'Qwen2ForCausalLM', QWEN2, LM),
+  'qwen2_windows': Case('Qwen2', 'Qwen2ForCausalLM', QWEN2 | WINDOW, LM),
+  'qwen2_classes': Case(
+    'Qwen2', 'Qwen2ForSequenceClassification', QWEN2 | LABELED, LABELS
+  ),
+  'qwen3': Case('Qwen3', 'Qwen3ForCausalLM', QWEN3, LM),
+  'qwen3_windows': Case(
+    'Qwen3',
+    'Qwen3ForCausalLM',
+    QWEN3 | WINDOW | {'attention_bias': True, 'tie_word_embeddings': True},
+    LM,
+  ),
+  'qwen3_classes': Case(
+    'Qwen3', 'Qwen3ForSequenceClassification', QWEN3 | LABELED, LABELS
   ),
   'llama_classes': Case(
     'Llama', 'LlamaForSequenceClassification', GROUPED | LABELED, LABELS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedms_jax.models import llama, pretrained
+from fedms_jax.models import pretrained, rotary, rotary_settings
 from fedms_jax.models.family import Options
 from fedms_jax.models.settings import Settings
 from tests.persistence.model_files_test import CONFIGS
@@ -87,18 +87,31 @@ def test_the_other_names_of_gpt2_are_its_own():
 
 
 LINEAR = {'rope_type': 'linear', 'factor': 4.0}
+YARN = {
+  'rope_type': 'yarn',
+  'factor': 4.0,
+  'original_max_position_embeddings': 16,
+}
+LONG = {
+  'rope_type': 'longrope',
+  'short_factor': [1.0, 1.5],
+  'long_factor': [2.0, 4.0],
+  'original_max_position_embeddings': 16,
+}
 
 
-def rotary(**config):
-  return llama.rotary(Settings(config))
+def read(**config):
+  return rotary_settings.read(Settings(config))
 
 
 def test_rope_scaling_holds_where_both_are_given():
   default = {'rope_type': 'default', 'rope_theta': 10000.0}
-  both = rotary(rope_parameters=default, rope_scaling=LINEAR)
-  assert both == rotary(rope_scaling=LINEAR) == (10000.0, (4.0,))
-  assert rotary(rope_parameters=LINEAR | {'rope_theta': 5e5})[0] == 5e5
-  assert rotary(rope_scaling={'type': 'linear', 'factor': 2}) == (1e4, (2.0,))
+  both = read(rope_parameters=default, rope_scaling=LINEAR)
+  assert both == read(rope_scaling=LINEAR)
+  assert (both.base, both.scaling) == (10000.0, rotary.Linear(4.0))
+  assert read(rope_parameters=LINEAR | {'rope_theta': 5e5}).base == 5e5
+  halved = read(rope_scaling={'type': 'linear', 'factor': 2})
+  assert halved.scaling == rotary.Linear(2.0)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +125,19 @@ def test_rope_scaling_holds_where_both_are_given():
     {'rope_scaling': LINEAR | {'factor': 0}},
     {'rope_scaling': LINEAR | {'attention_factor': 0.5}},
     {'rope_scaling': LINEAR | {'partial_rotary_factor': 0.5}},
-    {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}},
+    {'rope_scaling': {'type': 'dynamic', 'factor': 2.0, 'alpha': 1.0}},
+    {'rope_scaling': {'type': 'proportional', 'factor': 2.0}},
+    {'rope_scaling': {'type': 'yarn', 'factor': 2.0}},
+    {'rope_scaling': YARN | {'beta': 1.0}},
+    {'rope_scaling': YARN, 'original_max_position_embeddings': 8},
+    {'rope_scaling': LONG | {'short_factor': [1.0, 'x']}},
+    {'rope_scaling': LONG | {'long_factor': None}},
     {'rope_scaling': {'full_attention': LINEAR}},
   ],
 )
 def test_angles_that_are_not_built_are_refused(config):
   with pytest.raises(ValueError, match=r'rope_\w+'):
-    rotary(**config)
+    read(**config)
 
 
 @pytest.mark.parametrize(

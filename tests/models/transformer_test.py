@@ -12,7 +12,7 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.core.types import Span
-from fedms_jax.models import family, pretrained, transformer
+from fedms_jax.models import family, pretrained, rotary, transformer
 from fedms_jax.models.family import Options
 from tests.models.references import tokens, weights
 from tests.persistence.model_files_test import CONFIGS
@@ -23,8 +23,16 @@ def test_rotated_products_depend_on_the_distance_alone():
   q, k = (
     jnp.tile(jax.random.normal(key, (1, 1, 1, 8)), (1, 9, 1, 1)) for key in keys
   )
-  for scaling in ((), (4.0,), (8.0, 1.0, 4.0, 16.0)):
-    turned = [transformer.rotate(x, 100.0, scaling)[0, :, 0] for x in (q, k)]
+  for scaling in (
+    rotary.Scaling(),
+    rotary.Linear(4.0),
+    rotary.Llama3(8.0, 1.0, 4.0, 16.0),
+    rotary.Dynamic(4.0, 5),
+    rotary.Yarn(4.0, 16.0, 32.0, 1.0, True),
+    rotary.LongRope((1.0, 1.1, 1.2, 1.3), (2.0, 3.0, 4.0, 5.0), 5),
+  ):
+    angles = scaling.frequencies(4, 100.0, 9)
+    turned = [rotary.rotate(x, angles)[0, :, 0] for x in (q, k)]
     products = np.asarray(turned[0] @ turned[1].T)
     for distance in range(-3, 4):
       diagonal = np.diagonal(products, distance)
@@ -33,11 +41,12 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 
 def test_linear_scaling_slows_every_pair_and_llama3_only_the_slow_ones():
-  plain = np.asarray(transformer.frequencies(16, 10000.0))
-  linear = transformer.frequencies(16, 10000.0, (4.0,))
+  plain = np.asarray(rotary.Scaling().frequencies(16, 10000.0, 9))
+  linear = rotary.Linear(4.0).frequencies(16, 10000.0, 9)
   np.testing.assert_allclose(linear, plain / 4)
   context, low, high = 64.0, 1.0, 4.0
-  scaled = transformer.frequencies(16, 10000.0, (4.0, low, high, context))
+  llama3 = rotary.Llama3(4.0, low, high, context)
+  scaled = llama3.frequencies(16, 10000.0, 9)
   ratio = np.asarray(scaled) / plain
   turns = context * plain / (2 * np.pi)
   np.testing.assert_allclose(ratio[turns > high], 1.0)

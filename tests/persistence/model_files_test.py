@@ -23,6 +23,8 @@ from tests.models.references import (
   GPT2,
   GROUPED,
   PATCHES,
+  QWEN2,
+  QWEN3,
   WORDS,
   weights,
 )
@@ -37,6 +39,12 @@ CONFIGS = {
   'roberta': ({'model_type': 'roberta', **WORDS}, Options(head='masked_lm')),
   'gpt2': ({'model_type': 'gpt2', **GPT2}, Options(head='causal_lm')),
   'llama': ({'model_type': 'llama', **GROUPED}, Options(head='causal_lm')),
+  'mistral': (
+    {'model_type': 'mistral', **GROUPED, 'sliding_window': 4},
+    Options(head='causal_lm'),
+  ),
+  'qwen2': ({'model_type': 'qwen2', **QWEN2}, Options(head='causal_lm')),
+  'qwen3': ({'model_type': 'qwen3', **QWEN3}, Options(head='causal_lm')),
   'clip': (
     {'model_type': 'clip', **CLIP_PARTS},
     Options(head='contrast', tower='both'),
@@ -217,8 +225,10 @@ def test_only_what_a_model_needs_is_downloaded(tmp_path, monkeypatch):
 
 
 def test_the_family_is_read_from_the_config():
-  with pytest.raises(ValueError, match="Did you mean 'bert'"):
-    pretrained.model({'model_type': 'bertt'}, Options())
+  # A near name is not offered: under it, the numbers would be others.
+  with pytest.raises(ValueError, match="'qwen2_moe'.*Families: ") as error:
+    pretrained.model({'model_type': 'qwen2_moe'}, Options())
+  assert 'Did you mean' not in str(error.value)
   with pytest.raises(ValueError, match='Families: clip, vit'):
     pretrained.model({}, Options())
 

@@ -32,11 +32,26 @@ _ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
 _TASKS = {
   'BertForSequenceClassification': 'SEQ_CLS',
   'GPT2ForSequenceClassification': 'SEQ_CLS',
-  'LlamaForSequenceClassification': 'SEQ_CLS',
   'GPT2LMHeadModel': 'CAUSAL_LM',
-  'LlamaForCausalLM': 'CAUSAL_LM',
+  **{
+    f'{kind}For{head}': task
+    for kind in ('Llama', 'Mistral', 'Qwen2', 'Qwen3')
+    for head, task in (
+      ('SequenceClassification', 'SEQ_CLS'),
+      ('CausalLM', 'CAUSAL_LM'),
+    )
+  },
 }
-_READS_TEXTS = ('bert', 'roberta', 'xlm-roberta', 'gpt2', 'llama')
+_READS_TEXTS = (
+  'bert',
+  'roberta',
+  'xlm-roberta',
+  'gpt2',
+  'llama',
+  'mistral',
+  'qwen2',
+  'qwen3',
+)
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:

@@ -73,6 +73,11 @@ MODELS: dict[str, Entry] = {
   ),
   'gpt2': ('checkpoint: next tokens', '-'),
   'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
+  'mistral': ('checkpoint: next tokens', 'arXiv 2310.06825'),
+  'qwen2, qwen3': (
+    'checkpoint: next tokens',
+    'arXiv 2407.10671, 2505.09388',
+  ),
 }
 PRESETS = pathlib.Path(__file__).parents[3] / 'launch' / 'presets'
 

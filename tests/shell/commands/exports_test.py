@@ -27,6 +27,7 @@ NAMES = ('sky', 'food', 'sport')
 TARGETS = ('attn/q', 'mlp/down')
 LORA = lora.Spec(2, 3.0, TARGETS)
 ROBERTA = references.WORDS | {'pad_token_id': 1}
+WINDOWED = references.GROUPED | {'sliding_window': 4}
 
 
 class Case(NamedTuple):
@@ -79,6 +80,18 @@ CASES = {
   'llama': Case('Llama', 'LlamaModel', references.GROUPED),
   'llama_lm': Case(
     'Llama', 'LlamaForCausalLM', references.GROUPED, {'head': 'causal_lm'}
+  ),
+  'mistral': Case('Mistral', 'MistralModel', WINDOWED),
+  'mistral_lm': Case(
+    'Mistral', 'MistralForCausalLM', WINDOWED, {'head': 'causal_lm'}
+  ),
+  'qwen2': Case('Qwen2', 'Qwen2Model', references.QWEN2),
+  'qwen2_lm': Case(
+    'Qwen2', 'Qwen2ForCausalLM', references.QWEN2, {'head': 'causal_lm'}
+  ),
+  'qwen3': Case('Qwen3', 'Qwen3Model', references.QWEN3),
+  'qwen3_lm': Case(
+    'Qwen3', 'Qwen3ForCausalLM', references.QWEN3, {'head': 'causal_lm'}
   ),
   'clip': CLIP,
   'clip_text': CLIP._replace(options={'tower': 'text'}),
