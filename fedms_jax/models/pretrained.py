@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from fedms_jax.core.types import Backbone, Span, Tree
-from fedms_jax.models import bert, clip, gpt2, llama, mistral, qwen, vit
+from fedms_jax.models import bert, clip, gemma, gpt2, llama, mistral, qwen, vit
 from fedms_jax.models.family import Model, Options, Words
 from fedms_jax.models.settings import Settings
 
@@ -21,6 +21,8 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'gpt2': gpt2.model,
   'llama': llama.model,
   'mistral': mistral.model,
+  'gemma2': gemma.model,
+  'gemma3_text': gemma.third,
   'qwen2': qwen.model,
   'qwen3': qwen.third,
 }
@@ -32,6 +34,8 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'gpt2': gpt2.words,
   'llama': llama.words,
   'mistral': functools.partial(llama.words, usual=mistral.USUAL),
+  'gemma2': functools.partial(llama.words, usual=gemma.GEMMA2),
+  'gemma3_text': functools.partial(llama.words, usual=gemma.GEMMA3),
   'qwen2': functools.partial(llama.words, usual=qwen.QWEN2),
   'qwen3': functools.partial(llama.words, usual=qwen.QWEN3),
 }

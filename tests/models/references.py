@@ -76,6 +76,28 @@ WINDOW = {
   'sliding_window': 3,
   'max_window_layers': 1,
 }
+GEMMA2 = GROUPED | {
+  'head_dim': 12,
+  'query_pre_attn_scalar': 10,
+  'sliding_window': 3,
+  'attn_logit_softcapping': 2.0,
+  'final_logit_softcapping': 3.0,
+}
+GEMMA3 = GROUPED | {
+  'num_hidden_layers': 3,
+  'head_dim': 12,
+  'query_pre_attn_scalar': 10,
+  'sliding_window': 3,
+  'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention'],
+  'rope_parameters': {
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+    'full_attention': {
+      'rope_type': 'linear',
+      'factor': 2.0,
+      'rope_theta': 700.0,
+    },
+  },
+}
 
 
 class Case(NamedTuple):
@@ -201,6 +223,23 @@ CASES = {
   ),
   'qwen3_classes': Case(
     'Qwen3', 'Qwen3ForSequenceClassification', QWEN3 | LABELED, LABELS
+  ),
+  'gemma2': Case('Gemma2', 'Gemma2ForCausalLM', GEMMA2, LM),
+  'gemma2_usual': Case(
+    'Gemma2',
+    'Gemma2ForCausalLM',
+    GEMMA2 | {'attn_logit_softcapping': None, 'final_logit_softcapping': None},
+    LM,
+  ),
+  'gemma2_classes': Case(
+    'Gemma2', 'Gemma2ForSequenceClassification', GEMMA2 | LABELED, LABELS
+  ),
+  'gemma3': Case('Gemma3Text', 'Gemma3ForCausalLM', GEMMA3, LM),
+  'gemma3_classes': Case(
+    'Gemma3Text',
+    'Gemma3TextForSequenceClassification',
+    GEMMA3 | LABELED | {'sliding_window': 100},
+    LABELS,
   ),
   'llama_classes': Case(
     'Llama', 'LlamaForSequenceClassification', GROUPED | LABELED, LABELS

@@ -20,6 +20,8 @@ from fedms_jax.models.family import Options
 from fedms_jax.persistence import model_export, model_files, tensors
 from tests.models.references import (
   CLIP_PARTS,
+  GEMMA2,
+  GEMMA3,
   GPT2,
   GROUPED,
   PATCHES,
@@ -41,6 +43,11 @@ CONFIGS = {
   'llama': ({'model_type': 'llama', **GROUPED}, Options(head='causal_lm')),
   'mistral': (
     {'model_type': 'mistral', **GROUPED, 'sliding_window': 4},
+    Options(head='causal_lm'),
+  ),
+  'gemma2': ({'model_type': 'gemma2', **GEMMA2}, Options(head='causal_lm')),
+  'gemma3': (
+    {'model_type': 'gemma3_text', **GEMMA3},
     Options(head='causal_lm'),
   ),
   'qwen2': ({'model_type': 'qwen2', **QWEN2}, Options(head='causal_lm')),

@@ -33,9 +33,11 @@ _TASKS = {
   'BertForSequenceClassification': 'SEQ_CLS',
   'GPT2ForSequenceClassification': 'SEQ_CLS',
   'GPT2LMHeadModel': 'CAUSAL_LM',
+  'Gemma3TextForSequenceClassification': 'SEQ_CLS',
+  'Gemma3ForCausalLM': 'CAUSAL_LM',
   **{
     f'{kind}For{head}': task
-    for kind in ('Llama', 'Mistral', 'Qwen2', 'Qwen3')
+    for kind in ('Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Gemma2')
     for head, task in (
       ('SequenceClassification', 'SEQ_CLS'),
       ('CausalLM', 'CAUSAL_LM'),
@@ -49,6 +51,8 @@ _READS_TEXTS = (
   'gpt2',
   'llama',
   'mistral',
+  'gemma2',
+  'gemma3_text',
   'qwen2',
   'qwen3',
 )

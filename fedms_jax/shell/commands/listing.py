@@ -74,6 +74,10 @@ MODELS: dict[str, Entry] = {
   'gpt2': ('checkpoint: next tokens', '-'),
   'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
   'mistral': ('checkpoint: next tokens', 'arXiv 2310.06825'),
+  'gemma2, gemma3_text': (
+    'checkpoint: next tokens',
+    'arXiv 2408.00118, 2503.19786',
+  ),
   'qwen2, qwen3': (
     'checkpoint: next tokens',
     'arXiv 2407.10671, 2505.09388',

@@ -93,6 +93,14 @@ CASES = {
   'qwen3_lm': Case(
     'Qwen3', 'Qwen3ForCausalLM', references.QWEN3, {'head': 'causal_lm'}
   ),
+  'gemma2': Case('Gemma2', 'Gemma2Model', references.GEMMA2),
+  'gemma2_lm': Case(
+    'Gemma2', 'Gemma2ForCausalLM', references.GEMMA2, {'head': 'causal_lm'}
+  ),
+  'gemma3': Case('Gemma3Text', 'Gemma3TextModel', references.GEMMA3),
+  'gemma3_lm': Case(
+    'Gemma3Text', 'Gemma3ForCausalLM', references.GEMMA3, {'head': 'causal_lm'}
+  ),
   'clip': CLIP,
   'clip_text': CLIP._replace(options={'tower': 'text'}),
   'clip_contrast': CLIP._replace(
