@@ -50,18 +50,31 @@ class Options:
   keep_head: bool = False
 
 
+class Part(NamedTuple):
+  """`count` pieces from the `first` on, of `of` equal ones."""
+
+  first: int = 0
+  of: int = 1
+  count: int = 1
+
+  def along(self, size: int) -> slice:
+    """Where it lies on an axis that is so long."""
+    piece = size // self.of
+    return slice(self.first * piece, (self.first + self.count) * piece)
+
+
 class Name(NamedTuple):
   """Where a leaf lies in a family's files.
 
   tensor: its name there; `{}` stands for the number of the block. axes: the
-  permutation of the file's axes that gives ours, () for none. part: (i, n)
-  for the i-th of n equal pieces along the file's last axis. first: number of
-  the first block.
+  permutation of the file's axes that gives ours, () for none. part: which
+  share of the tensor it is, along the axis that is our last one. first: number
+  of the first block.
   """
 
   tensor: str
   axes: tuple[int, ...] = ()
-  part: tuple[int, int] = (0, 1)
+  part: Part = Part()
   first: int = 0
 
 

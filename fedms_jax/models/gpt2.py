@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models import decoder, family
-from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.family import Model, Name, Options, Part, Words
 from fedms_jax.models.settings import Settings
 
 
@@ -76,12 +76,12 @@ def _names() -> dict[str, Name | str]:
   # Kernels are kept as [d_in, d_out] here, and those of q, k and v as one.
   block = 'transformer.h.{}'
   kernels = {
-    'attn/q': ('attn.c_attn', (0, 3)),
-    'attn/k': ('attn.c_attn', (1, 3)),
-    'attn/v': ('attn.c_attn', (2, 3)),
-    'attn/o': ('attn.c_proj', (0, 1)),
-    'mlp/up': ('mlp.c_fc', (0, 1)),
-    'mlp/down': ('mlp.c_proj', (0, 1)),
+    'attn/q': ('attn.c_attn', Part(0, 3)),
+    'attn/k': ('attn.c_attn', Part(1, 3)),
+    'attn/v': ('attn.c_attn', Part(2, 3)),
+    'attn/o': ('attn.c_proj', Part()),
+    'mlp/up': ('mlp.c_fc', Part()),
+    'mlp/down': ('mlp.c_proj', Part()),
   }
   out = {
     'stem/word': Name('transformer.wte.weight'),

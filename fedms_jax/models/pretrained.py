@@ -7,7 +7,17 @@ import functools
 from collections.abc import Callable
 
 from fedms_jax.core.types import Backbone, Span, Tree
-from fedms_jax.models import bert, clip, gemma, gpt2, llama, mistral, qwen, vit
+from fedms_jax.models import (
+  bert,
+  clip,
+  gemma,
+  gpt2,
+  llama,
+  mistral,
+  phi,
+  qwen,
+  vit,
+)
 from fedms_jax.models.family import Model, Options, Words
 from fedms_jax.models.settings import Settings
 
@@ -23,6 +33,7 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'mistral': mistral.model,
   'gemma2': gemma.model,
   'gemma3_text': gemma.third,
+  'phi3': phi.model,
   'qwen2': qwen.model,
   'qwen3': qwen.third,
 }
@@ -36,6 +47,7 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'mistral': functools.partial(llama.words, usual=mistral.USUAL),
   'gemma2': functools.partial(llama.words, usual=gemma.GEMMA2),
   'gemma3_text': functools.partial(llama.words, usual=gemma.GEMMA3),
+  'phi3': functools.partial(llama.words, usual=phi.USUAL),
   'qwen2': functools.partial(llama.words, usual=qwen.QWEN2),
   'qwen3': functools.partial(llama.words, usual=qwen.QWEN3),
 }

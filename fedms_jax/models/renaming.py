@@ -73,8 +73,22 @@ def _theirs(name: Name, ours: tuple[int, ...]) -> tuple[int, ...]:
   for mine, theirs in enumerate(name.axes):
     shape[theirs] = ours[mine]
   if shape:
-    shape[-1] *= name.part[1]
+    shape[_packed(name)] = ours[-1] // name.part.count * name.part.of
   return tuple(shape)
+
+
+def _packed(name: Name) -> int:
+  """The axis of the file that is our last one."""
+  return name.axes[-1] if name.axes else -1
+
+
+def box(name: Name, shape: tuple[int, ...]) -> list[slice]:
+  """Where a leaf lies in its tensor of this shape."""
+  out = [slice(0, size) for size in shape]
+  if name.part.of > 1:
+    axis = _packed(name)
+    out[axis] = name.part.along(shape[axis])
+  return out
 
 
 def full_names(model: Model, found: Iterable[str]) -> dict[str, str]:

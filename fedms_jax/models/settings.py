@@ -7,6 +7,7 @@ what remains is told to the user, who may have meant something by it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,19 @@ class Settings:
     self._where = where
     self._read: set[str] = set()
     self._parts: list[Settings] = []
+    if self._native():
+      self._values.pop('auto_map', None)
     self.refuse(**USUAL)
+
+  def _native(self) -> bool:
+    """Whether code beside the files is what transformers has itself now."""
+    named = self._values.get('auto_map')
+    classes = named if isinstance(named, dict) else {'': ''}
+    return self._values.get('model_type') == 'phi3' and all(
+      key == 'AutoTokenizer'
+      or re.fullmatch(r'(configuration|modeling)_phi3\.Phi3\w+', str(name))
+      for key, name in classes.items()
+    )
 
   def integer(
     self, key: str, usual: int, *, also: str = '', low: int = 1,

@@ -132,10 +132,5 @@ def _tensors_of(model: Model, leaves: dict[str, Any]) -> dict[str, np.ndarray]:
       row = row.transpose(np.argsort(piece.name.axes))
     if piece.tensor not in out:
       out[piece.tensor] = np.empty(piece.shape, row.dtype)
-    part, parts = piece.name.part
-    target = out[piece.tensor]
-    if parts > 1:
-      size = row.shape[-1]
-      target = target[..., part * size : (part + 1) * size]
-    target[...] = row
+    out[piece.tensor][tuple(renaming.box(piece.name, piece.shape))] = row
   return out

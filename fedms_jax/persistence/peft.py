@@ -165,8 +165,7 @@ def load(
       )
     b = b * (config.scale(module) / scale)
     for place, block in pairs:
-      size = len(b) // place.parts
-      piece = b[place.part * size : (place.part + 1) * size]
+      piece = b[place.part.along(len(b))]
       if f'{place.target}/a' in out:
         others = [p for p, _ in pairs if f'{p.target}/a' in out]
         order = sorted(p.part for p in others).index(place.part)
@@ -200,7 +199,7 @@ def _fill(out, place: Place, block: int, a, b, order: int, where: str) -> None:
   if len(a) != rank:
     own = slice(order * rank, (order + 1) * rank)
     apart = np.count_nonzero(b) == np.count_nonzero(b[:, own])
-    if place.parts == 1 or len(a) < own.stop or not apart:
+    if place.part.of == 1 or len(a) < own.stop or not apart:
       raise ValueError(
         f'{where} has rank {len(a)} at {target}, not `Spec.rank`={rank}. Give '
         f'`Spec.rank`={len(a)}.'
@@ -219,10 +218,10 @@ def _joined(flat, shared: list[Place], block: int):
     for p in shared
   ]  # fmt: skip
   rank, size = pieces[0][0].shape[0], pieces[0][1].shape[0]
-  b = np.zeros((size * shared[0].parts, rank * len(shared)), np.float32)
+  own = shared[0].part
+  b = np.zeros((size // own.count * own.of, rank * len(shared)), np.float32)
   for i, (place, (_, piece)) in enumerate(zip(shared, pieces, strict=True)):
-    rows = slice(place.part * size, (place.part + 1) * size)
-    b[rows, i * rank : (i + 1) * rank] = piece
+    b[place.part.along(len(b)), i * rank : (i + 1) * rank] = piece
   return np.concatenate([a for a, _ in pieces]), b
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from fedms_jax.models import renaming
-from fedms_jax.models.family import Model
+from fedms_jax.models.family import Model, Part
 
 # transformers 5 has other names for the modules of ViT and DeiT than their
 # files have, and PEFT does not translate them: adapters are written under both.
@@ -24,12 +24,11 @@ _NEWER = {
 
 class Place(NamedTuple):
   """Where the LoRA of one kernel lies: the module's name with `{}` for the
-  number of the block, which of its equal parts, and the first number."""
+  number of the block, which part of it, and the first number."""
 
   target: str
   module: str
-  part: int
-  parts: int
+  part: Part
   first: int
 
   def of(self, block: int) -> str:
@@ -44,7 +43,7 @@ def places(model: Model, targets: Collection[str]) -> list[Place]:
     name = renaming.source(model, f'blocks/{target}/kernel')
     if name is not None:
       module = name.tensor.removesuffix('.weight')
-      out.append(Place(target, module, *name.part, name.first))
+      out.append(Place(target, module, name.part, name.first))
   return out
 
 

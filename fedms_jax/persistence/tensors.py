@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from fedms_jax.models import family
+from fedms_jax.models import family, renaming
 from fedms_jax.models.renaming import Piece
 from fedms_jax.persistence import json_files
 
@@ -127,11 +127,7 @@ def _read(piece: Piece, tensor: Tensor, dtype) -> Iterator[tuple]:
   unit = piece.path.endswith('/kernel_scale')
   quantized = unit or dtype == jnp.int8
   axes = piece.name.axes or tuple(range(len(tensor.shape)))
-  box = [slice(0, size) for size in tensor.shape]
-  number, pieces = piece.name.part
-  if pieces > 1:
-    size = tensor.shape[-1] // pieces
-    box[-1] = slice(number * size, (number + 1) * size)
+  box = renaming.box(piece.name, tensor.shape)
   for own in [box] if quantized else _rows(box):
     array = _part(tensor, own).transpose(axes)
     if quantized:

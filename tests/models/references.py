@@ -98,6 +98,13 @@ GEMMA3 = GROUPED | {
     },
   },
 }
+PHI3 = GROUPED | {
+  'hidden_size': 64,
+  'original_max_position_embeddings': 8,
+  'sliding_window': 5,
+  'rope_parameters': LONGROPE
+  | {'partial_rotary_factor': 0.5, 'original_max_position_embeddings': 8},
+}
 
 
 class Case(NamedTuple):
@@ -240,6 +247,13 @@ CASES = {
     'Gemma3TextForSequenceClassification',
     GEMMA3 | LABELED | {'sliding_window': 100},
     LABELS,
+  ),
+  'phi3': Case('Phi3', 'Phi3ForCausalLM', PHI3, LM),
+  'phi3_whole': Case(
+    'Phi3', 'Phi3ForCausalLM', WORDS | {'pad_token_id': 0}, LM
+  ),
+  'phi3_classes': Case(
+    'Phi3', 'Phi3ForSequenceClassification', PHI3 | LABELED, LABELS
   ),
   'llama_classes': Case(
     'Llama', 'LlamaForSequenceClassification', GROUPED | LABELED, LABELS

@@ -7,6 +7,19 @@ from fedms_jax.models.family import Options
 from fedms_jax.models.settings import Settings
 from tests.persistence.model_files_test import CONFIGS
 
+LINEAR = {'rope_type': 'linear', 'factor': 4.0}
+YARN = {
+  'rope_type': 'yarn',
+  'factor': 4.0,
+  'original_max_position_embeddings': 16,
+}
+LONG = {
+  'rope_type': 'longrope',
+  'short_factor': [1.0, 1.5],
+  'long_factor': [2.0, 4.0],
+  'original_max_position_embeddings': 16,
+}
+
 
 def model(kind, **change):
   config, options = CONFIGS[kind]
@@ -53,6 +66,26 @@ def test_words_of_a_part_are_told_too():
     ('llama', {'partial_rotary_factor': 0.5}),
     ('llama', {'rope_parameters': []}),
     ('llama', {'attention_bias': 'no'}),
+    ('mistral', {'sliding_window': 0}),
+    ('mistral', {'partial_rotary_factor': 0.5}),
+    ('qwen2', {'use_sliding_window': 'yes'}),
+    ('qwen2', {'layer_types': ['full_attention']}),
+    ('qwen2', {'layer_types': ['full_attention', 'chunked_attention']}),
+    ('qwen2', {'use_mrope': True}),
+    ('qwen3', {'head_dim': 7}),
+    ('gemma2', {'use_bidirectional_attention': True}),
+    ('gemma2', {'query_pre_attn_scalar': 0}),
+    ('gemma2', {'final_logit_softcapping': 'x'}),
+    ('gemma2', {'hidden_act': 'silu'}),
+    ('gemma3', {'attn_logit_softcapping': 50.0}),
+    ('gemma3', {'rope_parameters': {'rope_type': 'default'}}),
+    ('gemma3', {'rope_scaling': YARN}),
+    ('gemma3', {'sliding_window_pattern': 3, '_sliding_window_pattern': 2}),
+    ('phi3', {'partial_rotary_factor': 1.5, 'rope_parameters': None}),
+    ('phi3', {'rope_parameters': LONG}),
+    ('phi3', {'full_attn_mod': 2}),
+    ('phi3', {'auto_map': {'AutoConfig': 'configuration_mine.Phi3Config'}}),
+    ('llama', {'rope_interleaved': True}),
     ('vit', {'image_size': [16, 24]}),
     ('vit', {'patch_size': [8]}),
     ('vit', {'qkv_bias': 'yes'}),
@@ -84,20 +117,6 @@ def test_the_other_names_of_gpt2_are_its_own():
   found = pretrained.model(other, options).backbone
   assert found.cost == model('gpt2').backbone.cost
   assert found.blocks == 2
-
-
-LINEAR = {'rope_type': 'linear', 'factor': 4.0}
-YARN = {
-  'rope_type': 'yarn',
-  'factor': 4.0,
-  'original_max_position_embeddings': 16,
-}
-LONG = {
-  'rope_type': 'longrope',
-  'short_factor': [1.0, 1.5],
-  'long_factor': [2.0, 4.0],
-  'original_max_position_embeddings': 16,
-}
 
 
 def read(**config):

@@ -25,6 +25,7 @@ from tests.models.references import (
   GPT2,
   GROUPED,
   PATCHES,
+  PHI3,
   QWEN2,
   QWEN3,
   WORDS,
@@ -50,6 +51,7 @@ CONFIGS = {
     {'model_type': 'gemma3_text', **GEMMA3},
     Options(head='causal_lm'),
   ),
+  'phi3': ({'model_type': 'phi3', **PHI3}, Options(head='causal_lm')),
   'qwen2': ({'model_type': 'qwen2', **QWEN2}, Options(head='causal_lm')),
   'qwen3': ({'model_type': 'qwen3', **QWEN3}, Options(head='causal_lm')),
   'clip': (

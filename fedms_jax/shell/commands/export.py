@@ -37,7 +37,7 @@ _TASKS = {
   'Gemma3ForCausalLM': 'CAUSAL_LM',
   **{
     f'{kind}For{head}': task
-    for kind in ('Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Gemma2')
+    for kind in ('Llama', 'Mistral', 'Qwen2', 'Qwen3', 'Gemma2', 'Phi3')
     for head, task in (
       ('SequenceClassification', 'SEQ_CLS'),
       ('CausalLM', 'CAUSAL_LM'),
@@ -51,6 +51,7 @@ _READS_TEXTS = (
   'gpt2',
   'llama',
   'mistral',
+  'phi3',
   'gemma2',
   'gemma3_text',
   'qwen2',

@@ -78,6 +78,7 @@ MODELS: dict[str, Entry] = {
     'checkpoint: next tokens',
     'arXiv 2408.00118, 2503.19786',
   ),
+  'phi3': ('checkpoint: next tokens', 'arXiv 2404.14219, 2503.01743'),
   'qwen2, qwen3': (
     'checkpoint: next tokens',
     'arXiv 2407.10671, 2505.09388',

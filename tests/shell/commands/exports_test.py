@@ -101,6 +101,10 @@ CASES = {
   'gemma3_lm': Case(
     'Gemma3Text', 'Gemma3ForCausalLM', references.GEMMA3, {'head': 'causal_lm'}
   ),
+  'phi3': Case('Phi3', 'Phi3Model', references.PHI3),
+  'phi3_lm': Case(
+    'Phi3', 'Phi3ForCausalLM', references.PHI3, {'head': 'causal_lm'}
+  ),
   'clip': CLIP,
   'clip_text': CLIP._replace(options={'tower': 'text'}),
   'clip_contrast': CLIP._replace(

@@ -39,6 +39,122 @@ CLIP_L14 = {
 }
 
 
+# Config.json of published decoders, and how many parameters they have.
+DECODERS = {
+  'mistral_7b': (
+    {
+      'model_type': 'mistral',
+      'hidden_size': 4096,
+      'intermediate_size': 14336,
+      'num_hidden_layers': 32,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 8,
+      'vocab_size': 32000,
+      'max_position_embeddings': 32768,
+      'sliding_window': 4096,
+    },
+    '7,241,732,096',
+  ),
+  'qwen2.5_0.5b': (
+    {
+      'model_type': 'qwen2',
+      'hidden_size': 896,
+      'intermediate_size': 4864,
+      'num_hidden_layers': 24,
+      'num_attention_heads': 14,
+      'num_key_value_heads': 2,
+      'vocab_size': 151936,
+      'rope_theta': 1000000.0,
+      'use_sliding_window': False,
+      'tie_word_embeddings': True,
+    },
+    '494,032,768',
+  ),
+  'qwen3_0.6b': (
+    {
+      'model_type': 'qwen3',
+      'hidden_size': 1024,
+      'head_dim': 128,
+      'intermediate_size': 3072,
+      'num_hidden_layers': 28,
+      'num_attention_heads': 16,
+      'num_key_value_heads': 8,
+      'vocab_size': 151936,
+      'tie_word_embeddings': True,
+    },
+    '596,049,920',
+  ),
+  'smollm2_135m': (
+    {
+      'model_type': 'llama',
+      'hidden_size': 576,
+      'intermediate_size': 1536,
+      'num_hidden_layers': 30,
+      'num_attention_heads': 9,
+      'num_key_value_heads': 3,
+      'vocab_size': 49152,
+      'is_llama_config': True,
+      'rope_interleaved': False,
+      'tie_word_embeddings': True,
+    },
+    '134,515,008',
+  ),
+  'gemma2_2b': ({'model_type': 'gemma2'}, '2,614,341,888'),
+  'gemma3_1b': (
+    {
+      'model_type': 'gemma3_text',
+      'hidden_size': 1152,
+      'intermediate_size': 6912,
+      'num_hidden_layers': 26,
+      'num_attention_heads': 4,
+      'num_key_value_heads': 1,
+      'vocab_size': 262144,
+      'max_position_embeddings': 32768,
+      'sliding_window': 512,
+      'sliding_window_pattern': 6,
+      'rope_theta': 1000000.0,
+      'rope_local_base_freq': 10000.0,
+      'rope_scaling': None,
+      'attn_logit_softcapping': None,
+      'cache_implementation': 'hybrid',
+    },
+    '999,885,952',
+  ),
+  'phi3_mini': (
+    {
+      'model_type': 'phi3',
+      'sliding_window': 2047,
+      'auto_map': {
+        'AutoConfig': 'configuration_phi3.Phi3Config',
+        'AutoModelForCausalLM': 'modeling_phi3.Phi3ForCausalLM',
+      },
+    },
+    '3,821,079,552',
+  ),
+  'phi4_mini': (
+    {
+      'model_type': 'phi3',
+      'num_key_value_heads': 8,
+      'num_attention_heads': 24,
+      'vocab_size': 200064,
+      'max_position_embeddings': 131072,
+      'original_max_position_embeddings': 4096,
+      'partial_rotary_factor': 0.75,
+      'rope_scaling': {
+        'type': 'longrope',
+        'short_factor': [1.0] * 48,
+        'long_factor': [2.0] * 48,
+      },
+      'sliding_window': 262144,
+      'full_attn_mod': 1,
+      'interpolate_factor': 1,
+      'lm_head_bias': False,
+      'tie_word_embeddings': True,
+    },
+    '3,836,021,760',
+  ),
+}
+
 # What a text tower is for, and what is nothing to be trained of class prompts.
 NEED_TEXT = ('fedclip', 'fedpgp', 'pfedmoap')
 NEED_HEAD = ('linear_probe', 'fedper', 'fedrep')
@@ -71,6 +187,18 @@ def test_llama_7b_without_allocating_it(tmp_path, capsys):
   assert list(rows) == [1, 2, 4, 8, 16, 32]
   # Rank 8 of q and v in one block: 4 x 4096 x 8 float32.
   assert rows[1][1] == '524 kB' and rows[32][1] == '16.8 MB'
+
+
+@pytest.mark.parametrize('name', DECODERS)
+def test_published_decoders_have_their_number_of_parameters(
+  name, tmp_path, capsys
+):
+  config, expected = DECODERS[name]
+  flags = ('--model.head=causal_lm', '--data.max_tokens=512')
+  assert plan(tmp_path, config, *flags) == 0
+  out, err = capsys.readouterr()
+  assert f'{expected} parameters in ' in out
+  assert 'config.json' not in err  # no key of it is unknown
 
 
 def test_clip_l14_by_tower(tmp_path, capsys):
