@@ -71,6 +71,48 @@ def test_implementations_agree(groups, causal, mask):
 
 
 @pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('cap', [0.0, 0.7])
+def test_windows_caps_and_scales_are_those_of_their_formula(causal, cap):
+  """In all that serves them, against plain NumPy in float64."""
+  q, k, v = arrays(4)
+  places = np.arange(5)
+  seen = np.abs(places[:, None] - places) < 2
+  if causal:
+    seen &= places <= places[:, None]
+  exact = [np.asarray(x, np.float64) for x in (q, k, v)]
+  scores = 0.6 * np.einsum('bthd,bshd->bhts', *exact[:2])
+  scores = cap * np.tanh(scores / cap) if cap else scores
+  weights = np.where(seen, np.exp(scores), 0.0)
+  weights /= weights.sum(-1, keepdims=True)
+  expected = np.einsum('bhts,bshd->bthd', weights, exact[2])
+  window = jnp.int32(2)
+  found = attention.attend(
+    q, k, v, causal=causal, scale=0.6, cap=cap, window=window
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  if not cap:
+    fused = attention.IMPLEMENTATIONS['xla']
+    found = fused(q, k, v, None, causal, 0.6, window)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_flash_attention_is_left_where_it_knows_no_window_or_cap(monkeypatch):
+  where = accelerators.ACCELERATORS['hopper']
+  accelerators.pretend(monkeypatch, where)
+  args = 3 * [jax.ShapeDtypeStruct((2, 16, 2, 8), 'bfloat16')]
+
+  def lowered(**options):
+    def attend(q, k, v):
+      return attention.attend(q, k, v, causal=True, **options)
+
+    return accelerators.lowered(attend, args, where)
+
+  assert 'cudnn' in lowered(scale=0.3)
+  assert 'cudnn' not in lowered(window=jnp.int32(4))
+  assert 'cudnn' not in lowered(cap=2.0)
+
+
+@pytest.mark.parametrize('causal', [False, True])
 @pytest.mark.parametrize('mask', [None, MASK], ids=['whole', 'padded'])
 def test_flash_attention_gets_arguments_of_the_same_meaning(
   flash, causal, mask

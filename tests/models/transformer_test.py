@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -229,3 +230,54 @@ def test_the_backward_pass_keeps_no_more_than_the_cost_model_says(gated):
   ]
   per_block = transformer.cost(config, tokens, 0.0, 0.0).activation
   assert 0 < sum(sizes) <= config.blocks * batch * per_block
+
+
+def spans(params, cuts):
+  """The blocks of params, cut into spans."""
+  return [
+    Span(a, b, (jax.tree.map(lambda x, a=a, b=b: x[a:b], params), None))
+    for a, b in zip(cuts, cuts[1:], strict=False)
+  ]
+
+
+def test_a_window_stays_with_its_block_wherever_spans_are_cut():
+  """Loop or none, recomputed or not; and it is one that matters."""
+  config, options = CONFIGS['gemma3']
+  params = weights(pretrained.model(config, options), 0.2)[0]
+  inputs = tokens()
+
+  def states(cuts, change=None, **fields):
+    chosen = dataclasses.replace(options, **fields)
+    backbone = pretrained.model(config | (change or {}), chosen).backbone
+    x = backbone.embed(params, inputs)
+    x = backbone.run(spans(params['blocks'], cuts), x, inputs >= 0)
+    return np.asarray(x)[inputs >= 0]
+
+  expected = states([0, 1, 2, 3])
+  for cuts in ([0, 3], [0, 2, 3], [0, 1, 3]):
+    for fields in ({}, {'unroll': 0}, {'unroll': 0, 'remat': True}):
+      np.testing.assert_allclose(states(cuts, **fields), expected, atol=1e-4)
+  for change in (
+    {'sliding_window': 2},
+    {'layer_types': ['full_attention', *config['layer_types'][1:]]},
+  ):
+    assert np.abs(states([0, 3], change) - expected).max() > 0.01
+
+
+def test_a_window_that_no_sequence_reaches_adds_no_operation():
+  config, options = CONFIGS['mistral']
+  shapes = None
+
+  def traced(window):
+    nonlocal shapes
+    model = pretrained.model(config | {'sliding_window': window}, options)
+    backbone = model.backbone
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0))
+
+    def run(params):
+      x = backbone.embed(params, tokens())
+      return backbone.run(spans(params['blocks'], [0, 2]), x, None)
+
+    return str(jax.make_jaxpr(run)(shapes))
+
+  assert traced(9) == traced(None) != traced(8)

@@ -27,6 +27,10 @@ KINDS = {
     {'model_type': 'llama', **references.GROUPED},
     ('attn/k', 'mlp/gate'),
   ),
+  'phi3': (
+    {'model_type': 'phi3', **references.PHI3},
+    ('attn/v', 'attn/q', 'mlp/up'),
+  ),
   'clip': (
     {'model_type': 'clip', **references.CLIP_PARTS},
     ('attn/q', 'mlp/down'),
@@ -180,6 +184,8 @@ CASES = {
   'gpt2': (('attn/q', 'attn/v', 'mlp/up'), 'CAUSAL_LM'),
   'gpt2_classes': (('attn/k', 'attn/o'), 'SEQ_CLS'),
   'llama': (('attn/q', 'attn/k', 'mlp/gate'), 'CAUSAL_LM'),
+  'gemma3': (('attn/q', 'attn/k', 'mlp/gate'), 'CAUSAL_LM'),
+  'phi3': (('attn/q', 'attn/v', 'mlp/gate'), 'CAUSAL_LM'),
 }
 
 
@@ -246,8 +252,10 @@ def test_our_logits_are_peft_s_with_its_adapter(name, tmp_path):
   checkpoint = references.reopen(base, tmp_path / 'base')
   model, params, head = references.load(case, checkpoint)
   fused = name.startswith('gpt2')
-  if fused:  # its one module for q, k and v adapts all three
+  if fused or name == 'phi3':  # its one module for q, k and v adapts all three
     targets = {'attn/q', 'attn/k', 'attn/v', *targets}
+  if name == 'phi3':
+    targets |= {'mlp/up'}
   save(tmp_path / 'names', model, adapter(model, targets))
   modules = json.loads((tmp_path / 'names' / peft.CONFIG).read_text())
   modules = modules['target_modules']
