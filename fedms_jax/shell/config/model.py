@@ -25,8 +25,8 @@ class ModelConfig:
   name: str = opt(
     _BUILT_IN,
     'vit (the built-in small vision transformer), or a checkpoint of CLIP, '
-    'ViT, BERT, GPT-2 or LLaMA: a Hub id, or a local folder with config.json '
-    'and *.safetensors',
+    'ViT, BERT, GPT-2, LLaMA, Mistral, Qwen, Gemma or Phi (`fedms list` names '
+    'all): a Hub id, or a local folder with config.json and *.safetensors',
   )
   revision: str = opt('', 'revision of a Hub checkpoint')
   head: str = opt(
