@@ -95,11 +95,11 @@ def model(config: Settings, options: Options) -> Model:
   tied = config.flag('tie_word_embeddings', True)
   reference = f'{_CLASSES[kind]}ForMaskedLM'
   if options.head == 'masked_lm':
-    final, features = _masked(t, vocabulary, tied)
+    final, features = masked(t, vocabulary, tied)
     head = family.readout(t, tokens, vocabulary)
   else:
     pooling = family.pooling(options, POOLINGS, 'pooler')
-    final, features = _pooled(t, pooling)
+    final, features = pooled(t, pooling)
     own = f'{_CLASSES[kind]}ForSequenceClassification'
     reference = own if pooling == 'pooler' else ''
     head = family.linear_head(t.width, options.classes)
@@ -139,8 +139,9 @@ def _tied(root: str) -> dict[str, str]:
   }
 
 
-def _pooled(t: TransformerConfig, pooling: str):
-  """(final, features) of a classification; see `model`."""
+def pooled(t: TransformerConfig, pooling: str, activation=jnp.tanh):
+  """(final, features) of a classification; see `model`. activation: of the
+  pooler."""
 
   def final(key) -> Tree:
     if pooling != 'pooler':
@@ -152,12 +153,12 @@ def _pooled(t: TransformerConfig, pooling: str):
       return family.mean(x, mask)
     if pooling == 'cls':
       return x[:, 0].astype(jnp.float32)
-    return jnp.tanh(linear.apply(params['final']['pooler'], x[:, 0]))
+    return activation(linear.apply(params['final']['pooler'], x[:, 0]))
 
   return final, features
 
 
-def _masked(t: TransformerConfig, vocabulary: int, tied: bool):
+def masked(t: TransformerConfig, vocabulary: int, tied: bool):
   """(final, features) of the masked language model: a layer before the
   readout."""
 

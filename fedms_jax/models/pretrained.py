@@ -10,6 +10,7 @@ from fedms_jax.core.types import Backbone, Span, Tree
 from fedms_jax.models import (
   bert,
   clip,
+  distilbert,
   gemma,
   gpt2,
   llama,
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'bert': bert.model,
   'roberta': bert.model,
   'xlm-roberta': bert.model,
+  'distilbert': distilbert.model,
   'gpt2': gpt2.model,
   'llama': llama.model,
   'mistral': mistral.model,
@@ -42,6 +44,7 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'bert': bert.words,
   'roberta': bert.words,
   'xlm-roberta': bert.words,
+  'distilbert': distilbert.words,
   'gpt2': gpt2.words,
   'llama': llama.words,
   'mistral': functools.partial(llama.words, usual=mistral.USUAL),
@@ -51,6 +54,8 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'qwen2': functools.partial(llama.words, usual=qwen.QWEN2),
   'qwen3': functools.partial(llama.words, usual=qwen.QWEN3),
 }
+# Which part of config.json has the size of the images; '' for the whole.
+IMAGES = {'clip': 'vision_config', 'vit': '', 'deit': ''}
 
 
 def family_of(config: dict) -> str:
@@ -89,8 +94,8 @@ def words(config: dict) -> Words:
 def image_side(config: dict) -> int:
   """The side of the images that the model, or image tower, takes."""
   settings = Settings(config)
-  if config['model_type'] == 'clip':
-    settings = settings.part('vision_config')
+  if part := IMAGES[config['model_type']]:
+    settings = settings.part(part)
   return settings.side('image_size', 224)
 
 

@@ -199,6 +199,10 @@ class Settings:
           'variant of the model is not supported.'
         )
 
+  def skip(self, *keys: str) -> None:
+    """Leaves aside keys that change no number of this family."""
+    self._read |= {*keys}
+
   def unread(self) -> tuple[str, ...]:
     """Keys that nobody has read, and that are not known to be harmless."""
     own = self._values.keys() - self._read - HARMLESS

@@ -22,7 +22,6 @@ from fedms_jax.shell import side_files
 from fedms_jax.shell.config import DataConfig, ModelConfig, PromptConfig
 
 _MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
-IMAGE_MODELS = ('vit', 'deit')
 TASKS = {
   'classification': tasks.classification,
   'zero_shot': tasks.classification,
@@ -276,8 +275,10 @@ def _class_features(
 
 
 def _reads_images(m: ModelConfig, checkpoint: Checkpoint) -> bool:
-  if checkpoint.config.get('model_type') != 'clip':
-    return checkpoint.config.get('model_type') in IMAGE_MODELS
+  kind = checkpoint.config.get('model_type')
+  if kind not in pretrained.IMAGES or kind not in pretrained.WORDS:
+    return kind in pretrained.IMAGES
+  # A tower of each.
   return m.tower != 'text' or m.head in ('zero_shot', 'contrast')
 
 

@@ -36,6 +36,14 @@ CLIP_PARTS = {
   'projection_dim': 20,
 }
 WORDS = SIZES | {'vocab_size': 60, 'max_position_embeddings': 20}
+DISTIL = {
+  'n_layers': 2,
+  'dim': 32,
+  'hidden_dim': 48,
+  'n_heads': 4,
+  'vocab_size': 60,
+  'max_position_embeddings': 20,
+}
 GPT2 = {
   'n_layer': 2,
   'n_embd': 32,
@@ -147,6 +155,19 @@ CASES = {
     'Roberta', 'RobertaForSequenceClassification', WORDS | LABELED, POOLER
   ),
   'roberta_mlm': Case('Roberta', 'RobertaForMaskedLM', WORDS, MLM),
+  'distilbert': Case(
+    'DistilBert',
+    'DistilBertForSequenceClassification',
+    DISTIL | LABELED | {'activation': 'relu'},
+    POOLER,
+  ),
+  'distilbert_mlm': Case('DistilBert', 'DistilBertForMaskedLM', DISTIL, MLM),
+  'distilbert_mlm_untied': Case(
+    'DistilBert',
+    'DistilBertForMaskedLM',
+    DISTIL | {'tie_word_embeddings': False},
+    MLM,
+  ),
   'gpt2': Case('GPT2', 'GPT2LMHeadModel', GPT2, LM),
   'gpt2_classes': Case(
     'GPT2', 'GPT2ForSequenceClassification', GPT2 | LABELED, LABELS

@@ -20,6 +20,7 @@ from fedms_jax.models.family import Options
 from fedms_jax.persistence import model_export, model_files, tensors
 from tests.models.references import (
   CLIP_PARTS,
+  DISTIL,
   GEMMA2,
   GEMMA3,
   GPT2,
@@ -40,6 +41,10 @@ CONFIGS = {
     Options(classes=3, pooling='pooler'),
   ),
   'roberta': ({'model_type': 'roberta', **WORDS}, Options(head='masked_lm')),
+  'distilbert': (
+    {'model_type': 'distilbert', **DISTIL},
+    Options(classes=3, pooling='pooler'),
+  ),
   'gpt2': ({'model_type': 'gpt2', **GPT2}, Options(head='causal_lm')),
   'llama': ({'model_type': 'llama', **GROUPED}, Options(head='causal_lm')),
   'mistral': (

@@ -14,6 +14,7 @@ import numpy as np
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
 from fedms_jax.core.types import Roles, Tree
+from fedms_jax.models import pretrained
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import files, model_export, model_files, peft
 from fedms_jax.persistence.model_files import Checkpoint
@@ -44,19 +45,6 @@ _TASKS = {
     )
   },
 }
-_READS_TEXTS = (
-  'bert',
-  'roberta',
-  'xlm-roberta',
-  'gpt2',
-  'llama',
-  'mistral',
-  'phi3',
-  'gemma2',
-  'gemma3_text',
-  'qwen2',
-  'qwen3',
-)
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -166,7 +154,7 @@ def _adapter(
     return
   _check_lora(config, parts)
   head, known = parts['head'] or None, bool(model.reference)
-  features = checkpoint.config['model_type'] in _READS_TEXTS
+  features = checkpoint.config['model_type'] not in pretrained.IMAGES
   peft.save(
     out,
     model,

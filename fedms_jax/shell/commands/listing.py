@@ -71,6 +71,7 @@ MODELS: dict[str, Entry] = {
     'checkpoint: texts',
     'arXiv 1907.11692, 1911.02116',
   ),
+  'distilbert': ('checkpoint: texts', 'arXiv 1910.01108'),
   'gpt2': ('checkpoint: next tokens', '-'),
   'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
   'mistral': ('checkpoint: next tokens', 'arXiv 2310.06825'),

@@ -41,6 +41,7 @@ class Case(NamedTuple):
 
 
 BERT, VIT = references.WORDS, references.PATCHES
+DISTIL = references.DISTIL
 CLIP = Case('CLIP', 'CLIPModel', references.CLIP_PARTS)
 CASES = {
   'vit': Case('ViT', 'ViTModel', VIT),
@@ -72,6 +73,19 @@ CASES = {
     'XLMRobertaForSequenceClassification',
     ROBERTA,
     {'pooling': 'pooler'},
+  ),
+  'distilbert': Case('DistilBert', 'DistilBertModel', DISTIL),
+  'distilbert_mean': Case(
+    'DistilBert', 'DistilBertModel', DISTIL, {'pooling': 'mean'}
+  ),
+  'distilbert_pooler': Case(
+    'DistilBert',
+    'DistilBertForSequenceClassification',
+    DISTIL,
+    {'pooling': 'pooler'},
+  ),
+  'distilbert_mlm': Case(
+    'DistilBert', 'DistilBertForMaskedLM', DISTIL, {'head': 'masked_lm'}
   ),
   'gpt2': Case('GPT2', 'GPT2Model', references.GPT2),
   'gpt2_lm': Case(
