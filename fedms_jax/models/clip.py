@@ -41,15 +41,21 @@ def _shape(config: Settings, options: Options, **usual) -> TransformerConfig:
 
 
 def _final(t: TransformerConfig, projected: int) -> Callable[[Any], Tree]:
+  """projected: width of the embedding, 0 for a tower without a projection."""
+
   def final(key) -> Tree:
-    projection = family.table(key, t.width, projected)
-    return {'norm': family.norm(t), 'projection': projection}
+    out = {'norm': family.norm(t)}
+    if projected:
+      out['projection'] = family.table(key, t.width, projected)
+    return out
 
   return final
 
 
 def _project(t: TransformerConfig, final: Tree, x):
   x = transformer.normalize(t, final['norm'], x, 'float32')
+  if 'projection' not in final:
+    return x
   return x @ final['projection'].astype(jnp.float32)
 
 
@@ -115,10 +121,11 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
 
 def words(config: Settings) -> Words:
   """What the text tower takes."""
-  return _words(config.part('text_config'))
+  return text_words(config.part('text_config'))
 
 
-def _words(config: Settings) -> Words:
+def text_words(config: Settings) -> Words:
+  """What a text tower takes, of its own config."""
   return Words(
     config.integer('max_position_embeddings', 77),
     config.integer('vocab_size', 49408),
@@ -139,7 +146,7 @@ def text_tower(config: Settings, options: Options, projected: int) -> Tower:
     mlp_width=2048,
     causal=True,
   )
-  positions, vocabulary = _words(config)
+  positions, vocabulary = text_words(config)
   end = config.integer('eos_token_id', 49407, low=0)
 
   def stem(keys) -> Tree:
@@ -219,6 +226,36 @@ def model(config: Settings, options: Options) -> Model:
       prompted=prompted(parts['text']), reference='CLIPModel'
     )
   return made._replace(unread=config.unread())
+
+
+# Whose output is the embedding; by whether it is that of texts.
+_EMBEDDING = {
+  False: 'CLIPVisionModelWithProjection',
+  True: 'CLIPTextModelWithProjection',
+}
+
+
+def tower(config: Settings, options: Options) -> Model:
+  """A tower with files of its own: the linear head is over its pooled feature
+  or, with the pooling 'projected', over its embedding."""
+  family.choose('`Options.head`', options.head, ('classification',))
+  pooling = family.choose(
+    '`Options.pooling`', options.pooling, ('pooler', 'projected')
+  )
+  text = config.text('model_type', '') == 'clip_text_model'
+  projected = config.integer('projection_dim', 512)
+  make = text_tower if text else image_tower
+  found = make(config, options, projected if pooling == 'projected' else 0)
+  if text:
+    family.length(options, found.tokens)
+  width = projected if pooling == 'projected' else found.transformer.width
+  made = _single(found, 'text' if text else 'image', options, width)
+  return made._replace(
+    prefix='text_model.' if text else 'vision_model.',
+    ignored=('.*position_ids', '(text|visual)_projection.weight'),
+    featured='AutoModel' if pooling == 'pooler' else _EMBEDDING[text],
+    unread=config.unread(),
+  )
 
 
 def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:

@@ -118,4 +118,6 @@ def names(tied: bool = True) -> dict[str, Name | str]:
     'final/bias': Name('vocab_projector.bias'),
     'head': 'classifier',
   }
-  return out if tied else out | {'final/readout': Name('vocab_projector.weight')}
+  return (
+    out if tied else out | {'final/readout': Name('vocab_projector.weight')}
+  )

@@ -113,7 +113,8 @@ class Model(NamedTuple):
   tensors' names. ignored: patterns of tensors that files may have and this
   model does not use. prompted: makes the class features of zero_shot anew.
   reference: the class of transformers that computes the same logits, whose
-  head therefore fits this feature; '' if there is none. heads: patterns of
+  head therefore fits this feature; '' if there is none. featured: the one that
+  gives the feature then. heads: patterns of
   tensors of heads that belong to the weights as they were. tied: tensors that
   files may repeat -> the tensor that they must equal. unread: keys of
   config.json that are not known.
@@ -125,6 +126,7 @@ class Model(NamedTuple):
   ignored: tuple[str, ...] = ()
   prompted: Prompted | None = None
   reference: str = ''
+  featured: str = 'AutoModel'
   heads: tuple[str, ...] = ()
   tied: Mapping[str, str] = {}
   unread: tuple[str, ...] = ()

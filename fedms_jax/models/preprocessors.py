@@ -35,7 +35,12 @@ _DEIT = {
   'image_std': list(vit.PIXELS['deit'][1]),
 }
 _USUAL = {'CLIP': _CLIP, 'ViT': _VIT, 'DeiT': _DEIT}
-OF_MODEL = {'clip': 'CLIP', 'vit': 'ViT', 'deit': 'DeiT'}
+OF_MODEL = {
+  'clip': 'CLIP',
+  'clip_vision_model': 'CLIP',
+  'vit': 'ViT',
+  'deit': 'DeiT',
+}
 _ENDS = ('ImageProcessor', 'ImageProcessorFast', 'ImageProcessorPil',
          'FeatureExtractor')  # fmt: skip
 # Steps that every one of these classes takes, and the numbers of pixels.

@@ -24,6 +24,8 @@ from fedms_jax.models.settings import Settings
 
 FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'clip': clip.model,
+  'clip_vision_model': clip.tower,
+  'clip_text_model': clip.tower,
   'vit': vit.model,
   'deit': vit.model,
   'bert': bert.model,
@@ -41,6 +43,7 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
 }
 WORDS: dict[str, Callable[[Settings], Words]] = {
   'clip': clip.words,
+  'clip_text_model': clip.text_words,
   'bert': bert.words,
   'roberta': bert.words,
   'xlm-roberta': bert.words,
@@ -55,7 +58,12 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
   'qwen3': functools.partial(llama.words, usual=qwen.QWEN3),
 }
 # Which part of config.json has the size of the images; '' for the whole.
-IMAGES = {'clip': 'vision_config', 'vit': '', 'deit': ''}
+IMAGES = {
+  'clip': 'vision_config',
+  'clip_vision_model': '',
+  'vit': '',
+  'deit': '',
+}
 
 
 def family_of(config: dict) -> str:

@@ -99,8 +99,8 @@ def _config(
   """The config.json of what is written: its class, type and labels."""
   dropped = (*_OF_LABELS, 'architectures', 'problem_type', 'torch_dtype')
   config = {k: v for k, v in source.items() if k not in dropped}
-  if model.reference:
-    config['architectures'] = [model.reference]
+  if model.reference or model.featured != 'AutoModel':
+    config['architectures'] = [model.reference or model.featured]
   if labels:
     config['id2label'] = {str(i): name for i, name in enumerate(labels)}
     config['label2id'] = {name: i for i, name in enumerate(labels)}

@@ -25,13 +25,15 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models import labels as label_names
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model, Name
-from fedms_jax.persistence import adapter_config
+from fedms_jax.persistence import adapter_config, model_files
 from fedms_jax.persistence import tensors as files
 from fedms_jax.persistence.adapter_config import CONFIG
 from fedms_jax.persistence.files import write_atomic, write_whole
+from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.peft_names import (
   Place,
   all_targets,
+  beside_head,
   places,
   spellings,
 )
@@ -54,6 +56,7 @@ def save(
   head: Tree | None = None,
   labels: Sequence[str] = (),
   bare: bool = False,
+  frozen: Mapping[str, np.ndarray] | None = None,
 ) -> None:
   """Writes an adapter, inactive blocks (B = 0) included.
 
@@ -70,12 +73,12 @@ def save(
     head: a trained head, written as a module to save.
     labels: the names of its outputs.
     bare: name the modules as in the model without a head.
+    frozen: see `frozen_beside`.
   """
   if head and not model.reference:
     raise ValueError('no class of transformers has this head on this feature.')
   found = places(model, _targets(lora))
   flat = tree.flat(lora)
-  prefix = model.prefix if bare else ''
   tensors, ranks, names = {}, {}, set()
   for module in dict.fromkeys(p.module for p in found):
     shared = sorted(
@@ -84,8 +87,7 @@ def save(
     blocks = len(flat[f'{shared[0].target}/a'])
     for block in range(blocks):
       a, b = _joined(flat, shared, block)
-      for name in spellings(model, shared[0].of(block)):
-        name = name.removeprefix(prefix)
+      for name in spellings(model, shared[0].of(block), bare):
         tensors[f'{_ROOT}{name}.lora_A.weight'] = a
         tensors[f'{_ROOT}{name}.lora_B.weight'] = b
         names.add(name)
@@ -110,10 +112,22 @@ def save(
     module, leaves = _head(model, head)
     config['modules_to_save'] = [module]
     tensors |= {f'{_ROOT}{module}.{k}': x for k, x in leaves.items()}
+    tensors |= {f'{_ROOT}{k}': x for k, x in (frozen or {}).items()}
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS, tensors, labels if head else ())
   write_atomic(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+
+
+def frozen_beside(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
+  """What PEFT takes for parts of the head and saves with it, as the base
+  model has it."""
+  found = model_files.named(model, checkpoint)
+  return {
+    name: files.read(found[name]).astype(np.float32)
+    for name in beside_head(model)
+    if name in found
+  }
 
 
 def load(
@@ -123,6 +137,7 @@ def load(
   *,
   scale: float,
   labels: Sequence[str] = (),
+  frozen: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Tree, Tree | None]:
   """An adapter as stacked LoRA, and its head if it has one.
 
@@ -135,6 +150,7 @@ def load(
       is multiplied so that the model is the same.
     labels: the classes of the data, in whose order the head comes back where
       the file names its own.
+    frozen: what the adapter may repeat of the base, see `frozen_beside`.
 
   Raises:
     ValueError: the adapter is no plain LoRA, or has other targets or another
@@ -174,6 +190,9 @@ def load(
         raise ValueError(
           f'{where} adapts {place.target} too. Add it to `Spec.targets`.'
         )
+  for name, value in (frozen or {}).items():
+    if np.array_equal(tensors.get(_ROOT + name, np.nan), value):
+      del tensors[_ROOT + name]
   head = _found_head(model, tensors)
   if head:
     _check_head(model, head, where)

@@ -6,6 +6,9 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+import jax
+
+from fedms_jax.core import tree
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model, Part
 
@@ -20,6 +23,10 @@ _NEWER = {
   '.intermediate.dense': '.mlp.fc1',
   '.output.dense': '.mlp.fc2',
 }
+
+
+# Version 5 leaves them out, but not where a projection follows.
+_TOWERS = ('vision_model.', 'text_model.')
 
 
 class Place(NamedTuple):
@@ -47,6 +54,21 @@ def places(model: Model, targets: Collection[str]) -> list[Place]:
   return out
 
 
+def beside_head(model: Model) -> list[str]:
+  """The tensors of frozen layers that PEFT takes for the head's, because the
+  names of their modules end as its name does: DistilBERT's pre_classifier ends
+  in classifier."""
+  name = renaming.source(model, 'head/kernel')
+  if name is None:
+    return []
+  head = name.tensor.removesuffix('.weight')
+  shapes = jax.eval_shape(model.backbone.init, jax.random.key(0))
+  final = tree.flat({'final': shapes['final']})
+  named = {k: x for k, x in final.items() if renaming.source(model, k)}
+  found = [piece.tensor for piece in renaming.pieces(model, named)]
+  return [t for t in found if t.rpartition('.')[0].endswith(head)]
+
+
 def all_targets(model: Model) -> list[str]:
   """Everything in a block that has a name, as a target."""
   paths = {name.removesuffix('/kernel') for name in model.names}
@@ -57,8 +79,13 @@ def all_targets(model: Model) -> list[str]:
   ]
 
 
-def spellings(model: Model, name: str) -> list[str]:
-  """The names that a module has in different versions of transformers."""
+def spellings(model: Model, name: str, bare: bool = False) -> list[str]:
+  """The names that a module has in different versions of transformers. bare: in
+  the model without a head."""
+  short = name.removeprefix(model.prefix)
+  if model.prefix in _TOWERS:
+    return [name, short]
+  name = short if bare else name
   if model.prefix not in ('vit.', 'deit.'):
     return [name]
   newer = name

@@ -68,7 +68,7 @@ def world(config: Config, like: World | None = None) -> World:
     checkpoint, data, model = like.checkpoint, like.data, like.model
   classes = len(data.table.label_names)
   adapter, head = _adapter(
-    config.lora, config.model.name, model, data.table.label_names
+    config.lora, checkpoint, model, data.table.label_names
   )
   stages = methods.stages(config, model, classes, adapter)
   return World(checkpoint, data, model, stages, head)
@@ -89,23 +89,31 @@ def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
 
 
 def _adapter(
-  c: LoraConfig, name: str, model: Model, labels: tuple[str, ...]
+  c: LoraConfig,
+  checkpoint: Checkpoint | None,
+  model: Model,
+  labels: tuple[str, ...],
 ) -> tuple[Tree | None, Tree | None]:
-  """(LoRA, head) that the run starts from; None is fresh. name: the model's.
-  labels: the names of the classes."""
+  """(LoRA, head) that the run starts from; None is fresh. labels: the names of
+  the classes."""
   backbone, key = model.backbone, jax.random.key(0)
   if not c.init:
     return None, None
-  if not model.names:
+  if checkpoint is None:
     raise ValueError(
-      f'--lora.init={c.init} is for checkpoints; --model.name={name} is built '
+      f'--lora.init={c.init} is for checkpoints; --model.name=vit is built '
       'in. Leave it out.'
     )
   base = jax.eval_shape(backbone.init, key)
   spec = build.lora_spec(c)
   fresh = spec.init(key, base['blocks'])
   blocks, head = peft.load(
-    c.init, model, fresh, scale=spec.scale, labels=labels
+    c.init,
+    model,
+    fresh,
+    scale=spec.scale,
+    labels=labels,
+    frozen=peft.frozen_beside(model, checkpoint),
   )
   return jax.tree.map(jnp.asarray, (blocks, head))
 

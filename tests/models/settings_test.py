@@ -93,6 +93,8 @@ def test_words_of_a_part_are_told_too():
     ('vit', {'patch_size': [8]}),
     ('vit', {'qkv_bias': 'yes'}),
     ('deit', {'image_size': '16'}),
+    ('clip_vision_model', {'image_size': 30}),
+    ('clip_text_model', {'eos_token_id': [59]}),
     ('clip', {'vision_config': []}),
     ('clip', {'projection_dim': None, 'text_config': {'hidden_size': 'x'}}),
     ('clip', {'vision_config': {'image_size': 30, 'patch_size': 8}}),

@@ -29,7 +29,8 @@ HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
 _ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
 # By what task_type PEFT knows a model, where a class of its own can be called
 # with the inputs of that model. (With SEQ_CLS, PEFT would save both layers of
-# RoBERTa's head; what it has for features cannot be called with images.)
+# RoBERTa's head; what it has for features cannot be called with images, nor
+# given to a text tower.)
 _TASKS = {
   'BertForSequenceClassification': 'SEQ_CLS',
   'GPT2ForSequenceClassification': 'SEQ_CLS',
@@ -154,7 +155,8 @@ def _adapter(
     return
   _check_lora(config, parts)
   head, known = parts['head'] or None, bool(model.reference)
-  features = checkpoint.config['model_type'] not in pretrained.IMAGES
+  kind = checkpoint.config['model_type']
+  features = kind not in pretrained.IMAGES and not kind.endswith('text_model')
   peft.save(
     out,
     model,
@@ -171,10 +173,11 @@ def _adapter(
     head=head if known else None,
     labels=labels,
     bare=bool(head) and not known,
+    frozen=peft.frozen_beside(model, checkpoint) if head and known else None,
   )
   print(f'wrote {peft.CONFIG} and {peft.WEIGHTS} to {out}')
   if head and not known:
-    _head_beside(head, labels, out, 'load the adapter onto AutoModel')
+    _head_beside(head, labels, out, f'load the adapter onto {model.featured}')
 
 
 def _head_beside(head: Tree, labels: Sequence[str], out: str, so: str) -> None:
@@ -244,7 +247,7 @@ def _merged(
   size = in_bytes(tree.nbytes(base))
   print(f'wrote {model_files.WEIGHTS} and config.json to {out}, {size}')
   if head and not known:
-    _head_beside(head, labels, out, 'load the model as AutoModel')
+    _head_beside(head, labels, out, f'load the model as {model.featured}')
 
 
 def _base(config, model: Model, facts, checkpoint, snapshot) -> Tree:

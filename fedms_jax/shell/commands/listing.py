@@ -65,6 +65,10 @@ PARTITIONS: dict[str, Entry] = {
 MODELS: dict[str, Entry] = {
   'vit': ('built in, as wide and deep as --model says', 'arXiv 2010.11929'),
   'clip': ('checkpoint: image and text towers', 'arXiv 2103.00020'),
+  'clip_vision_model, clip_text_model': (
+    "checkpoint: one of CLIP's towers",
+    'arXiv 2103.00020',
+  ),
   'vit, deit': ('checkpoint: images', 'arXiv 2010.11929, 2012.12877'),
   'bert': ('checkpoint: texts', 'arXiv 1810.04805'),
   'roberta, xlm-roberta': (

@@ -65,7 +65,7 @@ class ModelConfig:
   pooling: str = opt(
     '',
     'feature of an image or text (empty: the usual of the model)',
-    choices=('', 'cls', 'mean', 'pooler', 'last'),
+    choices=('', 'cls', 'mean', 'cls_mean', 'pooler', 'projected', 'last'),
   )
   dtype: str = opt(
     'float32',

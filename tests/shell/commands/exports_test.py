@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 BERT, VIT = references.WORDS, references.PATCHES
-DISTIL = references.DISTIL
+DISTIL, TEXT = references.DISTIL, references.CLIP_PARTS['text_config']
 CLIP = Case('CLIP', 'CLIPModel', references.CLIP_PARTS)
 CASES = {
   'vit': Case('ViT', 'ViTModel', VIT),
@@ -120,6 +120,20 @@ CASES = {
     'Phi3', 'Phi3ForCausalLM', references.PHI3, {'head': 'causal_lm'}
   ),
   'clip': CLIP,
+  'clip_vision_model': Case('CLIPVision', 'CLIPVisionModel', VIT),
+  'clip_vision_projected': Case(
+    'CLIPVision',
+    'CLIPVisionModelWithProjection',
+    VIT | {'projection_dim': 20},
+    {'pooling': 'projected'},
+  ),
+  'clip_text_model': Case('CLIPText', 'CLIPTextModel', TEXT),
+  'clip_text_projected': Case(
+    'CLIPText',
+    'CLIPTextModelWithProjection',
+    TEXT | {'projection_dim': 20},
+    {'pooling': 'projected'},
+  ),
   'clip_text': CLIP._replace(options={'tower': 'text'}),
   'clip_contrast': CLIP._replace(
     options={'head': 'contrast', 'tower': 'image'}
@@ -171,7 +185,7 @@ def made(name, folder) -> Made:
 def inputs(made: Made):
   """Ours, and the same for transformers."""
   case = made.case
-  if case.kind == 'CLIP':
+  if case.kind.startswith('CLIP'):
     tokens = references.tokens()
     last = (tokens >= 0).sum(axis=1) - 1
     tokens[np.arange(3), last] = 59
@@ -181,6 +195,10 @@ def inputs(made: Made):
         ours['image'], *map(list, _pixels('clip'))
       )
     }
+    if case.kind == 'CLIPVision':
+      return ours['image'], {'pixel_values': theirs['pixel_values']}
+    if case.kind == 'CLIPText':
+      return ours['text'], references.torch_tokens(tokens, 59)
     if made.model.backbone.width == 40:
       return ours, theirs
     return ours[made.config.model.tower], theirs
@@ -227,6 +245,10 @@ def found(made: Made, theirs, given, out):
     x = (result.vision_model_output if image else result.text_model_output)[1]
     if x.shape[-1] != made.model.backbone.width:  # before transformers 5
       x = (inner.visual_projection if image else inner.text_projection)(x)
+  elif made.case.kind.startswith('CLIP'):
+    embedding = 'text_embeds' if 'Text' in made.case.kind else 'image_embeds'
+    x = getattr(result, embedding, None)
+    x = result.pooler_output if x is None else x
   elif made.config.model.pooling == 'mean' and 'pixel_values' in given:
     # Our mean comes before the last norm.
     states = inner(**given, output_hidden_states=True).hidden_states[-1]
@@ -249,6 +271,13 @@ def compare(made: Made, theirs, out):
   references.close(logits, result, mask)
 
 
+def _class(run: Made) -> str:
+  """The class that has our head, or that gives our feature."""
+  auto = run.model.featured == 'AutoModel'
+  feature = f'{run.case.kind}Model' if auto else run.model.featured
+  return run.model.reference or feature
+
+
 HARMLESS = ('pooler.', 'position_ids', 'cls.', 'lm_head.')
 
 
@@ -260,7 +289,7 @@ def test_a_merged_model_gives_our_logits_in_its_class(name, tmp_path):
   export._merged(
     run.config, run.model, facts, run.checkpoint, None, run.parts, str(out)
   )
-  kind = run.model.reference or f'{run.case.kind}Model'
+  kind = _class(run)
   theirs, info = getattr(transformers, kind).from_pretrained(
     out, output_loading_info=True
   )
@@ -276,6 +305,31 @@ def test_a_merged_model_gives_our_logits_in_its_class(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', CASES)
+def test_an_adapter_that_was_exported_comes_back(name, tmp_path):
+  run = made(name, tmp_path)
+  out = tmp_path / 'out'
+  export._adapter(
+    run.config, run.model, NAMES, run.checkpoint, run.parts, str(out)
+  )
+  blocks, head = peft.load(
+    out,
+    run.model,
+    jax.tree.map(np.zeros_like, run.parts['blocks']),
+    scale=LORA.scale,
+    labels=NAMES,
+    frozen=peft.frozen_beside(run.model, run.checkpoint),
+  )
+  wanted = run.parts['head'] if run.model.reference else {}
+  found = blocks, head or {}
+  assert jax.tree.structure(found) == jax.tree.structure(
+    (run.parts['blocks'], wanted)
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal, found, (run.parts['blocks'], wanted)
+  )
+
+
+@pytest.mark.parametrize('name', CASES)
 def test_an_adapter_gives_our_logits_in_peft(name, tmp_path):
   theirs = pytest.importorskip('peft', reason='parity needs peft')
   run = made(name, tmp_path)
@@ -283,7 +337,7 @@ def test_an_adapter_gives_our_logits_in_peft(name, tmp_path):
   export._adapter(
     run.config, run.model, NAMES, run.checkpoint, run.parts, str(out)
   )
-  kind = run.model.reference or f'{run.case.kind}Model'
+  kind = _class(run)
   labeled = {'num_labels': 3} if 'Classification' in kind else {}
   base = getattr(transformers, kind).from_pretrained(
     tmp_path / 'base', **labeled
