@@ -32,8 +32,9 @@ class Options:
   type. storage: type of the frozen parameters; int8 stores the kernels of the
   blocks so, and the rest in the compute type. image_mean, image_std: pixels
   become (x / 255 - mean) / std, one value per channel ((): as the family's
-  are). keep_head: the classifier of the files is used, on the feature that it
-  was trained on.
+  are). image_side: of the images, for families that interpolate their
+  positions (0: as in config.json). keep_head: the classifier of the files is
+  used, on the feature that it was trained on.
   """
 
   head: str = 'classification'
@@ -47,6 +48,7 @@ class Options:
   unroll: int = 3
   image_mean: tuple[float, ...] = ()
   image_std: tuple[float, ...] = ()
+  image_side: int = 0
   keep_head: bool = False
 
 

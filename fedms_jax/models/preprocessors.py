@@ -34,12 +34,15 @@ _DEIT = {
   'image_mean': list(vit.PIXELS['deit'][0]),
   'image_std': list(vit.PIXELS['deit'][1]),
 }
-_USUAL = {'CLIP': _CLIP, 'ViT': _VIT, 'DeiT': _DEIT}
+_USUAL = {'CLIP': _CLIP, 'Bit': _CLIP, 'ViT': _VIT, 'DeiT': _DEIT}
+_BY_SHORTEST = ('CLIP', 'Bit')  # what a single number means
 OF_MODEL = {
   'clip': 'CLIP',
   'clip_vision_model': 'CLIP',
   'vit': 'ViT',
   'deit': 'DeiT',
+  'dinov2': 'Bit',
+  'dinov2_with_registers': 'Bit',
 }
 _ENDS = ('ImageProcessor', 'ImageProcessorFast', 'ImageProcessorPil',
          'FeatureExtractor')  # fmt: skip
@@ -73,7 +76,7 @@ def completed(
   kind = _kind(found, model_type, where)
   given = {k: v for k, v in found.items() if v is not None}
   out = {**_STEPS, **_USUAL[kind], **given}
-  square = kind != 'CLIP'  # what a single number means
+  square = kind not in _BY_SHORTEST
   if 'default_to_square' in given:
     square = given['default_to_square']
   out['size'] = _size('size', out['size'], square, where)

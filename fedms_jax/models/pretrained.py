@@ -10,12 +10,14 @@ from fedms_jax.core.types import Backbone, Span, Tree
 from fedms_jax.models import (
   bert,
   clip,
+  dinov2,
   distilbert,
   gemma,
   gpt2,
   llama,
   mistral,
   phi,
+  preprocessors,
   qwen,
   vit,
 )
@@ -28,6 +30,8 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'clip_text_model': clip.tower,
   'vit': vit.model,
   'deit': vit.model,
+  'dinov2': dinov2.model,
+  'dinov2_with_registers': dinov2.model,
   'bert': bert.model,
   'roberta': bert.model,
   'xlm-roberta': bert.model,
@@ -63,7 +67,11 @@ IMAGES = {
   'clip_vision_model': '',
   'vit': '',
   'deit': '',
+  'dinov2': '',
+  'dinov2_with_registers': '',
 }
+# Take images of other sizes than that of config.json.
+RESIZED = ('dinov2', 'dinov2_with_registers')
 
 
 def family_of(config: dict) -> str:
@@ -83,14 +91,17 @@ def model(
 ) -> Model:
   """The model of a config.json; nothing is allocated.
 
-  preprocessor: preprocessor_config.json, whose image_mean and image_std hold
-  where `options` has none.
+  preprocessor: preprocessor_config.json, whose image_mean, image_std and size
+  hold where `options` has none.
   """
   kind = family_of(config)
   for name in ('image_mean', 'image_std'):
     found = tuple((preprocessor or {}).get(name) or ())
     if found and not getattr(options, name):
       options = dataclasses.replace(options, **{name: found})
+  if preprocessor and kind in RESIZED and not options.image_side:
+    side = preprocessors.side(preprocessor) or 0
+    options = dataclasses.replace(options, image_side=side)
   return FAMILIES[kind](Settings(config), options)
 
 
@@ -99,8 +110,14 @@ def words(config: dict) -> Words:
   return WORDS[config['model_type']](Settings(config))
 
 
-def image_side(config: dict) -> int:
-  """The side of the images that the model, or image tower, takes."""
+def image_side(config: dict, preprocessor: dict | None = None) -> int:
+  """The side of the images that the model, or image tower, takes.
+
+  preprocessor: holds for models that interpolate their positions.
+  """
+  if preprocessor and config['model_type'] in RESIZED:
+    if side := preprocessors.side(preprocessor):
+      return side
   settings = Settings(config)
   if part := IMAGES[config['model_type']]:
     settings = settings.part(part)

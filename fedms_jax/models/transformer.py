@@ -26,7 +26,8 @@ from fedms_jax.models.rotary import Scaling, rotate
 class TransformerConfig:
   """What distinguishes the blocks of one family from those of another.
 
-  norm: `rms_offset` is an RMSNorm that multiplies by 1 + scale. branch_norms:
+  layer_scale: what attention and MLP give is multiplied by a vector [D]
+  before it is added (CaiT, arXiv 2103.17239). norm: `rms_offset` is an RMSNorm that multiplies by 1 + scale. branch_norms:
   what attention and MLP give is normed too, before it is added. qk_norm: each
   query and key is normed, over Dh. gated: the MLP is `down(act(gate(x)) *
   up(x))`. attention_scale, attention_cap: see `attention.attend`. rotary: base
@@ -48,6 +49,7 @@ class TransformerConfig:
   pre_norm: bool = True
   branch_norms: bool = False
   qk_norm: bool = False
+  layer_scale: bool = False
   activation: str = 'gelu'  # gelu, gelu_tanh, quick_gelu, silu, relu
   gated: bool = False
   causal: bool = False
@@ -252,10 +254,16 @@ class Block(nn.Module):
       x = x + after1(attn(norm1(x), mask, local))
       return x + after2(mlp(norm2(x)))
     if c.pre_norm:
-      x = x + attn(norm1(x), mask, local)
-      return x + mlp(norm2(x))
+      x = x + self._scaled('layer_scale1', attn(norm1(x), mask, local))
+      return x + self._scaled('layer_scale2', mlp(norm2(x)))
     x = norm1(x + attn(x, mask, local))
     return norm2(x + mlp(x))
+
+  def _scaled(self, name: str, x):
+    if not self.config.layer_scale:
+      return x
+    scale = self.param(name, nn.initializers.ones, x.shape[-1:])
+    return x * scale.astype(x.dtype)
 
 
 def normalize(config: TransformerConfig, params: Tree, x, dtype: str = ''):

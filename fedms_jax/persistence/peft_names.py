@@ -12,16 +12,24 @@ from fedms_jax.core import tree
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model, Part
 
-# transformers 5 has other names for the modules of ViT and DeiT than their
+# transformers 5 has other names for the modules of these families than their
 # files have, and PEFT does not translate them: adapters are written under both.
-_NEWER = {
-  '.encoder.layer.': '.layers.',
+_DINO = {
   '.attention.attention.query': '.attention.q_proj',
   '.attention.attention.key': '.attention.k_proj',
   '.attention.attention.value': '.attention.v_proj',
   '.attention.output.dense': '.attention.o_proj',
+}
+_VIT = _DINO | {
+  '.encoder.layer.': '.layers.',
   '.intermediate.dense': '.mlp.fc1',
   '.output.dense': '.mlp.fc2',
+}
+_NEWER = {
+  'vit.': _VIT,
+  'deit.': _VIT,
+  'dinov2.': _DINO,
+  'dinov2_with_registers.': _DINO,
 }
 
 
@@ -86,9 +94,7 @@ def spellings(model: Model, name: str, bare: bool = False) -> list[str]:
   if model.prefix in _TOWERS:
     return [name, short]
   name = short if bare else name
-  if model.prefix not in ('vit.', 'deit.'):
-    return [name]
   newer = name
-  for old, new in _NEWER.items():
+  for old, new in _NEWER.get(model.prefix, {}).items():
     newer = newer.replace(old, new)
-  return [name, newer]
+  return list(dict.fromkeys((name, newer)))

@@ -40,7 +40,7 @@ def check_side(checkpoint: Checkpoint) -> None:
 
 
 def check_shape(checkpoint: Checkpoint, shape: Sequence[int]) -> None:
-  side = pretrained.image_side(checkpoint.config)
+  side = pretrained.image_side(checkpoint.config, checkpoint.preprocessor)
   if tuple(shape) != (side, side):
     raise ValueError(
       f'{checkpoint.folder}: the preprocessor makes images of {shape[0]} x '

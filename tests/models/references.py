@@ -54,6 +54,7 @@ GPT2 = {
   'eos_token_id': 0,
   'pad_token_id': 0,
 }
+DINO = {k: v for k, v in PATCHES.items() if k != 'intermediate_size'}
 GROUPED = WORDS | {'num_key_value_heads': 2, 'pad_token_id': 0}
 LLAMA3 = {
   'rope_type': 'llama3',
@@ -143,6 +144,34 @@ CASES = {
   ),
   'deit': Case(
     'DeiT', 'DeiTForImageClassification', PATCHES | LABELED, LABELS, 'images'
+  ),
+  'dinov2': Case(
+    'Dinov2',
+    'Dinov2ForImageClassification',
+    DINO | LABELED | {'qkv_bias': False, 'mlp_ratio': 2},
+    LABELS,
+    'images',
+  ),
+  'dinov2_resized': Case(
+    'Dinov2',
+    'Dinov2ForImageClassification',
+    DINO | LABELED | {'image_size': 24, 'patch_size': 4},
+    Options(classes=3, image_side=16),
+    'images',
+  ),
+  'dinov2_with_registers': Case(
+    'Dinov2WithRegisters',
+    'Dinov2WithRegistersForImageClassification',
+    DINO | LABELED | {'num_register_tokens': 3},
+    LABELS,
+    'images',
+  ),
+  'dinov2_with_registers_resized': Case(
+    'Dinov2WithRegisters',
+    'Dinov2WithRegistersForImageClassification',
+    DINO | LABELED | {'image_size': 24, 'patch_size': 4},
+    Options(classes=3, image_side=16),
+    'images',
   ),
   'bert': Case(
     'Bert', 'BertForSequenceClassification', WORDS | LABELED, POOLER
@@ -353,11 +382,9 @@ def pixels(images, mean, std):
 def given(case: Case, inputs) -> dict[str, Any]:
   """Inputs as the model of a case takes them in the reference."""
   if case.inputs == 'images':
-    usual = {
-      'ViT': ((0.5,) * 3, (0.5,) * 3),
-      'DeiT': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    }
-    return {'pixel_values': pixels(inputs, *usual[case.kind])}
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    usual = {'ViT': ((0.5,) * 3, (0.5,) * 3)}.get(case.kind, imagenet)
+    return {'pixel_values': pixels(inputs, *usual)}
   return torch_tokens(inputs, 1 if case.kind == 'Roberta' else 0)
 
 

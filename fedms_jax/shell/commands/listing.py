@@ -70,6 +70,10 @@ MODELS: dict[str, Entry] = {
     'arXiv 2103.00020',
   ),
   'vit, deit': ('checkpoint: images', 'arXiv 2010.11929, 2012.12877'),
+  'dinov2, dinov2_with_registers': (
+    'checkpoint: images',
+    'arXiv 2304.07193, 2309.16588',
+  ),
   'bert': ('checkpoint: texts', 'arXiv 1810.04805'),
   'roberta, xlm-roberta': (
     'checkpoint: texts',

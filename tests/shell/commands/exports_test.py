@@ -48,6 +48,13 @@ CASES = {
   'vit_mean': Case('ViT', 'ViTModel', VIT, {'pooling': 'mean'}),
   'deit': Case('DeiT', 'DeiTModel', VIT),
   'deit_mean': Case('DeiT', 'DeiTModel', VIT, {'pooling': 'mean'}),
+  'dinov2': Case('Dinov2', 'Dinov2Model', references.DINO),
+  'dinov2_cls': Case(
+    'Dinov2', 'Dinov2Model', references.DINO, {'pooling': 'cls'}
+  ),
+  'dinov2_with_registers': Case(
+    'Dinov2WithRegisters', 'Dinov2WithRegistersModel', references.DINO
+  ),
   'bert': Case('Bert', 'BertModel', BERT),
   'bert_mean': Case('Bert', 'BertModel', BERT, {'pooling': 'mean'}),
   'bert_pooler': Case('Bert', 'BertModel', BERT, {'pooling': 'pooler'}),
@@ -206,6 +213,9 @@ def inputs(made: Made):
     ours = references.images()
     pixels = references.pixels(ours, *_pixels(case.kind.lower()))
     return ours, {'pixel_values': pixels}
+  if case.kind.startswith('Dino'):
+    ours = references.images()
+    return ours, {'pixel_values': references.pixels(ours, *_pixels('deit'))}
   ours = references.tokens()
   return ours, references.torch_tokens(ours, 'Roberta' in case.kind)
 
