@@ -62,6 +62,7 @@ def read(tokenizer: Any, said: Mapping[str, Any], where: str) -> Words:
   _check_added(tokenizer, said, where)
   _check_steps(tokenizer, said, where)
   _check_ends(tokenizer, said, where)
+  _check_punctuation(tokenizer, said, where)
   own = tokenizer.truncation or {}
   side = said.get('truncation_side', own.get('direction', 'right'))
   if side not in ('right', 'left'):
@@ -195,6 +196,20 @@ def _check_ends(tokenizer, said: Mapping[str, Any], where: str) -> None:
         f'{"" if added else "not "}put {tokens[name]!r} there. Save the '
         'tokenizer again with transformers, or make the files agree.'
       )
+
+
+def _check_punctuation(tokenizer, said: Mapping[str, Any], where: str) -> None:
+  """SigLIP's texts have no punctuation and are small; transformers sees to it
+  before the tokenizer does."""
+  if not str(said.get('tokenizer_class')).startswith('SiglipTokenizer'):
+    return
+  plain = 'a b' if said.get('do_lower_case', True) else 'A b'
+  if tokenizer.encode('A,  b.').ids != tokenizer.encode(plain).ids:
+    raise ValueError(
+      f'{where} has tokenizer_class={said["tokenizer_class"]}, which leaves '
+      'punctuation out and makes texts small, and tokenizer.json does not. Add '
+      'it to its normalizer.'
+    )
 
 
 def _wrong(where: str, key: str, found: Any, allowed: str) -> ValueError:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Span, Tree
 from fedms_jax.models import contrast, family, transformer, vit
-from fedms_jax.models.contrast import Tower
+from fedms_jax.models.contrast import Similarity, Tower
 from fedms_jax.models.family import Head, Model, Name, Options, Prompted, Words
 from fedms_jax.models.settings import Settings
 from fedms_jax.models.transformer import TransformerConfig
@@ -114,7 +114,7 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
       'stem/norm': Name('vision_model.pre_layrnorm'),
       'final/norm': Name('vision_model.post_layernorm'),
       'final/projection': Name('visual_projection.weight', (1, 0)),
-      **_block_names('vision_model'),
+      **block_names('vision_model'),
     },
   )
 
@@ -179,12 +179,12 @@ def text_tower(config: Settings, options: Options, projected: int) -> Tower:
       'stem/position': Name('text_model.embeddings.position_embedding.weight'),
       'final/norm': Name('text_model.final_layer_norm'),
       'final/projection': Name('text_projection.weight', (1, 0)),
-      **_block_names('text_model'),
+      **block_names('text_model'),
     },
   )
 
 
-def _block_names(root: str) -> dict[str, Name]:
+def block_names(root: str) -> dict[str, Name]:
   block = f'{root}.encoder.layers.{{}}'
   return {
     'blocks/norm1': Name(f'{block}.layer_norm1'),
@@ -220,7 +220,7 @@ def model(config: Settings, options: Options) -> Model:
     return made._replace(reference='CLIPModel', unread=config.unread())
   allowed = ('image',) if head == 'zero_shot' else ('image', 'text')
   name = family.choose('`Options.tower`', options.tower, allowed)
-  made = _single(parts[name], name, options, projected)
+  made = single(parts[name], name, options, projected)
   if head == 'zero_shot':
     made = made._replace(
       prompted=prompted(parts['text']), reference='CLIPModel'
@@ -249,7 +249,7 @@ def tower(config: Settings, options: Options) -> Model:
   if text:
     family.length(options, found.tokens)
   width = projected if pooling == 'projected' else found.transformer.width
-  made = _single(found, 'text' if text else 'image', options, width)
+  made = single(found, 'text' if text else 'image', options, width)
   return made._replace(
     prefix='text_model.' if text else 'vision_model.',
     ignored=('.*position_ids', '(text|visual)_projection.weight'),
@@ -258,7 +258,13 @@ def tower(config: Settings, options: Options) -> Model:
   )
 
 
-def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:
+def single(
+  tower: Tower,
+  name: str,
+  options: Options,
+  projected: int,
+  similarity: Similarity = contrast.COSINE,
+) -> Model:
   """One tower, with class prompts or a linear layer as its head."""
   zero_shot = options.head == 'zero_shot'
 
@@ -267,13 +273,12 @@ def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:
     if zero_shot:
       key = jax.random.fold_in(key, 1)
       out['classes'] = family.table(key, options.classes, projected)
-      out['logit_scale'] = jnp.log(jnp.float32(100.0))
+      out |= similarity.init()
     return out
 
   def logits(params, head, x):
-    scale = jnp.exp(params['final']['logit_scale'])
     classes = params['final']['classes'].astype(jnp.float32)
-    return scale * contrast.unit(x) @ classes.T
+    return similarity.logits(params['final'], contrast.unit(x), classes)
 
   head = family.linear_head(projected, options.classes)
   if zero_shot:
@@ -295,7 +300,7 @@ def _single(tower: Tower, name: str, options: Options, projected: int) -> Model:
       masked=False,
       width=projected,
     ),
-    tower.names | {'final/logit_scale': Name('logit_scale')},
+    tower.names | contrast.SCALE_NAMES,
     ignored=(rf'({other}).*', 'logit_scale', r'.*position_ids'),
   )
 

@@ -42,11 +42,49 @@ def unit(x):
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def model(towers: dict[str, Tower], options: Options, projected: int) -> Model:
+class Similarity(NamedTuple):
+  """Logits of embeddings u and v of length 1: exp(logit_scale) u v, and
+  logit_bias where there is one.
+
+  scale, bias: what fresh ones are; without a bias, the scale is no vector of
+  one, as it is in the files with both.
+  """
+
+  scale: float = 100.0
+  bias: float | None = None
+
+  def init(self) -> Tree:
+    """Fresh parameters, for `final`."""
+    scale = jnp.log(jnp.float32(self.scale))
+    if self.bias is None:
+      return {'logit_scale': scale}
+    return {
+      'logit_scale': scale[None],
+      'logit_bias': jnp.full(1, self.bias, jnp.float32),
+    }
+
+  def logits(self, final: Tree, one, other):
+    """[B, C] of [B, P] and [C, P], both of length 1."""
+    y = jnp.exp(final['logit_scale']) * one @ other.T
+    return y if self.bias is None else y + final['logit_bias']
+
+
+COSINE = Similarity()  # of CLIP
+SCALE_NAMES = {
+  f'final/{name}': Name(name) for name in ('logit_scale', 'logit_bias')
+}
+
+
+def model(
+  towers: dict[str, Tower],
+  options: Options,
+  projected: int,
+  similarity: Similarity = COSINE,
+) -> Model:
   """The contrast of the towers `image` and `text`, see `Pair`."""
   choice = family.choose('`Options.tower`', options.tower, CHOICES)
   adapted = tuple(towers) if choice == 'both' else (choice,)
-  pair = Pair(towers, adapted, projected, options)
+  pair = Pair(towers, adapted, projected, options, similarity)
   backbone = Backbone(
     blocks=pair.blocks,
     width=2 * projected,
@@ -83,6 +121,7 @@ class Pair:
   adapted: tuple[str, ...]
   projected: int
   options: Options
+  similarity: Similarity
 
   @property
   def blocks(self) -> int:
@@ -108,7 +147,7 @@ class Pair:
         stacks[name] = jax.tree.map(lambda x, n=cut: x[n:], stack)
     if len(self.adapted) == 1:
       (stacks,) = stacks.values()
-    finals['logit_scale'] = jnp.log(jnp.float32(100.0))
+    finals |= self.similarity.init()
     return family.stored(
       {'stem': stems, 'blocks': stacks, 'final': finals},
       self.options.storage,
@@ -130,7 +169,7 @@ class Pair:
     return self._pack(out)
 
   def run(self, spans, x, mask, adapter=None):
-    del mask  # texts are causal
+    del mask  # texts are causal, or filled up
     arrays = self._unpack(x)
     for name in self.adapted:
       own = spans
@@ -152,7 +191,7 @@ class Pair:
 
   def logits(self, params: Tree, head: Tree, x):
     image, text = (unit(y) for y in jnp.split(x, 2, axis=-1))
-    return jnp.exp(params['final']['logit_scale']) * image @ text.T
+    return self.similarity.logits(params['final'], image, text)
 
   def cost(self) -> BackboneCost:
     """Frozen blocks count as stem; tokens are those of the longer tower."""
@@ -169,7 +208,7 @@ class Pair:
 
   def names(self) -> dict[str, Name]:
     """The names of both towers at their paths here."""
-    out = {'final/logit_scale': Name('logit_scale')}
+    out = dict(SCALE_NAMES)
     for tower, part in self.towers.items():
       for path, name in part.names.items():
         top, rest = path.split('/', 1)

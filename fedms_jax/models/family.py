@@ -33,8 +33,9 @@ class Options:
   blocks so, and the rest in the compute type. image_mean, image_std: pixels
   become (x / 255 - mean) / std, one value per channel ((): as the family's
   are). image_side: of the images, for families that interpolate their
-  positions (0: as in config.json). keep_head: the classifier of the files is
-  used, on the feature that it was trained on.
+  positions (0: as in config.json). padding: the token that fills up texts, for
+  families that read it (-1: config.json's). keep_head: the classifier of the
+  files is used, on the feature that it was trained on.
   """
 
   head: str = 'classification'
@@ -49,6 +50,7 @@ class Options:
   image_mean: tuple[float, ...] = ()
   image_std: tuple[float, ...] = ()
   image_side: int = 0
+  padding: int = -1
   keep_head: bool = False
 
 
@@ -119,7 +121,7 @@ class Model(NamedTuple):
   gives the feature then. heads: patterns of
   tensors of heads that belong to the weights as they were. tied: tensors that
   files may repeat -> the tensor that they must equal. unread: keys of
-  config.json that are not known.
+  config.json that are not known. sigmoid: a contrast is learned pair by pair.
   """
 
   backbone: Backbone
@@ -132,6 +134,7 @@ class Model(NamedTuple):
   heads: tuple[str, ...] = ()
   tied: Mapping[str, str] = {}
   unread: tuple[str, ...] = ()
+  sigmoid: bool = False
 
 
 class Head(NamedTuple):
@@ -300,7 +303,7 @@ def stored(params: Tree, storage: str, dtype: str) -> Tree:
   """Parameters in the types that they are stored in; see `Options`. Scalars
   stay as they are."""
   plain = dtype if storage == 'int8' else storage
-  out = jax.tree.map(lambda x: x.astype(plain) if x.ndim else x, params)
+  out = jax.tree.map(lambda x: x.astype(plain) if x.size > 1 else x, params)
   if storage == 'int8':
     out['blocks'] = _quantized(params['blocks'], dtype)
   return out

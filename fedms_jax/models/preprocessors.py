@@ -34,11 +34,19 @@ _DEIT = {
   'image_mean': list(vit.PIXELS['deit'][0]),
   'image_std': list(vit.PIXELS['deit'][1]),
 }
-_USUAL = {'CLIP': _CLIP, 'Bit': _CLIP, 'ViT': _VIT, 'DeiT': _DEIT}
-_BY_SHORTEST = ('CLIP', 'Bit')  # what a single number means
+_USUAL = {
+  'CLIP': _CLIP,
+  'Bit': _CLIP,
+  'Siglip': _VIT | {'resample': 3},
+  'ViT': _VIT,
+  'DeiT': _DEIT,
+}
+_BY_SHORTEST = ('CLIP', 'Bit', 'Siglip')  # what a single number means
 OF_MODEL = {
   'clip': 'CLIP',
   'clip_vision_model': 'CLIP',
+  'siglip': 'Siglip',
+  'siglip_vision_model': 'Siglip',
   'vit': 'ViT',
   'deit': 'DeiT',
   'dinov2': 'Bit',

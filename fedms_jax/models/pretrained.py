@@ -19,6 +19,7 @@ from fedms_jax.models import (
   phi,
   preprocessors,
   qwen,
+  siglip,
   vit,
 )
 from fedms_jax.models.family import Model, Options, Words
@@ -28,6 +29,9 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'clip': clip.model,
   'clip_vision_model': clip.tower,
   'clip_text_model': clip.tower,
+  'siglip': siglip.model,
+  'siglip_vision_model': siglip.tower,
+  'siglip_text_model': siglip.tower,
   'vit': vit.model,
   'deit': vit.model,
   'dinov2': dinov2.model,
@@ -45,9 +49,16 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
   'qwen2': qwen.model,
   'qwen3': qwen.third,
 }
+# Are near to families by name, and compute something else.
+OTHERS = {
+  'modernbert': 'attends to near tokens only in most of its blocks',
+  'siglip2': 'reads images of any shape as patches and a mask',
+}
 WORDS: dict[str, Callable[[Settings], Words]] = {
   'clip': clip.words,
   'clip_text_model': clip.text_words,
+  'siglip': siglip.words,
+  'siglip_text_model': siglip.text_words,
   'bert': bert.words,
   'roberta': bert.words,
   'xlm-roberta': bert.words,
@@ -65,11 +76,15 @@ WORDS: dict[str, Callable[[Settings], Words]] = {
 IMAGES = {
   'clip': 'vision_config',
   'clip_vision_model': '',
+  'siglip': 'vision_config',
+  'siglip_vision_model': '',
   'vit': '',
   'deit': '',
   'dinov2': '',
   'dinov2_with_registers': '',
 }
+# Read the tokens that fill up a text.
+FILLED = ('siglip', 'siglip_text_model')
 # Take images of other sizes than that of config.json.
 RESIZED = ('dinov2', 'dinov2_with_registers')
 
@@ -77,6 +92,11 @@ RESIZED = ('dinov2', 'dinov2_with_registers')
 def family_of(config: dict) -> str:
   """The family of a config.json; `ValueError` if it is none of ours."""
   kind = config.get('model_type', '')
+  if kind in OTHERS:
+    raise ValueError(
+      f'config.json has model_type={kind!r}, which {OTHERS[kind]}; that is not '
+      f'built. Families: {", ".join(FAMILIES)}.'
+    )
   if not isinstance(kind, str) or kind not in FAMILIES:
     # No hint at a near name: under it, the model would give other numbers.
     raise ValueError(

@@ -79,6 +79,21 @@ def contrast() -> Task:
   return Task('retrieval accuracy', loss, score, within_batch=True)
 
 
+def pairwise_contrast() -> Task:
+  """Image-text contrast by a sigmoid for each pair (SigLIP, arXiv 2303.15343):
+  logits [B, B] of images against the texts of the same batch, of which the
+  diagonal belongs together. Scored as `contrast`."""
+
+  def loss(logits, batch: Batch):
+    real = batch['mask']
+    chex.assert_shape(logits, (len(real), len(real)))
+    sign = 2.0 * jnp.eye(len(real)) - 1.0
+    each = jax.nn.softplus(-sign * logits.astype(jnp.float32))
+    return jnp.sum(jnp.where(real[None, :], each, 0.0), axis=1), _rows(batch)
+
+  return contrast()._replace(loss=loss)
+
+
 def weighted_mean(values, weights):
   """Mean of values [B] with weights [B]; 0 if nothing weighs."""
   chex.assert_equal_shape([values, weights])

@@ -27,15 +27,16 @@ class TransformerConfig:
   """What distinguishes the blocks of one family from those of another.
 
   layer_scale: what attention and MLP give is multiplied by a vector [D]
-  before it is added (CaiT, arXiv 2103.17239). norm: `rms_offset` is an RMSNorm that multiplies by 1 + scale. branch_norms:
-  what attention and MLP give is normed too, before it is added. qk_norm: each
-  query and key is normed, over Dh. gated: the MLP is `down(act(gate(x)) *
-  up(x))`. attention_scale, attention_cap: see `attention.attend`. rotary: base
-  of the rotary angles, 0 without; rotary_width: how many of the Dh are turned,
-  0: all. local: which blocks are so; their positions see those less than
-  `window` places away, and turn by the base `rotary_local`, unscaled, if there
-  is one. unroll: blocks of a span that is no loop; a few compile as fast as a
-  loop.
+  before it is added (CaiT, arXiv 2103.17239). norm: `rms_offset` is an
+  RMSNorm that multiplies by 1 + scale. branch_norms: what attention and MLP
+  give is normed too, before it is added. qk_norm: each query and key is
+  normed, over Dh. gated: the MLP is `down(act(gate(x)) * up(x))`.
+  attention_scale, attention_cap: see `attention.attend`. rotary: base of the
+  rotary angles, 0 without; rotary_width: how many of the Dh are turned, 0:
+  all. local: which blocks are so; their positions see those less than
+  `window` places away, and turn by the base `rotary_local`, unscaled, if
+  there is one. unroll: blocks of a span that is no loop; a few compile as
+  fast as a loop.
   """
 
   blocks: int

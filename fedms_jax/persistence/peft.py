@@ -101,7 +101,7 @@ def save(
     'lora_alpha': alpha,
     'lora_dropout': 0.0,
     'bias': 'none',
-    'target_modules': _short(names, modules),
+    'target_modules': _short(names, modules, model.prefix),
     'rank_pattern': {k: count * rank for k, count in ranks.items()},
     'alpha_pattern': {k: count * alpha for k, count in ranks.items()},
     'fan_in_fan_out': _is_conv1d(model, found),
@@ -266,12 +266,16 @@ def _source(model: Model, path: str) -> Name:
   return found
 
 
-def _short(names: Collection[str], modules: Collection[str]) -> list[str]:
+def _short(
+  names: Collection[str], modules: Collection[str], prefix: str
+) -> list[str]:
   """The part of the names behind the number of the block, if no other module
   ends so; else the names."""
   ends = {re.sub(r'^.*?\.\d+\.', '', name) for name in names}
   meant = {m for m in modules if any(m.endswith(f'.{end}') for end in ends)}
-  return sorted(ends if len(meant) <= len(names) else names)
+  # Files of the bare model leave the prefix out, and so may the names.
+  known = all({m, prefix + m, m.removeprefix(prefix)} & {*names} for m in meant)
+  return sorted(ends if known else names)
 
 
 def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:

@@ -40,8 +40,10 @@ def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
   return found
 
 
-def task(m: ModelConfig) -> Task:
+def task(m: ModelConfig, model: Model) -> Task:
   """What the model learns."""
+  if m.head == 'contrast' and model.sigmoid:
+    return tasks.pairwise_contrast()
   return TASKS[m.head]()
 
 
@@ -127,6 +129,7 @@ def loadable(m: ModelConfig, checkpoint: Checkpoint, facts: Facts) -> Model:
     remat=m.remat,
     unroll=m.unroll,
     keep_head=m.keep_head,
+    padding=side_files.padding(checkpoint),
   )
   return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
 
@@ -265,7 +268,11 @@ def _class_features(
   prompts = clip.class_prompts(m.templates.split('|'), names)
   quality.check_prompts(names, np.reshape(prompts, (len(names), -1)).tolist())
   tokens = _encoder(m, d, checkpoint)(prompts)['inputs']
-  options = Options(head='classification', tower='text')
+  options = Options(
+    head='classification',
+    tower='text',
+    padding=side_files.padding(checkpoint),
+  )
   tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
   params, _ = model_files.load(tower, checkpoint)
   encode = jax.jit(lambda p, x: pretrained.encode(tower.backbone, p, x))

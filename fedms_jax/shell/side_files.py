@@ -92,6 +92,26 @@ def tokenizer(checkpoint: Checkpoint) -> tuple[Any, Words]:
   return found, words
 
 
+def padding(checkpoint: Checkpoint) -> int:
+  """The token that fills up texts, where the model reads it; -1: the files of
+  the tokenizer do not say."""
+  said = checkpoint.tokenizer.get('pad_token')
+  token = said.get('content') if isinstance(said, dict) else said
+  there = (checkpoint.folder / text.FILE).is_file()
+  if checkpoint.config['model_type'] not in pretrained.FILLED or not there:
+    return -1
+  if token is None:
+    return -1
+  found = text.tokenizer(checkpoint.folder).token_to_id(str(token))
+  if found is None:
+    raise ValueError(
+      f'{checkpoint.folder / model_files.TOKENIZER} has pad_token={token!r}, '
+      'which tokenizer.json has not. Save the tokenizer again with '
+      'transformers.'
+    )
+  return found
+
+
 def end(config: dict) -> int:
   """The token that ends a text by config.json, -1 if there is none."""
   found = config.get('eos_token_id')

@@ -211,7 +211,7 @@ def pretrained(
   )
   setting = fedms.Setting(  # of one client, which has all rows
     model=model,
-    task=foundation.task(m),
+    task=foundation.task(m, world.model),
     optimizer=optimizer,
     outer=optax.sgd(1.0),
     aggregator=averaged.mean(),

@@ -40,6 +40,18 @@ def begun():
   return made
 
 
+def small():
+  """Without punctuation, as SigLIP's."""
+  made = folders.tokenizer('gpt2')
+  made.normalizer = tokenizers.normalizers.Sequence(
+    [
+      tokenizers.normalizers.Lowercase(),
+      tokenizers.normalizers.Replace(tokenizers.Regex('[,.]'), ''),
+    ]
+  )
+  return made
+
+
 def read(said, made=None):
   return tokenizer_words.read(made or folders.tokenizer('gpt2'), said, CONFIG)
 
@@ -80,6 +92,7 @@ AGREE = [
   ),
   ({'added_tokens.json': {'<eos>': 5}}, None),
   ({'additional_special_tokens': ['<eos>']}, None),
+  ({'tokenizer_class': 'SiglipTokenizer'}, small()),
   ({'pad_token': '<pad>'}, None),  # which no text becomes
 ]
 
@@ -111,6 +124,7 @@ DIFFER = [
   ({'added_tokens.json': {'<new>': 60}}, None),
   ({'additional_special_tokens': ['<new>']}, None),
   ({'additional_special_tokens': '<eos>'}, None),
+  ({'tokenizer_class': 'SiglipTokenizer'}, None),
   ({'truncation_side': 'middle'}, None),
   ({'model_max_length': 0}, None),
   ({'model_max_length': '512'}, None),

@@ -36,6 +36,10 @@ CLIP_PARTS = {
   'projection_dim': 20,
 }
 WORDS = SIZES | {'vocab_size': 60, 'max_position_embeddings': 20}
+SIGLIP_PARTS = {
+  'vision_config': PATCHES | {'num_hidden_layers': 3},
+  'text_config': CLIP_PARTS['text_config'] | {'projection_size': 32},
+}
 DISTIL = {
   'n_layers': 2,
   'dim': 32,
@@ -144,6 +148,13 @@ CASES = {
   ),
   'deit': Case(
     'DeiT', 'DeiTForImageClassification', PATCHES | LABELED, LABELS, 'images'
+  ),
+  'siglip': Case(
+    'Siglip',
+    'SiglipForImageClassification',
+    {'vision_config': PATCHES} | LABELED,
+    Options(classes=3, pooling='mean'),
+    'images',
   ),
   'dinov2': Case(
     'Dinov2',
@@ -383,7 +394,8 @@ def given(case: Case, inputs) -> dict[str, Any]:
   """Inputs as the model of a case takes them in the reference."""
   if case.inputs == 'images':
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    usual = {'ViT': ((0.5,) * 3, (0.5,) * 3)}.get(case.kind, imagenet)
+    plain = ((0.5,) * 3, (0.5,) * 3)
+    usual = plain if case.kind in ('ViT', 'Siglip') else imagenet
     return {'pixel_values': pixels(inputs, *usual)}
   return torch_tokens(inputs, 1 if case.kind == 'Roberta' else 0)
 

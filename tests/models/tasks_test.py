@@ -104,6 +104,25 @@ def test_contrast_finds_pairs_both_ways_and_ignores_padding():
   assert score[:2].tolist() == [1, 1]
 
 
+def test_a_pairwise_contrast_asks_of_each_pair_whether_it_is_one():
+  task = tasks.pairwise_contrast()
+  assert task.within_batch
+  logits = RNG.normal(size=(3, 3)).astype(np.float32)
+  values, weights = task.loss(logits, batch())
+  expected = [
+    sum(
+      np.log1p(np.exp(-logits[i, j] if i == j else logits[i, j]))
+      for j in range(2)
+    )
+    for i in range(2)
+  ]
+  np.testing.assert_allclose(values[:2], expected, rtol=1e-5)
+  assert weights.tolist() == [1, 1, 0]
+  poisoned = logits.copy()
+  poisoned[2], poisoned[:, 2] = 1e6, 1e6
+  np.testing.assert_array_equal(task.loss(poisoned, batch())[0][:2], values[:2])
+
+
 def test_labels_that_belong_to_other_logits_are_refused():
   """Those of one row would be broadcast, and nobody would see it."""
   one = {'labels': jnp.zeros(1, int), 'mask': jnp.ones(3, bool)}

@@ -30,6 +30,7 @@ from tests.models.references import (
   PHI3,
   QWEN2,
   QWEN3,
+  SIGLIP_PARTS,
   WORDS,
   weights,
 )
@@ -72,6 +73,18 @@ CONFIGS = {
   'clip_text_model': (
     {'model_type': 'clip_text_model', **CLIP_PARTS['text_config']},
     Options(classes=3, pooling='projected'),
+  ),
+  'siglip': (
+    {'model_type': 'siglip', **SIGLIP_PARTS},
+    Options(head='contrast', tower='both'),
+  ),
+  'siglip_vision_model': (
+    {'model_type': 'siglip_vision_model', **PATCHES},
+    Options(classes=3),
+  ),
+  'siglip_text_model': (
+    {'model_type': 'siglip_text_model', **SIGLIP_PARTS['text_config']},
+    Options(classes=3),
   ),
   'clip': (
     {'model_type': 'clip', **CLIP_PARTS},
@@ -256,10 +269,11 @@ def test_only_what_a_model_needs_is_downloaded(tmp_path, monkeypatch):
 
 def test_the_family_is_read_from_the_config():
   # A near name is not offered: under it, the numbers would be others.
-  with pytest.raises(ValueError, match="'qwen2_moe'.*Families: ") as error:
-    pretrained.model({'model_type': 'qwen2_moe'}, Options())
-  assert 'Did you mean' not in str(error.value)
-  with pytest.raises(ValueError, match='Families: clip, vit'):
+  for kind in ('qwen2_moe', 'bertt', 'modernbert'):
+    with pytest.raises(ValueError, match=f"'{kind}'.*Families: ") as error:
+      pretrained.model({'model_type': kind}, Options())
+    assert 'Did you mean' not in str(error.value)
+  with pytest.raises(ValueError, match='Families: clip, clip_vision_model'):
     pretrained.model({}, Options())
 
 

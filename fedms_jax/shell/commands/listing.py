@@ -69,6 +69,11 @@ MODELS: dict[str, Entry] = {
     "checkpoint: one of CLIP's towers",
     'arXiv 2103.00020',
   ),
+  'siglip': ('checkpoint: image and text towers', 'arXiv 2303.15343'),
+  'siglip_vision_model, siglip_text_model': (
+    "checkpoint: one of SigLIP's towers",
+    'arXiv 2303.15343',
+  ),
   'vit, deit': ('checkpoint: images', 'arXiv 2010.11929, 2012.12877'),
   'dinov2, dinov2_with_registers': (
     'checkpoint: images',

@@ -84,7 +84,7 @@ class Builder(NamedTuple):
     build.lora_spec(l).check(base['blocks'])
     return build.setting(
       self.backbone,
-      foundation.task(self.config.model),
+      foundation.task(self.config.model, self.model),
       self.config.client,
       s,
       self.config.gate,

@@ -41,7 +41,10 @@ def _fedms(builder: Builder) -> list[Stage]:
 
 
 def _gate(builder: Builder) -> gate.GateSpec:
-  g, learned = builder.config.gate, foundation.task(builder.config.model)
+  g, learned = (
+    builder.config.gate,
+    foundation.task(builder.config.model, builder.model),
+  )
   head = builder.config.model.head
   if g.kind == 'per_class' and (learned.perplexity or learned.within_batch):
     raise ValueError(

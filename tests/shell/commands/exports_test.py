@@ -43,6 +43,7 @@ class Case(NamedTuple):
 BERT, VIT = references.WORDS, references.PATCHES
 DISTIL, TEXT = references.DISTIL, references.CLIP_PARTS['text_config']
 CLIP = Case('CLIP', 'CLIPModel', references.CLIP_PARTS)
+SIGLIP = Case('Siglip', 'SiglipModel', references.SIGLIP_PARTS)
 CASES = {
   'vit': Case('ViT', 'ViTModel', VIT),
   'vit_mean': Case('ViT', 'ViTModel', VIT, {'pooling': 'mean'}),
@@ -127,6 +128,19 @@ CASES = {
     'Phi3', 'Phi3ForCausalLM', references.PHI3, {'head': 'causal_lm'}
   ),
   'clip': CLIP,
+  'siglip': SIGLIP,
+  'siglip_mean': SIGLIP._replace(options={'pooling': 'mean'}),
+  'siglip_text': SIGLIP._replace(options={'tower': 'text'}),
+  'siglip_contrast': SIGLIP._replace(
+    options={'head': 'contrast', 'tower': 'image'}
+  ),
+  'siglip_contrast_text': SIGLIP._replace(
+    options={'head': 'contrast', 'tower': 'text'}
+  ),
+  'siglip_vision_model': Case('SiglipVision', 'SiglipVisionModel', VIT),
+  'siglip_text_model': Case(
+    'SiglipText', 'SiglipTextModel', references.SIGLIP_PARTS['text_config']
+  ),
   'clip_vision_model': Case('CLIPVision', 'CLIPVisionModel', VIT),
   'clip_vision_projected': Case(
     'CLIPVision',
@@ -213,11 +227,31 @@ def inputs(made: Made):
     ours = references.images()
     pixels = references.pixels(ours, *_pixels(case.kind.lower()))
     return ours, {'pixel_values': pixels}
+  if case.kind.startswith('Siglip'):
+    return _of_siglip(made)
   if case.kind.startswith('Dino'):
     ours = references.images()
     return ours, {'pixel_values': references.pixels(ours, *_pixels('deit'))}
   ours = references.tokens()
   return ours, references.torch_tokens(ours, 'Roberta' in case.kind)
+
+
+def _of_siglip(made: Made):
+  """As `inputs`; its texts are filled up."""
+  ours = {'image': references.images(3), 'text': references.tokens()}
+  filled = np.full((3, 12), 1)
+  filled[:, :9] = np.where(ours['text'] < 0, 1, ours['text'])
+  theirs = {
+    'pixel_values': references.pixels(ours['image'], *_pixels('vit')),
+    'input_ids': torch.from_numpy(filled),
+  }
+  tower = {'SiglipVision': 'image', 'SiglipText': 'text'}.get(made.case.kind)
+  if tower or made.model.reference == 'SiglipForImageClassification':
+    key = 'input_ids' if tower == 'text' else 'pixel_values'
+    theirs = {key: theirs[key]}
+  if made.config.model.head == 'contrast':
+    return ours, theirs
+  return ours[tower or made.config.model.tower], theirs
 
 
 def _pixels(kind):
@@ -241,7 +275,7 @@ def found(made: Made, theirs, given, out):
   reference = made.model.reference
   with torch.no_grad():
     result = theirs(**given)
-  if reference == 'CLIPModel':
+  if reference in ('CLIPModel', 'SiglipModel'):
     return result.logits_per_image
   if reference:
     return result.logits
@@ -250,12 +284,12 @@ def found(made: Made, theirs, given, out):
     assert json.loads(f.metadata()['labels']) == list(NAMES)
   inner = getattr(theirs, 'base_model', theirs)  # of PEFT
   inner = getattr(inner, 'model', inner)
-  if made.case.kind == 'CLIP':
+  if made.case.kind in ('CLIP', 'Siglip'):
     image = made.config.model.tower == 'image'
     x = (result.vision_model_output if image else result.text_model_output)[1]
     if x.shape[-1] != made.model.backbone.width:  # before transformers 5
       x = (inner.visual_projection if image else inner.text_projection)(x)
-  elif made.case.kind.startswith('CLIP'):
+  elif made.case.kind.startswith(('CLIP', 'Siglip')):
     embedding = 'text_embeds' if 'Text' in made.case.kind else 'image_embeds'
     x = getattr(result, embedding, None)
     x = result.pooler_output if x is None else x
@@ -288,7 +322,14 @@ def _class(run: Made) -> str:
   return run.model.reference or feature
 
 
-HARMLESS = ('pooler.', 'position_ids', 'cls.', 'lm_head.')
+HARMLESS = (
+  'text_model.',
+  'logit_',
+  'pooler.',
+  'position_ids',
+  'cls.',
+  'lm_head.',
+)
 
 
 @pytest.mark.parametrize('name', CASES)
