@@ -90,11 +90,10 @@ def all_targets(model: Model) -> list[str]:
 def spellings(model: Model, name: str, bare: bool = False) -> list[str]:
   """The names that a module has in different versions of transformers. bare: in
   the model without a head."""
-  short = name.removeprefix(model.prefix)
   if model.prefix in _TOWERS:
-    return [name, short]
-  name = short if bare else name
+    return [name, name.removeprefix(model.prefix)]
   newer = name
   for old, new in _NEWER.get(model.prefix, {}).items():
     newer = newer.replace(old, new)
-  return list(dict.fromkeys((name, newer)))
+  found = list(dict.fromkeys((name, newer)))
+  return [x.removeprefix(model.prefix) for x in found] if bare else found
