@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,16 +24,15 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models import labels as label_names
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model, Name
-from fedms_jax.persistence import adapter_config, model_files
+from fedms_jax.persistence import adapter_config
 from fedms_jax.persistence import tensors as files
 from fedms_jax.persistence.adapter_config import CONFIG
 from fedms_jax.persistence.files import write_atomic, write_whole
-from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.peft_names import (
   Place,
   all_targets,
-  beside_head,
   places,
+  short_names,
   spellings,
 )
 
@@ -101,7 +99,7 @@ def save(
     'lora_alpha': alpha,
     'lora_dropout': 0.0,
     'bias': 'none',
-    'target_modules': _short(names, modules, model.prefix),
+    'target_modules': short_names(names, modules, model.prefix),
     'rank_pattern': {k: count * rank for k, count in ranks.items()},
     'alpha_pattern': {k: count * alpha for k, count in ranks.items()},
     'fan_in_fan_out': _is_conv1d(model, found),
@@ -117,17 +115,6 @@ def save(
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS, tensors, labels if head else ())
   write_atomic(folder / CONFIG, json.dumps(config, indent=2) + '\n')
-
-
-def frozen_beside(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
-  """What PEFT takes for parts of the head and saves with it, as the base
-  model has it."""
-  found = model_files.named(model, checkpoint)
-  return {
-    name: files.read(found[name]).astype(np.float32)
-    for name in beside_head(model)
-    if name in found
-  }
 
 
 def load(
@@ -264,18 +251,6 @@ def _source(model: Model, path: str) -> Name:
       'the format of PEFT cannot hold it.'
     )
   return found
-
-
-def _short(
-  names: Collection[str], modules: Collection[str], prefix: str
-) -> list[str]:
-  """The part of the names behind the number of the block, if no other module
-  ends so; else the names."""
-  ends = {re.sub(r'^.*?\.\d+\.', '', name) for name in names}
-  meant = {m for m in modules if any(m.endswith(f'.{end}') for end in ends)}
-  # Files of the bare model leave the prefix out, and so may the names.
-  known = all({m, prefix + m, m.removeprefix(prefix)} & {*names} for m in meant)
-  return sorted(ends if known else names)
 
 
 def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:

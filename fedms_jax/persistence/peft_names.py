@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from fedms_jax.core import tree
 from fedms_jax.models import renaming
 from fedms_jax.models.family import Model, Part
+from fedms_jax.persistence import model_files, tensors
+from fedms_jax.persistence.model_files import Checkpoint
 
 # transformers 5 has other names for the modules of these families than their
 # files have, and PEFT does not translate them: adapters are written under both.
@@ -62,7 +65,7 @@ def places(model: Model, targets: Collection[str]) -> list[Place]:
   return out
 
 
-def beside_head(model: Model) -> list[str]:
+def _beside_head(model: Model) -> list[str]:
   """The tensors of frozen layers that PEFT takes for the head's, because the
   names of their modules end as its name does: DistilBERT's pre_classifier ends
   in classifier."""
@@ -75,6 +78,17 @@ def beside_head(model: Model) -> list[str]:
   named = {k: x for k, x in final.items() if renaming.source(model, k)}
   found = [piece.tensor for piece in renaming.pieces(model, named)]
   return [t for t in found if t.rpartition('.')[0].endswith(head)]
+
+
+def frozen_beside(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
+  """What PEFT takes for parts of the head and saves with it, as the base
+  model has it."""
+  found = model_files.named(model, checkpoint)
+  return {
+    name: tensors.read(found[name]).astype(np.float32)
+    for name in _beside_head(model)
+    if name in found
+  }
 
 
 def all_targets(model: Model) -> list[str]:
@@ -97,3 +111,15 @@ def spellings(model: Model, name: str, bare: bool = False) -> list[str]:
     newer = newer.replace(old, new)
   found = list(dict.fromkeys((name, newer)))
   return [x.removeprefix(model.prefix) for x in found] if bare else found
+
+
+def short_names(
+  names: Collection[str], modules: Collection[str], prefix: str
+) -> list[str]:
+  """The part of the names behind the number of the block, if no other module
+  ends so; else the names."""
+  ends = {re.sub(r'^.*?\.\d+\.', '', name) for name in names}
+  meant = {m for m in modules if any(m.endswith(f'.{end}') for end in ends)}
+  # Files of the bare model leave the prefix out, and so may the names.
+  known = all({m, prefix + m, m.removeprefix(prefix)} & {*names} for m in meant)
+  return sorted(ends if known else names)

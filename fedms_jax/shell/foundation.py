@@ -14,7 +14,14 @@ import numpy as np
 
 from fedms_jax.core.types import Federation, Task, Tree
 from fedms_jax.data import images, quality, text
-from fedms_jax.models import clip, family, pretrained, tasks, transformer, vit
+from fedms_jax.models import (
+  class_prompts,
+  family,
+  pretrained,
+  tasks,
+  transformer,
+  vit,
+)
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
@@ -189,7 +196,7 @@ def class_tokens(
   as which a prompt begins."""
   tokenizer, _ = side_files.tokenizer(checkpoint)
   tokenizer.no_truncation()
-  prompts = [f'{clip.spoken(name)}.' for name in names]
+  prompts = [f'{class_prompts.spoken(name)}.' for name in names]
   quality.check_prompts(names, [[prompt] for prompt in prompts])
   read = tokenizer.encode_batch(prompts)
   out: dict[str, np.ndarray] = {}
@@ -265,7 +272,7 @@ def _class_features(
   m: ModelConfig, d: DataConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> np.ndarray:
   """The text features [C, P] of CLIP's class prompts."""
-  prompts = clip.class_prompts(m.templates.split('|'), names)
+  prompts = class_prompts.class_prompts(m.templates.split('|'), names)
   quality.check_prompts(names, np.reshape(prompts, (len(names), -1)).tolist())
   tokens = _encoder(m, d, checkpoint)(prompts)['inputs']
   options = Options(
@@ -277,7 +284,7 @@ def _class_features(
   params, _ = model_files.load(tower, checkpoint)
   encode = jax.jit(lambda p, x: pretrained.encode(tower.backbone, p, x))
   return np.asarray(
-    clip.class_features(encode(params, tokens), classes=len(names))
+    class_prompts.class_features(encode(params, tokens), classes=len(names))
   )
 
 

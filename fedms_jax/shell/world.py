@@ -15,7 +15,7 @@ from fedms_jax.core.types import Federation, Roles, Tree
 from fedms_jax.data import lazy, quality
 from fedms_jax.data.federation import by_client
 from fedms_jax.models.family import Model
-from fedms_jax.persistence import peft
+from fedms_jax.persistence import peft, peft_names
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
 from fedms_jax.shell import build, foundation, methods, sizes
@@ -113,7 +113,7 @@ def _adapter(
     fresh,
     scale=spec.scale,
     labels=labels,
-    frozen=peft.frozen_beside(model, checkpoint),
+    frozen=peft_names.frozen_beside(model, checkpoint),
   )
   return jax.tree.map(jnp.asarray, (blocks, head))
 

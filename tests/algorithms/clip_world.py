@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.algorithms import adapted
-from fedms_jax.models import clip, pretrained
+from fedms_jax.models import class_prompts, pretrained
 from fedms_jax.models.family import Options
 from tests import folders, world
 
@@ -72,7 +72,9 @@ def drawn(backbone, seed):
 def start():
   """The roles before a method begins."""
   base, text = drawn(model().backbone, 0), drawn(text_model().backbone, 1)
-  classes = clip.class_features(base['final']['classes'], world.CLASSES)
+  classes = class_prompts.class_features(
+    base['final']['classes'], world.CLASSES
+  )
   final = {'classes': classes, 'logit_scale': jnp.log(jnp.float32(5.0))}
   base |= {'final': base['final'] | final}
   return adapted.start(base | {'text': text | {'tokens': TOKENS}}, {})

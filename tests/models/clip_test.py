@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax.models import clip, pretrained
+from fedms_jax.models import class_prompts, clip, pretrained
 from fedms_jax.models.family import Options
 from fedms_jax.models.settings import Settings
 from fedms_jax.persistence import model_files
@@ -102,7 +102,7 @@ def test_class_prompts_are_the_head_of_zero_shot(reference):
   out = compare(theirs, inputs)
   text, text_params = load(checkpoint, classes=1, tower='text')
   prompts = pretrained.encode(text, text_params, inputs['text'])
-  classes = clip.class_features(prompts, 3)
+  classes = class_prompts.class_features(prompts, 3)
   model = pretrained.model(
     checkpoint.config, Options(head='zero_shot', classes=3)
   )
@@ -121,17 +121,17 @@ def test_an_ensemble_is_the_normalised_mean_of_normalised_prompts():
   unit = features / np.linalg.norm(features, axis=1, keepdims=True)
   mean = unit.reshape(2, 3, 5).mean(axis=1)
   expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-  ours = clip.class_features(features, 2)
+  ours = class_prompts.class_features(features, 2)
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def test_prompts_come_class_by_class():
-  found = clip.class_prompts(['a {}', 'one {}'], ['cat', 'dog'])
+  found = class_prompts.class_prompts(['a {}', 'one {}'], ['cat', 'dog'])
   assert found == ['a cat', 'one cat', 'a dog', 'one dog']
 
 
 def test_names_of_classes_have_spaces_in_prompts():
-  found = clip.class_prompts(['a {}.'], ['apple_pie', 'a{b}'])
+  found = class_prompts.class_prompts(['a {}.'], ['apple_pie', 'a{b}'])
   assert found == ['a apple pie.', 'a a{b}.']
 
 
@@ -140,7 +140,7 @@ def test_names_of_classes_have_spaces_in_prompts():
 )
 def test_a_template_has_one_place_and_no_other(template):
   with pytest.raises(ValueError, match='`templates`'):
-    clip.class_prompts(['a {}', template], ['cat'])
+    class_prompts.class_prompts(['a {}', template], ['cat'])
 
 
 def test_the_end_of_a_text_follows_both_rules_of_the_reference():

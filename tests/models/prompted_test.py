@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.models import clip, pretrained
+from fedms_jax.models import class_prompts, pretrained
 from tests.algorithms import clip_world
 from tests.algorithms.clip_world import END, START, TOKENS
 
@@ -22,7 +22,7 @@ def test_words_as_a_prompt_give_the_features_of_the_whole_text():
   assert (whole[:, -1] == END).sum() == 1
   backbone = clip_world.text_model().backbone
   encode = jax.jit(lambda p, x: pretrained.encode(backbone, p, x))
-  expected = clip.class_features(encode(text, whole), len(TOKENS))
+  expected = class_prompts.class_features(encode(text, whole), len(TOKENS))
 
   context = text['stem']['word'][WORDS]
   features = jax.jit(clip_world.model().prompted.features)

@@ -16,7 +16,13 @@ from fedms_jax.core import tree
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Model
-from fedms_jax.persistence import files, model_export, model_files, peft
+from fedms_jax.persistence import (
+  files,
+  model_export,
+  model_files,
+  peft,
+  peft_names,
+)
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import build, flags, foundation, methods
@@ -173,7 +179,9 @@ def _adapter(
     head=head if known else None,
     labels=labels,
     bare=bool(head) and not known,
-    frozen=peft.frozen_beside(model, checkpoint) if head and known else None,
+    frozen=peft_names.frozen_beside(model, checkpoint)
+    if head and known
+    else None,
   )
   print(f'wrote {peft.CONFIG} and {peft.WEIGHTS} to {out}')
   if head and not known:

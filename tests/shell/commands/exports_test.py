@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from fedms_jax.adapters import lora
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
-from fedms_jax.persistence import model_files, peft
+from fedms_jax.persistence import model_files, peft, peft_names
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import foundation
 from fedms_jax.shell.commands import export
@@ -368,7 +368,7 @@ def test_an_adapter_that_was_exported_comes_back(name, tmp_path):
     jax.tree.map(np.zeros_like, run.parts['blocks']),
     scale=LORA.scale,
     labels=NAMES,
-    frozen=peft.frozen_beside(run.model, run.checkpoint),
+    frozen=peft_names.frozen_beside(run.model, run.checkpoint),
   )
   wanted = run.parts['head'] if run.model.reference else {}
   found = blocks, head or {}
