@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Backbone, BackboneCost, Span, Tree
-from fedms_jax.models import family, transformer
+from fedms_jax.models import family, storages, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig
 
@@ -148,7 +148,7 @@ class Pair:
     if len(self.adapted) == 1:
       (stacks,) = stacks.values()
     finals |= self.similarity.init()
-    return family.stored(
+    return storages.stored(
       {'stem': stems, 'blocks': stacks, 'final': finals},
       self.options.storage,
       self.options.dtype,

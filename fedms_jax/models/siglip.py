@@ -238,7 +238,7 @@ def model(config: Settings, options: Options) -> Model:
     plain = 'SiglipForImageClassification' if options.pooling == 'mean' else ''
     reference = 'SiglipModel' if head == 'zero_shot' else plain
   return made._replace(
-    names=made.names | {'head': 'classifier'},
+    names={**made.names, 'head': 'classifier'},
     ignored=(
       r'.*position_ids', r'(vision|text)_model\..*', r'logit_(scale|bias)',
       r'classifier\..*',

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -267,7 +267,7 @@ class Block(nn.Module):
     return x * scale.astype(x.dtype)
 
 
-def normalize(config: TransformerConfig, params: Tree, x, dtype: str = ''):
+def normalize(config: TransformerConfig, params: Tree, x, dtype='') -> Any:
   """The family's norm outside of its blocks, in `dtype` or the compute type."""
   norm = Norm(config.norm, config.norm_eps, dtype or config.dtype)
   return norm.apply({'params': params}, x)

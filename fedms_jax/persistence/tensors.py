@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from fedms_jax.models import family, renaming
+from fedms_jax.models import renaming, storages
 from fedms_jax.models.renaming import Piece
 from fedms_jax.persistence import json_files
 
@@ -131,7 +131,7 @@ def _read(piece: Piece, tensor: Tensor, dtype) -> Iterator[tuple]:
   for own in [box] if quantized else _rows(box):
     array = _part(tensor, own).transpose(axes)
     if quantized:
-      array = family.quantize(array.astype(np.float32), np)[unit]
+      array = storages.quantize(array.astype(np.float32), np)[unit]
     start = [own[axis].start - box[axis].start for axis in axes]
     yield start[:-1] if unit else start, array.astype(dtype, copy=False)
 

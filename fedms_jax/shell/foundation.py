@@ -25,7 +25,7 @@ from fedms_jax.models import (
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
-from fedms_jax.shell import side_files
+from fedms_jax.shell import data_flags, side_files
 from fedms_jax.shell.config import DataConfig, ModelConfig, PromptConfig
 
 _MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
@@ -70,7 +70,7 @@ def reading(
         'Leave it out.'
       )
     return {}
-  _check_data_flags(m, d, checkpoint)
+  data_flags.check(m, d, _reads_images(m, checkpoint))
   asked = {
     'target_column': d.target_column,
     'need_labels': m.head in ('classification', 'zero_shot'),
@@ -322,31 +322,3 @@ def _encoder(
     seed=seed,
     side=words.side,
   )
-
-
-def _check_data_flags(
-  m: ModelConfig, d: DataConfig, checkpoint: Checkpoint
-) -> None:
-  """Flags of the data that this model would not look at."""
-  head, reads_images = m.head, _reads_images(m, checkpoint)
-  problems = {
-    f'--data.image_size={d.image_size}': (
-      d.image_size and reads_images,
-      'a checkpoint has its own image size. Leave it out',
-    ),
-    '--data.pack': (
-      d.pack and head != 'causal_lm',
-      'only --model.head=causal_lm packs texts. Leave it out',
-    ),
-    f'--data.target_column={d.target_column}': (
-      d.target_column and head not in ('causal_lm', 'contrast'),
-      'only --model.head=causal_lm and contrast have such texts. Leave it out',
-    ),
-    '--model.head=contrast': (
-      head == 'contrast' and not d.target_column,
-      'the captions are not named. Name them: --data.target_column',
-    ),
-  }
-  for flag, (wrong, why) in problems.items():
-    if wrong:
-      raise ValueError(f'{flag}: {why}.')

@@ -15,7 +15,7 @@ from fedms_jax.algorithms import fedms
 from fedms_jax.core import reduction, rounds
 from fedms_jax.core.contract import Clients, Work
 from fedms_jax.core.types import Plan
-from fedms_jax.models import family, gate, pretrained, tasks
+from fedms_jax.models import gate, pretrained, storages, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
 from tests import world
@@ -66,7 +66,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
   model = pretrained.model(CONFIGS[kind][0], exact)
   backbone, data = model.backbone, table(kind, options.head)
   params, head = weights(model, 0.2)
-  params = family.stored(params, options.storage, options.dtype)
+  params = storages.stored(params, options.storage, options.dtype)
   both = name == 'clip_both'
   targets = ('image/attn/q', 'text/attn/v') if both else ('attn/q', 'attn/v')
   sgd = optax.sgd(0.5)

@@ -7,7 +7,7 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.core.types import Span
-from fedms_jax.models import family, linear, transformer
+from fedms_jax.models import linear, storages, transformer
 
 D_IN, D_OUT = 6, 4
 LORA = lora.Spec(2, 2, ('attn/q', 'attn/v'))
@@ -101,7 +101,7 @@ def kept(storage, dtype, blocks=4):
     blocks=blocks, width=16, heads=2, mlp_width=24, dtype=dtype
   )
   weights = {'blocks': transformer.init_blocks(config, jax.random.key(0))}
-  params = family.stored(weights, storage, dtype)['blocks']
+  params = storages.stored(weights, storage, dtype)['blocks']
   adapter = LORA.init(jax.random.key(1), params)
   x = draw(3, 5, 16).astype(dtype)
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.core.types import Span
-from fedms_jax.models import family, pretrained, rotary, transformer
+from fedms_jax.models import pretrained, rotary, storages, transformer
 from fedms_jax.models.family import Options
 from tests.models.references import tokens, weights
 from tests.persistence.model_files_test import CONFIGS
@@ -129,7 +129,7 @@ def test_the_block_takes_any_adapter_where_it_has_parameters():
 def test_int8_kernels_compute_as_what_they_stand_for(llama):
   config, exact, adapter, inputs = llama
   backbone = pretrained.model(config, Options(head='causal_lm')).backbone
-  stored = family.stored(exact, 'int8', 'float32')
+  stored = storages.stored(exact, 'int8', 'float32')
 
   def widened(tree):
     if not isinstance(tree, dict):
@@ -153,7 +153,7 @@ def test_mixed_precision_keeps_logits_and_lora_in_float32(llama, storage):
   config, exact, adapter, inputs = llama
   options = Options(head='causal_lm', dtype='bfloat16')
   backbone = pretrained.model(config, options).backbone
-  params = family.stored(exact, storage, 'bfloat16')
+  params = storages.stored(exact, storage, 'bfloat16')
 
   @jax.jit
   def measured(adapter):
