@@ -15,6 +15,7 @@ from fedms_jax.core import seeds
 from fedms_jax.core.contract import (
   Received,
 )
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Passes
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
@@ -48,7 +49,7 @@ from tests.diary import (
 def draws(stage, t, client, steps):
   """One of each step: of the seed, the stage, the round, the client, and
   nothing else."""
-  key = seeds.stream(0, seeds.CLIENT, stage, t)
+  key = seeds.stream(0, Stream.CLIENT, stage, t)
   key = jax.random.fold_in(key, client)
   keys = [jax.random.fold_in(key, step) for step in range(steps)]
   return [float(jax.random.uniform(key)) for key in keys]
