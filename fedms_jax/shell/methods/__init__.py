@@ -57,7 +57,7 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   c, name = config, config.algorithm.name
   seed = c.seed if c.lora.mixed else None  # clients draw their ranks
   population = c.partition.num_clients
-  own = getattr(c.methods, name)
+  own = getattr(c.methods, name, None)  # some have no options of their own
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, population, seed)  # fmt: skip
 
