@@ -36,6 +36,8 @@ CASES = {
   'bert_mlm': ('bert', Options(head='masked_lm')),
   'gpt2': ('gpt2', Options(head='causal_lm', remat=True)),
   'llama_int8': ('llama', Options(head='causal_lm', storage='int8')),
+  'gemma3': ('gemma3', Options(head='causal_lm', unroll=0)),
+  'phi3_int8': ('phi3', Options(head='causal_lm', storage='int8')),
   'clip_zero_shot': ('clip', Options(head='zero_shot', classes=3)),
   'clip_image': ('clip', Options(head='contrast', tower='image')),
   'clip_text': ('clip', Options(head='contrast', tower='text')),
