@@ -15,9 +15,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fedms_jax.adapters import lora
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
-from fedms_jax.persistence import model_export, model_files, tensors
+from fedms_jax.persistence import (
+  model_export,
+  model_files,
+  peft_names,
+  tensors,
+)
 from tests.models.references import (
   CLIP_PARTS,
   DINO,
@@ -373,6 +379,7 @@ def test_saving_keeps_what_was_not_loaded(tmp_path):
 PEAK = """
 import pathlib, sys
 import jax
+from fedms_jax.adapters import lora
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Options
 from fedms_jax.persistence import model_files
@@ -411,3 +418,14 @@ def test_the_host_never_holds_much_more_than_the_model(tmp_path):
   )
   peak = int(out.stdout)
   assert size < peak < 1.3 * size, peak / size
+
+
+@pytest.mark.parametrize('kind', CONFIGS)
+def test_what_an_adapter_may_name_are_the_kernels_of_the_blocks(kind):
+  """Norms within attention are none."""
+  config, options = CONFIGS[kind]
+  model = pretrained.model(config, options)
+  shapes = jax.eval_shape(model.backbone.init, jax.random.key(0))
+  assert set(peft_names.all_targets(model)) == set(
+    lora.kernels(shapes['blocks'])
+  )
