@@ -51,7 +51,8 @@ FAMILIES: dict[str, Callable[[Settings, Options], Model]] = {
 }
 # Are near to families by name, and compute something else.
 OTHERS = {
-  'modernbert': 'attends to near tokens only in most of its blocks',
+  'modernbert': 'has a first block without the norm that the others have, and '
+  'attends to near tokens only in most of them',
   'siglip2': 'reads images of any shape as patches and a mask',
 }
 WORDS: dict[str, Callable[[Settings], Words]] = {

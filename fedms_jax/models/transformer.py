@@ -270,7 +270,7 @@ class Block(nn.Module):
 def normalize(config: TransformerConfig, params: Tree, x, dtype='') -> Any:
   """The family's norm outside of its blocks, in `dtype` or the compute type."""
   norm = Norm(config.norm, config.norm_eps, dtype or config.dtype)
-  return norm.apply({'params': params}, x)
+  return cast(jax.Array, norm.apply({'params': params}, x))
 
 
 def init_blocks(config: TransformerConfig, key) -> Tree:
