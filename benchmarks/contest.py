@@ -9,6 +9,7 @@ and `fedms report` makes its page. The runs share one process, see
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -107,9 +108,12 @@ class Contest:
 
   def config(self, job: Job) -> Config:
     """The config of a job; refuses flags that `fedms` does not take."""
-    folder = f'--workdir={self.root / job.folder}'
-    words = [*self.base, *_words(job.flags), folder, '--resume']
-    return command.check([*words, '--noprogress', '--notensorboard'])
+    words = [*self.base, *_words(job.flags), '--noprogress', '--notensorboard']
+    folder = str(self.root / job.folder)
+    # Set after the check: a job may be asked about that will have other rates.
+    return dataclasses.replace(
+      command.check(words), workdir=folder, resume=True
+    )
 
   def do(self, job: Job) -> runs.Run | None:
     """The finished run of a job, which is run unless it is finished; None if

@@ -43,7 +43,7 @@ def test_without_a_gate_both_experts_weigh_one_half():
   world.close(found.logits['mixture'], mean, atol=1e-6)
   assert roles.shared == {} and set(roles.personal) == {'blocks', 'head'}
   assert sent(algorithm, roles) == (0, 0)
-  assert algorithm.work.frozen == 1  # the base has no features to give
+  assert algorithm.passes.frozen == 1  # the base has no features to give
 
 
 def test_a_fixed_gate_may_have_a_bias():

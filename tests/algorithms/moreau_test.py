@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from fedms_jax.algorithms import moreau
+from fedms_jax.core.contract import Start
 from fedms_jax.core.types import Plan, Roles
 from tests import world
 
@@ -13,9 +14,9 @@ CENTER = np.array([1.0, -2.0, 0.5], np.float32)
 PULL, RATE = 3.0, 0.1
 
 
-def quadratic(roles, batch, key, plan):
+def quadratic(roles, batch, key, start):
   """1/2 ||theta - batch||^2, whose envelope has a closed form."""
-  del key, plan
+  del key, start
   away = roles.personal['head']['x'] - batch
   return jnp.sum(away**2) / 2, {'loss': jnp.zeros(2), 'score': jnp.zeros(2)}
 
@@ -25,12 +26,13 @@ def descend(w, centers, steps, inner_rate):
     quadratic, optax.sgd(inner_rate), PULL, steps, RATE
   )  # fmt: skip
   tree = {'head': {'x': jnp.asarray(w)}}
-  roles, plan = Roles({}, tree, {'head': {'x': jnp.full(3, 9.0)}}), Plan((), 0)
-  carry = update.begin(roles, plan)
+  roles = Roles({}, tree, {'head': {'x': jnp.full(3, 9.0)}})
+  start = Start(roles, Plan((), 0))
+  carry = update.begin(start)
   for center in centers:
-    carry, _ = update.step(carry, roles, center, jax.random.key(0), plan)
-  shared, own = update.finish(carry, roles, plan)
-  return shared['head']['x'], own['head']['x']
+    carry, _ = update.step(carry, start, center, jax.random.key(0))
+  message, own = update.finish(carry, start)
+  return message.update['head']['x'], own['head']['x']
 
 
 def test_theta_is_the_proximal_point_and_w_descends_on_the_envelope():

@@ -29,7 +29,7 @@ def made(size, *rounds):
 
 def content(shared):
   """{ticket: prompt}, newest first."""
-  pairs = zip(shared['pool_owners'], shared['pool_prompts'], strict=True)
+  pairs = zip(shared['owners'], shared['prompts'], strict=True)
   return [
     (round(float(o[0]), 2), float(p[0, 0])) for o, p in pairs if o[0] >= 0
   ]
