@@ -94,7 +94,7 @@ def lines_of_fedms():
         yield pytest.param(re.sub(r'<[^>]*>|…', '', line), id=f'{page}: {line}')
 
 
-@pytest.mark.parametrize('line', lines_of_fedms())
+@pytest.mark.parametrize('line', list(lines_of_fedms()))
 def test_a_command_is_taken(line, monkeypatch):
   monkeypatch.chdir(ROOT)
   name, words = commands.split(shlex.split(line))

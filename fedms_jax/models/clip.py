@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core.types import Span, Tree
 from fedms_jax.models import contrast, family, transformer, vit
+from fedms_jax.models.class_prompts import class_prompts as class_prompts
 from fedms_jax.models.contrast import Similarity, Tower
 from fedms_jax.models.family import Head, Model, Name, Options, Prompted, Words
 from fedms_jax.models.settings import Settings
