@@ -104,6 +104,7 @@ def test_prompts_that_say_nothing_are_warned_of(tmp_path):
     foundation.class_tokens(zero_shot.prompt, ('ball', 'ball'), found)
 
 
+@pytest.mark.filterwarnings('default::UserWarning')
 def test_warnings_of_the_data_are_the_commands_own_words(monkeypatch, capsys):
   others = []
   monkeypatch.setattr(warnings, 'showwarning', lambda *a, **k: others.append(a))
