@@ -45,7 +45,7 @@ def blocks(stacked, numbers):
 
 
 @pytest.mark.parametrize(('stage', 'plan'), PAIRS)
-def test_wide_vmap_equals_chunks_equals_loop(stage, plan):
+def test_wide_vmap_equals_a_loop_over_clients(stage, plan):
   algorithm, roles = STAGES[stage](optimizer=world.ADAM)
   rows = world.cohort_rows()
   wide = world.train(algorithm, roles, rows, PLANS[plan])
