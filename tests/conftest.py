@@ -17,6 +17,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
 
+# A row plus a matrix is more often a fault than meant; code says its axes.
+os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')
+
 import pytest
 
 

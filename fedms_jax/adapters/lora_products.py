@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.adapters import lora
+from fedms_jax.core.shapes import tail
 from fedms_jax.core.types import Tree
 
 _TINY = 1e-12
@@ -20,7 +21,7 @@ _TINY = 1e-12
 
 def shares(weights):
   """Weights [K, ...] over their sum; zeros where nobody has any."""
-  return weights / jnp.maximum(jnp.sum(weights, axis=0), _TINY)
+  return weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), _TINY)
 
 
 def mean(values: Tree, share) -> Tree:
@@ -57,8 +58,8 @@ def residual(factors: Tree, share):
   _check(factors, share)
   squares = jnp.float32(0)
   for a, b in lora.pairs(factors).values():
-    u = _side_by_side(a - mean(a, share))
-    v = _side_by_side(_turned(_scaled(b - mean(b, share), share)))
+    u = _side_by_side(a - mean(a, share)[None])
+    v = _side_by_side(_turned(_scaled(b - mean(b, share)[None], share)))
     spec = 'lir,lis->lrs'
     squares += jnp.sum(_inner(_dot(spec, u, u), _dot(spec, v, v)))
   return jnp.sqrt(jnp.maximum(squares, 0.0))
@@ -106,7 +107,7 @@ def _turned(x):
 
 
 def _scaled(x, share):
-  return x * share.reshape(share.shape + (1,) * (x.ndim - share.ndim))
+  return x * tail(share, x)
 
 
 def _side_by_side(x):

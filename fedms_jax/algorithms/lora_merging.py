@@ -143,7 +143,7 @@ def hetlora(
     update, cover = received.update, received.cover
     blocks = lora_products.mean(update['blocks'], shares(received))
     most = jnp.max(_ranks_held(received), axis=0)
-    real = jnp.arange(setting.lora.rank) < most[:, None]  # [L, R]
+    real = jnp.arange(setting.lora.rank)[None] < most[:, None]  # [L, R]
 
     def kept(path, new, old):
       here = real[:, None, :] if path[-1].key == 'a' else real[:, :, None]

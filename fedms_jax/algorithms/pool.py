@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 
 
@@ -40,7 +41,7 @@ def nearest(pool: Tree, own, ticket, count: int):
   them exist: ([n, T, D], bool [n]), n at most `count`."""
   prompts, owners = pool['prompts'], pool['owners']
   others = ~is_nobody(owners) & ~_same(owners, ticket)
-  distance = jnp.sum(jnp.square(prompts - own), axis=(1, 2))
+  distance = jnp.sum(jnp.square(prompts - own[None]), axis=(1, 2))
   order = jnp.argsort(jnp.where(others, distance, jnp.inf))[:count]
   return prompts[order], others[order]
 
@@ -52,7 +53,7 @@ def renewed(pool: Tree, prompts, tickets, sent) -> Tree:
   sent: bool [K], which of them count.
   """
   old = pool['owners']
-  replaced = jnp.any(_same(old[:, None], tickets) & sent, axis=1)
+  replaced = jnp.any(_same(old[:, None], tickets[None]) & sent[None], axis=1)
   kept = jnp.concatenate([sent, ~replaced & ~is_nobody(old)])
   order = jnp.argsort(~kept, stable=True)[: len(old)]
   owners = jnp.concatenate([tickets, old])[order]
@@ -63,4 +64,4 @@ def renewed(pool: Tree, prompts, tickets, sent) -> Tree:
 
 
 def _same(owners, ticket):
-  return jnp.all(owners == ticket, axis=-1)
+  return jnp.all(owners == lead(ticket, owners), axis=-1)

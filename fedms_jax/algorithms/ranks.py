@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
 from fedms_jax.core.contract import ClientUpdate, Start
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 RankOf = Callable[[int], int]  # client -> its rank
@@ -133,7 +134,8 @@ def tail(factors: Tree, first):
   total = jnp.float32(0)
   for a, b in lora.pairs(factors).values():
     here = jnp.arange(a.shape[-1]) >= first
-    total += jnp.sum(_norm(a * here) * _norm(b * here[:, None]))
+    by_column = lead(here, a), lead(here[:, None], b)
+    total += jnp.sum(_norm(a * by_column[0]) * _norm(b * by_column[1]))
   return total
 
 

@@ -15,6 +15,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
+
 
 class Device(NamedTuple):
   """Where attention runs. backend: of JAX. capability: compute capability of
@@ -100,7 +102,7 @@ def attend(
 def _near(tokens: int, window):
   """Which position sees which by its window, bool [T, T]."""
   places = jnp.arange(tokens)
-  return jnp.abs(places[:, None] - places) < window
+  return jnp.abs(places[:, None] - places[None]) < window
 
 
 def _cudnn(q, k, v, mask, causal, scale=0.0, window=None):
@@ -171,9 +173,9 @@ def _matmuls(q, k, v, mask, causal, scale=0.0, window=None, cap=0.0):
   if mask is not None:
     seen = mask[:, None, None, :]
   if causal:
-    seen = seen & jnp.tri(tokens, dtype=bool)
+    seen = seen & lead(jnp.tri(tokens, dtype=bool), seen)
   if window is not None:
-    seen = seen & _near(tokens, window)
+    seen = seen & lead(_near(tokens, window), seen)
   q = q * (scale or q.shape[-1] ** -0.5)
   if cap:
     y = _weighed_forward(q, k, v, seen, cap)[0]

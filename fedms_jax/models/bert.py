@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -70,49 +74,18 @@ def model(config: Settings, options: Options) -> Model:
   offset = _offset(config)
   types = config.integer('type_vocab_size', 2)
   tokens = family.length(options, most)
-
-  def stem(keys) -> Tree:
-    return {
-      'word': family.table(keys[0], vocabulary, t.width),
-      'position': family.table(keys[1], most + offset, t.width),
-      'type': family.table(keys[2], types, t.width),
-      'norm': family.norm(t),
-    }
-
-  def embed(params, inputs):
-    ids, types = split(inputs)
-    real = ids >= 0
-    place = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + offset
-    stem = params['stem']
-    rows = (
-      stem['word'][jnp.maximum(ids, 0)],
-      stem['position'][place],
-      stem['type'][types],
-    )
-    x = sum(row.astype(jnp.float32) for row in rows)
-    return transformer.normalize(t, stem['norm'], x)
-
   tied = config.flag('tie_word_embeddings', True)
-  reference = f'{_CLASSES[kind]}ForMaskedLM'
-  if options.head == 'masked_lm':
-    final, features = masked(t, vocabulary, tied)
-    head = family.readout(t, tokens, vocabulary)
-  else:
-    pooling = family.pooling(options, POOLINGS, 'pooler')
-    final, features = pooled(t, pooling)
-    own = f'{_CLASSES[kind]}ForSequenceClassification'
-    reference = own if pooling == 'pooler' else ''
-    head = family.linear_head(t.width, options.classes)
+  out = outputs(t, options, tokens, vocabulary, tied, _CLASSES[kind])
   root = 'roberta' if roberta else 'bert'
   return Model(
     family.backbone(
       t,
       storage=options.storage,
-      stem=stem,
-      final=final,
-      embed=embed,
-      features=features,
-      head=head,
+      stem=functools.partial(_stem, t, vocabulary, most + offset, types),
+      final=out.final,
+      embed=functools.partial(_embed, t, offset),
+      features=out.features,
+      head=out.head,
       tokens=tokens,
       mask=mask,
     ),
@@ -123,11 +96,65 @@ def model(config: Settings, options: Options) -> Model:
       rf'({root}\.)?pooler\..*',
       r'(cls|classifier|lm_head)\..*',
     ),
-    reference=reference,
+    reference=out.reference,
     heads=(r'classifier\..*',),
     tied=_tied(root) if tied else {},
     unread=config.unread(),
   )
+
+
+def _stem(t: TransformerConfig, vocabulary: int, most: int, types: int, keys):
+  return {
+    'word': family.table(keys[0], vocabulary, t.width),
+    'position': family.table(keys[1], most, t.width),
+    'type': family.table(keys[2], types, t.width),
+    'norm': family.norm(t),
+  }
+
+
+def _embed(t: TransformerConfig, offset: int, params, inputs):
+  ids, types = split(inputs)
+  real = ids >= 0
+  place = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0) + offset
+  stem = params['stem']
+  rows = (
+    stem['word'][jnp.maximum(ids, 0)],
+    stem['position'][place],
+    stem['type'][types],
+  )
+  x = sum(row.astype(jnp.float32) for row in rows)
+  return transformer.normalize(t, stem['norm'], x)
+
+
+class Outputs(NamedTuple):
+  """What follows the blocks; reference: the class of transformers that gives
+  the same logits, '' if none does."""
+
+  final: Callable
+  features: Callable
+  head: Any
+  reference: str
+
+
+def outputs(
+  t: TransformerConfig,
+  options: Options,
+  tokens: int,
+  vocabulary: int,
+  tied: bool,
+  name: str,
+  activation=jnp.tanh,
+) -> Outputs:
+  """Those of `Options.head`. name: what the classes of the reference begin
+  with. activation: of the pooler."""
+  if options.head == 'masked_lm':
+    readout = family.readout(t, tokens, vocabulary)
+    return Outputs(*masked(t, vocabulary, tied), readout, f'{name}ForMaskedLM')
+  pooling = family.pooling(options, POOLINGS, 'pooler')
+  head = family.linear_head(t.width, options.classes)
+  same = pooling == 'pooler'
+  reference = f'{name}ForSequenceClassification' if same else ''
+  return Outputs(*pooled(t, pooling, activation), head, reference)
 
 
 def _tied(root: str) -> dict[str, str]:

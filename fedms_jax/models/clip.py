@@ -91,7 +91,9 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
     kernel = stem['kernel'].astype(t.dtype)
     x = vit.embed_patches(kernel, images, mean, std)
     cls = jnp.broadcast_to(stem['cls'].astype(x.dtype), (len(x), 1, t.width))
-    x = jnp.concatenate([cls, x], axis=1) + stem['position'].astype(x.dtype)
+    x = (
+      jnp.concatenate([cls, x], axis=1) + stem['position'].astype(x.dtype)[None]
+    )
     return transformer.normalize(t, stem['norm'], x)
 
   return Tower(
@@ -157,13 +159,13 @@ def text_tower(config: Settings, options: Options, projected: int) -> Tower:
 
   def embed(stem, tokens):
     x = stem['word'][jnp.maximum(tokens, 0)].astype(t.dtype)
-    return x + stem['position'][: tokens.shape[1]].astype(t.dtype)
+    return x + stem['position'][: tokens.shape[1]].astype(t.dtype)[None]
 
   def mask(tokens):
     # Old configs say 2, which is wrong; the end is then the greatest token.
     found = tokens if end == 2 else tokens == end
     place = jnp.argmax(found, axis=1)
-    return jnp.arange(tokens.shape[1]) <= place[:, None]
+    return jnp.arange(tokens.shape[1])[None] <= place[:, None]
 
   return Tower(
     t,
@@ -317,7 +319,7 @@ def prompted(tower: Tower) -> Prompted:
       context.astype(t.dtype), (len(tokens), *context.shape)
     )
     x = jnp.concatenate([words[:, :1], context, words[:, 1:]], axis=1)
-    x = x + stem['position'][: x.shape[1]].astype(t.dtype)
+    x = x + stem['position'][: x.shape[1]].astype(t.dtype)[None]
     held = tower.mask(tokens)
     ours = jnp.ones(context.shape[:2], bool)
     held = jnp.concatenate([held[:, :1], ours, held[:, 1:]], axis=1)

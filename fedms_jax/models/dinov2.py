@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 from fedms_jax.models import family, transformer, vit
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.settings import Settings
+from fedms_jax.models.transformer import TransformerConfig
 
 POOLINGS = ('cls_mean', 'cls', 'mean')
 REGISTERS = 'dinov2_with_registers'
 _CLASSES = {'dinov2': 'Dinov2', REGISTERS: 'Dinov2WithRegisters'}
+
+
+class _Images(NamedTuple):
+  """How images become tokens. cells, known: patches along a side, now and as
+  trained. registers: how many; None: a model without. center, spread: of the
+  pixels, by channel."""
+
+  patch: int
+  channels: int
+  cells: int
+  known: int
+  registers: int | None
+  center: Any
+  spread: Any
 
 
 def model(config: Settings, options: Options) -> Model:
@@ -32,8 +51,37 @@ def model(config: Settings, options: Options) -> Model:
     'out_indices', 'stage_names', 'apply_layernorm', 'reshape_hidden_states',
   )  # fmt: skip
   root = config.text('model_type', 'dinov2')
+  t, images = _shape(config, options), _images(config, options, root)
+  pooling = family.pooling(options, POOLINGS, 'cls_mean')
+  feature = t.width * len(pooling.split('_'))
+  special = 1 + (images.registers or 0)
+  values = images.patch**2 * images.channels
+  own = f'{_CLASSES[root]}ForImageClassification'
+  return Model(
+    family.backbone(
+      t,
+      storage=options.storage,
+      stem=functools.partial(_stem, t, images),
+      final=lambda key: family.norm(t),
+      embed=functools.partial(_embed, t, images),
+      features=functools.partial(_features, t, pooling, special),
+      head=family.linear_head(feature, options.classes),
+      tokens=special + images.cells**2,
+      stem_flops=2.0 * images.cells**2 * values * t.width,
+      width=feature,
+    ),
+    names(root),
+    prefix=f'{root}.',
+    ignored=(rf'({root}\.)?embeddings.mask_token', r'classifier\..*'),
+    reference=own if pooling == 'cls_mean' else '',
+    heads=(r'classifier\..*',),
+    unread=config.unread(),
+  )
+
+
+def _shape(config: Settings, options: Options):
   width = config.integer('hidden_size', 768)
-  t = family.shape(
+  return family.shape(
     options,
     activation=config.choice('hidden_act', 'gelu', family.ACTIVATIONS),
     blocks=config.blocks('num_hidden_layers', 12),
@@ -44,10 +92,13 @@ def model(config: Settings, options: Options) -> Model:
     qkv_bias=config.flag('qkv_bias', True),
     layer_scale=True,
   )
+
+
+def _images(config: Settings, options: Options, root: str) -> _Images:
   channels = config.integer('num_channels', 3)
   center, spread = family.pixels(options, channels, *vit.PIXELS['deit'])
   newer = root == REGISTERS
-  registers = config.integer('num_register_tokens', 4, low=0) if newer else 0
+  registers = config.integer('num_register_tokens', 4, low=0) if newer else None
   patch = config.side('patch_size', 16 if newer else 14)
   trained = config.side('image_size', 224)
   image = options.image_side or trained
@@ -58,63 +109,48 @@ def model(config: Settings, options: Options) -> Model:
         'of config.json; allowed: multiples of it. Mend image_size, or what '
         'the preprocessor makes.'
       )
-  cells, known = image // patch, trained // patch
-  values = patch**2 * channels
-
-  def stem(keys) -> Tree:
-    out = {
-      'kernel': family.table(keys[0], patch, patch, channels, width),
-      'bias': jnp.zeros(width),
-      'position': family.table(keys[1], 1, known**2 + 1, width),
-      'cls': family.table(keys[2], 1, 1, width),
-    }
-    if newer:
-      key = jax.random.fold_in(keys[2], 1)
-      out['registers'] = family.table(key, 1, registers, width)
-    return out
-
-  def embed(params, images):
-    stem = jax.tree.map(lambda p: p.astype(t.dtype), params['stem'])
-    x = vit.embed_patches(stem['kernel'], images, center, spread) + stem['bias']
-    position = params['stem']['position'][0]
-    grid = position[1:].reshape(known, known, width)
-    grid = resized(grid, cells, smooth=newer).reshape(-1, width)
-    x = x + grid.astype(t.dtype)
-    first = [stem['cls'] + position[:1].astype(t.dtype)]
-    first += [stem['registers']] if newer else []
-    first = [jnp.broadcast_to(f, (len(x), *f.shape[1:])) for f in first]
-    return jnp.concatenate([*first, x], axis=1)
-
-  pooling = family.pooling(options, POOLINGS, 'cls_mean')
-
-  def features(params, x, mask):
-    del mask
-    x = transformer.normalize(t, params['final'], x, 'float32')
-    both = {'cls': x[:, 0], 'mean': jnp.mean(x[:, 1 + registers :], axis=1)}
-    return jnp.concatenate([both[name] for name in pooling.split('_')], axis=-1)
-
-  feature = width * len(pooling.split('_'))
-  own = f'{_CLASSES[root]}ForImageClassification'
-  return Model(
-    family.backbone(
-      t,
-      storage=options.storage,
-      stem=stem,
-      final=lambda key: family.norm(t),
-      embed=embed,
-      features=features,
-      head=family.linear_head(feature, options.classes),
-      tokens=1 + registers + cells**2,
-      stem_flops=2.0 * cells**2 * values * width,
-      width=feature,
-    ),
-    names(root),
-    prefix=f'{root}.',
-    ignored=(rf'({root}\.)?embeddings.mask_token', r'classifier\..*'),
-    reference=own if pooling == 'cls_mean' else '',
-    heads=(r'classifier\..*',),
-    unread=config.unread(),
+  return _Images(
+    patch, channels, image // patch, trained // patch, registers, center, spread
   )
+
+
+def _stem(t: TransformerConfig, images: _Images, keys) -> Tree:
+  patch, width = images.patch, t.width
+  out = {
+    'kernel': family.table(keys[0], patch, patch, images.channels, width),
+    'bias': jnp.zeros(width),
+    'position': family.table(keys[1], 1, images.known**2 + 1, width),
+    'cls': family.table(keys[2], 1, 1, width),
+  }
+  if images.registers is not None:
+    key = jax.random.fold_in(keys[2], 1)
+    out['registers'] = family.table(key, 1, images.registers, width)
+  return out
+
+
+def _embed(t: TransformerConfig, images: _Images, params, inputs):
+  newer = images.registers is not None
+  stem = jax.tree.map(lambda p: p.astype(t.dtype), params['stem'])
+  x = vit.embed_patches(stem['kernel'], inputs, images.center, images.spread)
+  x = x + lead(stem['bias'], x)
+  position = params['stem']['position'][0]
+  grid = position[1:].reshape(images.known, images.known, t.width)
+  grid = resized(grid, images.cells, smooth=newer).reshape(-1, t.width)
+  x = x + grid.astype(t.dtype)[None]
+  first = [stem['cls'] + position[:1].astype(t.dtype)]
+  first += [stem['registers']] if newer else []
+  first = [jnp.broadcast_to(f, (len(x), *f.shape[1:])) for f in first]
+  return jnp.concatenate([*first, x], axis=1)
+
+
+def _features(
+  t: TransformerConfig, pooling: str, special: int, params, x, mask
+):
+  """special: how many tokens, at the start, are no patches."""
+  del mask
+  x = transformer.normalize(t, params['final'], x, 'float32')
+  both = {'cls': x[:, 0], 'mean': jnp.mean(x[:, special:], axis=1)}
+  return jnp.concatenate([both[name] for name in pooling.split('_')], axis=-1)
 
 
 def resized(grid, side: int, smooth: bool):

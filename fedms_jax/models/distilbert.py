@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models import bert, family, transformer
 from fedms_jax.models.family import Model, Name, Options, Words
 from fedms_jax.models.settings import Settings
+from fedms_jax.models.transformer import TransformerConfig
 
 
 def words(config: Settings) -> Words:
@@ -44,41 +47,20 @@ def model(config: Settings, options: Options) -> Model:
   positions, vocabulary = words(config)
   tokens = family.length(options, positions)
 
-  def stem(keys) -> Tree:
-    return {
-      'word': family.table(keys[0], vocabulary, t.width),
-      'position': family.table(keys[1], positions, t.width),
-      'norm': family.norm(t),
-    }
-
-  def embed(params, inputs):
-    ids, _ = bert.split(inputs)
-    stem = params['stem']
-    x = stem['word'][jnp.maximum(ids, 0)].astype(jnp.float32)
-    x = x + stem['position'][: ids.shape[1]].astype(jnp.float32)
-    return transformer.normalize(t, stem['norm'], x)
-
   tied = config.flag('tie_word_embeddings', True)
-  reference = 'DistilBertForMaskedLM'
-  if options.head == 'masked_lm':
-    final, features = bert.masked(t, vocabulary, tied)
-    head = family.readout(t, tokens, vocabulary)
-  else:
-    pooling = family.pooling(options, bert.POOLINGS, 'pooler')
-    final, features = bert.pooled(t, pooling, jax.nn.relu)
-    own = 'DistilBertForSequenceClassification'
-    reference = own if pooling == 'pooler' else ''
-    head = family.linear_head(t.width, options.classes)
+  out = bert.outputs(
+    t, options, tokens, vocabulary, tied, 'DistilBert', jax.nn.relu
+  )
   word = 'distilbert.embeddings.word_embeddings.weight'
   return Model(
     family.backbone(
       t,
       storage=options.storage,
-      stem=stem,
-      final=final,
-      embed=embed,
-      features=features,
-      head=head,
+      stem=functools.partial(_stem, t, vocabulary, positions),
+      final=out.final,
+      embed=functools.partial(_embed, t),
+      features=out.features,
+      head=out.head,
       tokens=tokens,
       mask=bert.mask,
     ),
@@ -89,11 +71,27 @@ def model(config: Settings, options: Options) -> Model:
       r'(pre_classifier|classifier|qa_outputs)\..*',
       r'vocab_(transform|layer_norm|projector)\..*',
     ),
-    reference=reference,
+    reference=out.reference,
     heads=(r'classifier\..*',),
     tied={'vocab_projector.weight': word} if tied else {},
     unread=config.unread(),
   )
+
+
+def _stem(t: TransformerConfig, vocabulary: int, positions: int, keys) -> Tree:
+  return {
+    'word': family.table(keys[0], vocabulary, t.width),
+    'position': family.table(keys[1], positions, t.width),
+    'norm': family.norm(t),
+  }
+
+
+def _embed(t: TransformerConfig, params, inputs):
+  ids, _ = bert.split(inputs)
+  stem = params['stem']
+  x = stem['word'][jnp.maximum(ids, 0)].astype(jnp.float32)
+  x = x + stem['position'][: ids.shape[1]].astype(jnp.float32)[None][None]
+  return transformer.normalize(t, stem['norm'], x)
 
 
 def names(tied: bool = True) -> dict[str, Name | str]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import linear, storages, transformer
 from fedms_jax.models.transformer import TransformerConfig
@@ -260,7 +261,9 @@ def readout(
     y = linear.readout(x, rows)
     if cap:
       y = cap * jnp.tanh(y / cap)
-    return y + final['bias'].astype(jnp.float32) if 'bias' in final else y
+    if 'bias' not in final:
+      return y
+    return y + lead(final['bias'].astype(jnp.float32), y)
 
   flops = 2.0 * tokens * t.width * vocabulary
   return Head(lambda key: {}, logits, flops)

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 
 GLOBAL, LOCAL = 0, 1  # places on the expert axis E
@@ -93,9 +94,10 @@ def weights(spec: GateSpec, params: Tree, features, mask=None):
     first = jnp.full((*x.shape[:-1], 1), jax.nn.sigmoid(spec.bias))
     return jnp.stack([first, 1.0 - first], axis=-2)
   adapter, linear = params['adapter'], params['linear']
-  hidden = jax.nn.gelu(x @ adapter['down'] + adapter['down_bias'])
-  x = x + hidden @ adapter['up'] + adapter['up_bias']
-  y = x @ linear['kernel'] + linear['bias']
+  hidden = x @ adapter['down']
+  hidden = jax.nn.gelu(hidden + lead(adapter['down_bias'], hidden))
+  x = x + hidden @ adapter['up'] + lead(adapter['up_bias'], x)
+  y = x @ linear['kernel'] + lead(linear['bias'], x)
   if spec.kind == 'sigmoid':
     first = jax.nn.sigmoid(y)
     return jnp.stack([first, 1.0 - first], axis=-2)

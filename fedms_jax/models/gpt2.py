@@ -47,7 +47,7 @@ def model(config: Settings, options: Options) -> Model:
   def embed(params, inputs):
     stem = params['stem']
     x = stem['word'][jnp.maximum(inputs, 0)].astype(t.dtype)
-    return x + stem['position'][: inputs.shape[1]].astype(t.dtype)
+    return x + stem['position'][: inputs.shape[1]].astype(t.dtype)[None]
 
   return Model(
     decoder.backbone(

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 
 
@@ -24,7 +25,9 @@ def init(key, width: int, classes: int, bias: bool = True) -> Tree:
 def apply(params: Tree, x, dtype: str = 'float32'):
   """`x @ kernel + bias` of features [..., D], in `dtype`."""
   y = product(x.astype(dtype), params['kernel'], dtype)
-  return y + params['bias'].astype(dtype) if 'bias' in params else y
+  if 'bias' not in params:
+    return y
+  return y + lead(params['bias'].astype(dtype), y)
 
 
 def product(x, kernel, dtype: str) -> jax.Array:

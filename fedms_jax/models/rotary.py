@@ -128,8 +128,8 @@ def rotate(x, angles, gain: float = 1.0):
   """x [B, T, H, Dh], of which the first 2 * half are turned by the angles per
   position [half], in the half-split layout of LLaMA checkpoints."""
   half = angles.shape[0]
-  angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * angles
-  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+  angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * angles[None]
+  cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
   if gain != 1.0:
     cos, sin = gain * cos, gain * sin
   turned, rest = x, None

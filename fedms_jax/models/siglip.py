@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 from fedms_jax.models import clip, contrast, family, linear, transformer, vit
 from fedms_jax.models.contrast import Similarity, Tower
@@ -75,7 +76,8 @@ def image_tower(config: Settings, options: Options) -> tuple[Tower, int]:
   def embed(stem, images):
     kernel = stem['kernel'].astype(t.dtype)
     x = vit.embed_patches(kernel, images, mean, std)
-    return x + stem['bias'].astype(x.dtype) + stem['position'].astype(x.dtype)
+    x = x + lead(stem['bias'].astype(x.dtype), x)
+    return x + lead(stem['position'].astype(x.dtype), x)
 
   def final(key) -> Tree:
     out = {'norm': family.norm(t)}
@@ -176,7 +178,7 @@ def text_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     free = positions - tokens.shape[1]
     tokens = jnp.pad(tokens, ((0, 0), (0, free)), constant_values=-1)
     x = stem['word'][jnp.where(tokens < 0, fill, tokens)].astype(t.dtype)
-    return x + stem['position'].astype(t.dtype)
+    return x + lead(stem['position'].astype(t.dtype), x)
 
   def final(key) -> Tree:
     projection = linear.init(key, t.width, projected)

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
 from fedms_jax.models import attention, linear
 from fedms_jax.models.rotary import Scaling, rotate
@@ -114,10 +115,10 @@ class Dense(nn.Module):
     y = linear.product(x, kernel, self.dtype)
     if self.has_variable('params', 'kernel_scale'):
       unit = self.get_variable('params', 'kernel_scale')
-      y = y * unit.astype(self.dtype)
+      y = y * lead(unit.astype(self.dtype), y)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, shape[1:])
-      y = y + bias.astype(self.dtype)
+      y = y + lead(bias.astype(self.dtype), y)
     if self.adapter is not None:
       if params := self.variables.get(ADAPTER):
         y = self.adapter.apply(params, x, y)
@@ -141,8 +142,8 @@ def normed(x, scale, bias, *, eps: float):
   if bias is not None:
     x = x - jnp.mean(x, -1, keepdims=True)
   x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-  x = x * scale.astype(jnp.float32)
-  return x if bias is None else x + bias.astype(jnp.float32)
+  x = x * lead(scale.astype(jnp.float32), x)
+  return x if bias is None else x + lead(bias.astype(jnp.float32), x)
 
 
 class Norm(nn.Module):

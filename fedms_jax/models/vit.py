@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models import family, transformer
 from fedms_jax.models.family import Model, Name, Options
@@ -54,7 +55,10 @@ def embed_patches(kernel, images, center, spread):
   [P, P, C, D], in the type of the kernel."""
   center, spread = jnp.asarray(center), jnp.asarray(spread)
   pixels = images.astype(kernel.dtype) / 255
-  pixels = (pixels - center.astype(kernel.dtype)) / spread.astype(kernel.dtype)
+  center, spread = (
+    lead(x.astype(kernel.dtype), pixels) for x in (center, spread)
+  )
+  pixels = (pixels - center) / spread
   flat = kernel.reshape(-1, kernel.shape[-1])
   return patches(pixels, kernel.shape[0]) @ flat
 
@@ -93,7 +97,7 @@ def backbone(config: VitConfig) -> Backbone:
   def embed(params, images):
     stem = jax.tree.map(lambda p: p.astype(t.dtype), params['stem'])
     x = embed_patches(stem['kernel'], images, c.center, c.spread)
-    x = x + stem['bias']
+    x = x + lead(stem['bias'], x)
     shape = (x.shape[0], 1, t.width)
     first = [jnp.broadcast_to(stem[name], shape) for name in special]
     return jnp.concatenate([*first, x], axis=1) + stem['position']

@@ -15,30 +15,29 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 
 from fedms_jax.core import tree
 from fedms_jax.core.types import Tree
 from fedms_jax.models import labels as label_names
-from fedms_jax.models import renaming
-from fedms_jax.models.family import Model, Name
-from fedms_jax.persistence import adapter_config
+from fedms_jax.models.family import Model
+from fedms_jax.persistence import adapter_config, peft_heads
 from fedms_jax.persistence import tensors as files
 from fedms_jax.persistence.adapter_config import CONFIG
 from fedms_jax.persistence.files import write_atomic, write_whole
 from fedms_jax.persistence.peft_names import (
+  ROOT,
   Place,
   all_targets,
   places,
   short_names,
+  source,
   spellings,
 )
 
 WEIGHTS = 'adapter_model.safetensors'
 LABELS = 'labels'  # in the metadata of a file with a head
-_ROOT = 'base_model.model.'
 
 
 def save(
@@ -76,21 +75,7 @@ def save(
   if head and not model.reference:
     raise ValueError('no class of transformers has this head on this feature.')
   found = places(model, _targets(lora))
-  flat = tree.flat(lora)
-  tensors, ranks, names = {}, {}, set()
-  for module in dict.fromkeys(p.module for p in found):
-    shared = sorted(
-      (p for p in found if p.module == module), key=lambda p: p.part
-    )
-    blocks = len(flat[f'{shared[0].target}/a'])
-    for block in range(blocks):
-      a, b = _joined(flat, shared, block)
-      for name in spellings(model, shared[0].of(block), bare):
-        tensors[f'{_ROOT}{name}.lora_A.weight'] = a
-        tensors[f'{_ROOT}{name}.lora_B.weight'] = b
-        names.add(name)
-    if len(shared) > 1:
-      ranks[module.partition('{}.')[2]] = len(shared)
+  tensors, ranks, names = _named(model, tree.flat(lora), found, bare)
   config = {
     'peft_type': 'LORA',
     'task_type': task,
@@ -107,14 +92,34 @@ def save(
     'modules_to_save': None,
   }
   if head:
-    module, leaves = _head(model, head)
+    module, leaves = peft_heads.written(model, head)
     config['modules_to_save'] = [module]
-    tensors |= {f'{_ROOT}{module}.{k}': x for k, x in leaves.items()}
-    tensors |= {f'{_ROOT}{k}': x for k, x in (frozen or {}).items()}
+    tensors |= {f'{ROOT}{module}.{k}': x for k, x in leaves.items()}
+    tensors |= {f'{ROOT}{k}': x for k, x in (frozen or {}).items()}
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   write_tensors(folder / WEIGHTS, tensors, labels if head else ())
   write_atomic(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+
+
+def _named(model: Model, flat, found: Sequence[Place], bare: bool):
+  """(tensors by name in the file, multiple of the rank by module where several
+  places share one, names of the modules)."""
+  tensors, ranks, names = {}, {}, set()
+  for module in dict.fromkeys(p.module for p in found):
+    shared = sorted(
+      (p for p in found if p.module == module), key=lambda p: p.part
+    )
+    blocks = len(flat[f'{shared[0].target}/a'])
+    for block in range(blocks):
+      a, b = _joined(flat, shared, block)
+      for name in spellings(model, shared[0].of(block), bare):
+        tensors[f'{ROOT}{name}.lora_A.weight'] = a
+        tensors[f'{ROOT}{name}.lora_B.weight'] = b
+        names.add(name)
+    if len(shared) > 1:
+      ranks[module.partition('{}.')[2]] = len(shared)
+  return tensors, ranks, names
 
 
 def load(
@@ -147,17 +152,8 @@ def load(
   where = f'the adapter in {folder}'
   out = {name: np.array(x) for name, x in tree.flat(start).items()}
   known = places(model, all_targets(model))
-  by_module = {}
-  for place in known:
-    for block in range(model.backbone.blocks):
-      for name in spellings(model, place.of(block)):
-        pair = (place, block)
-        by_module.setdefault(name, []).append(pair)
-        if model.prefix:
-          bare = name.removeprefix(model.prefix)
-          by_module.setdefault(bare, []).append(pair)
-  for module, pairs in by_module.items():
-    names = [f'{_ROOT}{module}.lora_{x}.weight' for x in 'AB']
+  for module, pairs in _by_module(model, known).items():
+    names = [f'{ROOT}{module}.lora_{x}.weight' for x in 'AB']
     if not all(name in tensors for name in names):
       continue
     a, b = (tensors.pop(name) for name in names)
@@ -166,23 +162,13 @@ def load(
         f'{where} has tensors of rank {len(a)} at {module}, and its '
         f'{CONFIG} says {config.rank(module)}. Fetch it again.'
       )
-    b = b * (config.scale(module) / scale)
-    for place, block in pairs:
-      piece = b[place.part.along(len(b))]
-      if f'{place.target}/a' in out:
-        others = [p for p, _ in pairs if f'{p.target}/a' in out]
-        order = sorted(p.part for p in others).index(place.part)
-        _fill(out, place, block, a, piece, order, where)
-      elif piece.any():
-        raise ValueError(
-          f'{where} adapts {place.target} too. Add it to `Spec.targets`.'
-        )
+    _spread(out, pairs, a, b * (config.scale(module) / scale), where)
   for name, value in (frozen or {}).items():
-    if np.array_equal(tensors.get(_ROOT + name, np.nan), value):
-      del tensors[_ROOT + name]
-  head = _found_head(model, tensors)
+    if np.array_equal(tensors.get(ROOT + name, np.nan), value):
+      del tensors[ROOT + name]
+  head = peft_heads.taken(model, tensors)
   if head:
-    _check_head(model, head, where)
+    peft_heads.check(model, head, where)
     order = label_names.order(outputs, labels, where) if labels else slice(None)
     head = {key: x[..., order] for key, x in head.items()}
   if tensors:
@@ -192,6 +178,34 @@ def load(
       f'{shown}. Adapt linear layers of its blocks: {_kernels(known)}.'
     )
   return tree.nested(out), head
+
+
+def _by_module(model: Model, known: Sequence[Place]) -> dict[str, list]:
+  """(place, block) of all whose LoRA a module may hold, by its names."""
+  out: dict[str, list] = {}
+  for place in known:
+    for block in range(model.backbone.blocks):
+      for name in spellings(model, place.of(block)):
+        out.setdefault(name, []).append((place, block))
+        if model.prefix:
+          bare = name.removeprefix(model.prefix)
+          out.setdefault(bare, []).append((place, block))
+  return out
+
+
+def _spread(out, pairs: list, a, b, where: str) -> None:
+  """Gives each place of one module its part of B; a place that is not asked for
+  must have none."""
+  for place, block in pairs:
+    piece = b[place.part.along(len(b))]
+    if f'{place.target}/a' in out:
+      others = [p for p, _ in pairs if f'{p.target}/a' in out]
+      order = sorted(p.part for p in others).index(place.part)
+      _fill(out, place, block, a, piece, order, where)
+    elif piece.any():
+      raise ValueError(
+        f'{where} adapts {place.target} too. Add it to `Spec.targets`.'
+      )
 
 
 def _fill(out, place: Place, block: int, a, b, order: int, where: str) -> None:
@@ -239,58 +253,7 @@ def _targets(lora: Tree) -> list[str]:
 
 def _is_conv1d(model: Model, found: list[Place]) -> bool:
   """Whether the files keep these kernels as [d_in, d_out]."""
-  return not _source(model, f'blocks/{found[0].target}/kernel').axes
-
-
-def _source(model: Model, path: str) -> Name:
-  """Where a leaf lies in the files of the base model."""
-  found = renaming.source(model, path)
-  if found is None:
-    raise ValueError(
-      f'files of this family have no module for {path!r}, so an adapter in '
-      'the format of PEFT cannot hold it.'
-    )
-  return found
-
-
-def _head(model: Model, head: Tree) -> tuple[str, dict[str, np.ndarray]]:
-  """The module of the head, and its leaves as torch keeps them."""
-  module = _source(model, 'head/kernel').tensor.removesuffix('.weight')
-  leaves = {'weight': np.asarray(head['kernel']).T}
-  if 'bias' in head:
-    leaves['bias'] = np.asarray(head['bias'])
-  return module, leaves
-
-
-def _found_head(model: Model, tensors: dict[str, np.ndarray]) -> Tree | None:
-  """Takes the head out of the tensors."""
-  name = renaming.source(model, 'head/kernel')
-  key = _ROOT + (name.tensor if name else '')
-  if key not in tensors:
-    return None
-  head = {'kernel': tensors.pop(key).T}
-  bias = key.removesuffix('.weight') + '.bias'
-  if bias in tensors:
-    head['bias'] = tensors.pop(bias)
-  return head
-
-
-def _check_head(model: Model, head: Tree, where: str) -> None:
-  """Raises `ValueError` if the head was trained on another feature, or there
-  is none."""
-  wanted = jax.eval_shape(model.backbone.init_head, jax.random.key(0))
-  if not wanted or not model.reference:
-    raise ValueError(
-      f"{where} has a head, which was trained on the feature of this family's "
-      'own classifier. Choose it: `Options.head`=classification, and '
-      '`Options.pooling`.'
-    )
-  shapes = {key: x.shape for key, x in head.items()}
-  if shapes != {key: x.shape for key, x in wanted.items()}:
-    raise ValueError(
-      f'{where} has a head of shape {head["kernel"].shape}; this run needs '
-      f'{wanted["kernel"].shape}, D x classes.'
-    )
+  return not source(model, f'blocks/{found[0].target}/kernel').axes
 
 
 def _read(folder: pathlib.Path):

@@ -11,9 +11,11 @@ import numpy as np
 
 from fedms_jax.core import tree
 from fedms_jax.models import renaming
-from fedms_jax.models.family import Model, Part
+from fedms_jax.models.family import Model, Name, Part
 from fedms_jax.persistence import model_files, tensors
 from fedms_jax.persistence.model_files import Checkpoint
+
+ROOT = 'base_model.model.'  # what PEFT puts before all names
 
 # transformers 5 has other names for the modules of these families than their
 # files have, and PEFT does not translate them: adapters are written under both.
@@ -123,3 +125,14 @@ def short_names(
   # Files of the bare model leave the prefix out, and so may the names.
   known = all({m, prefix + m, m.removeprefix(prefix)} & {*names} for m in meant)
   return sorted(ends if known else names)
+
+
+def source(model: Model, path: str) -> Name:
+  """Where a leaf lies in the files of the base model."""
+  found = renaming.source(model, path)
+  if found is None:
+    raise ValueError(
+      f'files of this family have no module for {path!r}, so an adapter in '
+      'the format of PEFT cannot hold it.'
+    )
+  return found

@@ -13,6 +13,7 @@ import optax
 from fedms_jax.adapters import lora
 from fedms_jax.core import tree
 from fedms_jax.core.contract import Context, Message, Received, Sender, Server
+from fedms_jax.core.shapes import tail
 from fedms_jax.core.types import Roles, Tree
 
 RESIDUAL = 'aggregation_residual'
@@ -142,11 +143,6 @@ def _where(held: Tree, after: Tree, before: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(tail(here, x), x, y), x, y)
 
   return jax.tree.map(pick, held, after, before)
-
-
-def tail(x, like):
-  """x with trailing axes of size one, to be broadcast against `like`."""
-  return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
 
 
 def divide(total: Tree, cover: Tree) -> Tree:

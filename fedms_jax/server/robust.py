@@ -102,7 +102,7 @@ def _trimmed(x, held, cut: Callable):
   # Those that held nothing come last.
   ordered = jnp.sort(jnp.where(tail(held, x), x, jnp.inf), axis=0)
   place = tail(jnp.arange(len(x)), x)
-  kept = (place >= low) & (place < high)
+  kept = (place >= low[None]) & (place < high[None])
   total = jnp.sum(jnp.where(kept, ordered, 0.0), axis=0)
   return total / jnp.maximum(high - low, 1)
 
@@ -125,7 +125,7 @@ def _krum_scores(values: Tree, weights: Tree, bad: int):
   nearest = jnp.sort(jnp.where(others, mean, _FAR), axis=1)
   most = jnp.maximum(jnp.sum(clients) - bad - 2, 1)
   counted = jnp.arange(len(clients)) < most
-  return jnp.sum(jnp.where(counted, nearest, 0.0), axis=1)
+  return jnp.sum(jnp.where(counted[None], nearest, 0.0), axis=1)
 
 
 def _squared_distances(x):
