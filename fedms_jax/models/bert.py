@@ -60,16 +60,7 @@ def model(config: Settings, options: Options) -> Model:
   config.refuse(position_embedding_type='absolute')
   kind = config.text('model_type', 'bert')
   roberta = kind != 'bert'
-  t = family.shape(
-    options,
-    activation=config.choice('hidden_act', 'gelu', family.ACTIVATIONS),
-    blocks=config.blocks('num_hidden_layers', 12),
-    width=config.integer('hidden_size', 768),
-    heads=config.integer('num_attention_heads', 12),
-    mlp_width=config.integer('intermediate_size', 3072),
-    norm_eps=config.number('layer_norm_eps', 1e-12),
-    pre_norm=False,
-  )
+  t = _shape(config, options)
   most, vocabulary = words(config)
   offset = _offset(config)
   types = config.integer('type_vocab_size', 2)
@@ -100,6 +91,19 @@ def model(config: Settings, options: Options) -> Model:
     heads=(r'classifier\..*',),
     tied=_tied(root) if tied else {},
     unread=config.unread(),
+  )
+
+
+def _shape(config: Settings, options: Options) -> TransformerConfig:
+  return family.shape(
+    options,
+    activation=config.choice('hidden_act', 'gelu', family.ACTIVATIONS),
+    blocks=config.blocks('num_hidden_layers', 12),
+    width=config.integer('hidden_size', 768),
+    heads=config.integer('num_attention_heads', 12),
+    mlp_width=config.integer('intermediate_size', 3072),
+    norm_eps=config.number('layer_norm_eps', 1e-12),
+    pre_norm=False,
   )
 
 

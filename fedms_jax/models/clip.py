@@ -70,14 +70,8 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
     mlp_width=3072,
   )
   channels = config.integer('num_channels', 3)
-  image, patch = config.side('image_size', 224), config.side('patch_size', 32)
-  if image % patch:
-    raise ValueError(
-      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
-      'patch_size that divides it. Mend config.json.'
-    )
+  patch, cells = patches(config, 32)
   mean, std = family.pixels(options, channels, MEAN, STD)
-  cells = (image // patch) ** 2
 
   def stem(keys) -> Tree:
     return {
@@ -105,20 +99,35 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
     embed=embed,
     mask=lambda images: None,
     feature=lambda final, x, mask: _project(t, final, x[:, 0]),
-    names={
-      'stem/kernel': Name(
-        'vision_model.embeddings.patch_embedding.weight', (2, 3, 1, 0)
-      ),
-      'stem/position': Name(
-        'vision_model.embeddings.position_embedding.weight'
-      ),
-      'stem/cls': Name('vision_model.embeddings.class_embedding'),
-      'stem/norm': Name('vision_model.pre_layrnorm'),
-      'final/norm': Name('vision_model.post_layernorm'),
-      'final/projection': Name('visual_projection.weight', (1, 0)),
-      **block_names('vision_model'),
-    },
+    names=_IMAGE_NAMES | block_names('vision_model'),
   )
+
+
+_IMAGE_NAMES = {
+  'stem/kernel': Name(
+    'vision_model.embeddings.patch_embedding.weight', (2, 3, 1, 0)
+  ),
+  'stem/position': Name('vision_model.embeddings.position_embedding.weight'),
+  'stem/cls': Name('vision_model.embeddings.class_embedding'),
+  'stem/norm': Name('vision_model.pre_layrnorm'),
+  'final/norm': Name('vision_model.post_layernorm'),
+  'final/projection': Name('visual_projection.weight', (1, 0)),
+}
+
+
+def patches(config: Settings, usual: int) -> tuple[int, int]:
+  """(side of a patch, how many there are) of a config.json. usual: the side
+  where it gives none."""
+  image, patch = (
+    config.side('image_size', 224),
+    config.side('patch_size', usual),
+  )
+  if image % patch:
+    raise ValueError(
+      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
+      'patch_size that divides it. Mend config.json.'
+    )
+  return patch, (image // patch) ** 2
 
 
 def words(config: Settings) -> Words:

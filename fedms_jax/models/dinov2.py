@@ -137,7 +137,7 @@ def _embed(t: TransformerConfig, images: _Images, params, inputs):
   grid = position[1:].reshape(images.known, images.known, t.width)
   grid = resized(grid, images.cells, smooth=newer).reshape(-1, t.width)
   x = x + grid.astype(t.dtype)[None]
-  first = [stem['cls'] + position[:1].astype(t.dtype)]
+  first = [stem['cls'] + position[None, :1].astype(t.dtype)]
   first += [stem['registers']] if newer else []
   first = [jnp.broadcast_to(f, (len(x), *f.shape[1:])) for f in first]
   return jnp.concatenate([*first, x], axis=1)

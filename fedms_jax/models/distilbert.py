@@ -30,16 +30,7 @@ def model(config: Settings, options: Options) -> Model:
   of the files: plain checkpoints lack it.
   """
   family.choose('`Options.head`', options.head, bert.HEADS)
-  t = family.shape(
-    options,
-    activation=config.choice('activation', 'gelu', family.ACTIVATIONS),
-    blocks=config.blocks('n_layers', 6, also='num_hidden_layers'),
-    width=config.integer('dim', 768, also='hidden_size'),
-    heads=config.integer('n_heads', 12, also='num_attention_heads'),
-    mlp_width=config.integer('hidden_dim', 3072),
-    norm_eps=1e-12,
-    pre_norm=False,
-  )
+  t = _shape(config, options)
   # How it starts, drops out, and what transformers itself leaves aside.
   config.skip(
     'sinusoidal_pos_embds', 'qa_dropout', 'seq_classif_dropout', 'tie_weights_'
@@ -75,6 +66,19 @@ def model(config: Settings, options: Options) -> Model:
     heads=(r'classifier\..*',),
     tied={'vocab_projector.weight': word} if tied else {},
     unread=config.unread(),
+  )
+
+
+def _shape(config: Settings, options: Options) -> TransformerConfig:
+  return family.shape(
+    options,
+    activation=config.choice('activation', 'gelu', family.ACTIVATIONS),
+    blocks=config.blocks('n_layers', 6, also='num_hidden_layers'),
+    width=config.integer('dim', 768, also='hidden_size'),
+    heads=config.integer('n_heads', 12, also='num_attention_heads'),
+    mlp_width=config.integer('hidden_dim', 3072),
+    norm_eps=1e-12,
+    pre_norm=False,
   )
 
 

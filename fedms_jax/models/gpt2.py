@@ -3,12 +3,15 @@ Learners)."""
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models import decoder, family
 from fedms_jax.models.family import Model, Name, Options, Part, Words
 from fedms_jax.models.settings import Settings
+from fedms_jax.models.transformer import TransformerConfig
 
 
 def words(config: Settings) -> Words:
@@ -38,23 +41,12 @@ def model(config: Settings, options: Options) -> Model:
   positions, vocabulary = words(config)
   tied = config.flag('tie_word_embeddings', True)
 
-  def stem(keys) -> Tree:
-    return {
-      'word': family.table(keys[0], vocabulary, width),
-      'position': family.table(keys[1], positions, width),
-    }
-
-  def embed(params, inputs):
-    stem = params['stem']
-    x = stem['word'][jnp.maximum(inputs, 0)].astype(t.dtype)
-    return x + stem['position'][: inputs.shape[1]].astype(t.dtype)[None]
-
   return Model(
     decoder.backbone(
       t,
       options,
-      stem=stem,
-      embed=embed,
+      stem=functools.partial(_stem, t, vocabulary, positions),
+      embed=functools.partial(_embed, t),
       vocabulary=vocabulary,
       tokens=family.length(options, positions),
       tied=tied,
@@ -70,6 +62,19 @@ def model(config: Settings, options: Options) -> Model:
     tied={'lm_head.weight': 'transformer.wte.weight'} if tied else {},
     unread=config.unread(),
   )
+
+
+def _stem(t: TransformerConfig, vocabulary: int, positions: int, keys) -> Tree:
+  return {
+    'word': family.table(keys[0], vocabulary, t.width),
+    'position': family.table(keys[1], positions, t.width),
+  }
+
+
+def _embed(t: TransformerConfig, params, inputs):
+  stem = params['stem']
+  x = stem['word'][jnp.maximum(inputs, 0)].astype(t.dtype)
+  return x + stem['position'][: inputs.shape[1]].astype(t.dtype)[None]
 
 
 def _names() -> dict[str, Name | str]:

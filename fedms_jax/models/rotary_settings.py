@@ -76,15 +76,7 @@ def read(
   values = dict(older or newer)
   usual = config.number('rope_theta', base)
   share = config.number('partial_rotary_factor', 1.0)
-  given = config.integer(_CONTEXT, context)
-  if given:  # The outer one holds, as in transformers.
-    if values.get(_CONTEXT) not in (None, given):
-      raise ValueError(
-        f'config.json has {_CONTEXT}={given!r}, but {values[_CONTEXT]!r} in '
-        f'{where}. Give one of them alone.'
-      )
-    if _kind(values, names) in ('llama3', 'yarn', 'longrope'):
-      values[_CONTEXT] = given
+  _take_context(config, values, where, names, context)
   found = of(
     values,
     where,
@@ -107,6 +99,21 @@ def read(
       + 'This variant of the model is not supported.'
     )
   return found
+
+
+def _take_context(config: Settings, values: dict, where: str, names, usual):
+  """Puts the context of the whole config among the values: the outer one
+  holds, as in transformers."""
+  given = config.integer(_CONTEXT, usual)
+  if not given:
+    return
+  if values.get(_CONTEXT) not in (None, given):
+    raise ValueError(
+      f'config.json has {_CONTEXT}={given!r}, but {values[_CONTEXT]!r} in '
+      f'{where}. Give one of them alone.'
+    )
+  if _kind(values, names) in ('llama3', 'yarn', 'longrope'):
+    values[_CONTEXT] = given
 
 
 def of(

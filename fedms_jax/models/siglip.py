@@ -57,14 +57,8 @@ def image_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     config.refuse(vision_use_head=True)
   config.skip('vision_use_head')
   channels = config.integer('num_channels', 3)
-  image, patch = config.side('image_size', 224), config.side('patch_size', 16)
-  if image % patch:
-    raise ValueError(
-      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
-      'patch_size that divides it. Mend config.json.'
-    )
+  patch, cells = clip.patches(config, 16)
   mean, std = family.pixels(options, channels, _MEAN, _STD)
-  cells = (image // patch) ** 2
 
   def stem(keys) -> Tree:
     return {
@@ -88,7 +82,6 @@ def image_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     x = transformer.normalize(t, final['norm'], x, 'float32')
     return _pooled(t, final, x) if pooled else jnp.mean(x, axis=1)
 
-  root, pool = 'vision_model', 'vision_model.head'
   return Tower(
     t,
     tokens=cells,
@@ -98,23 +91,26 @@ def image_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     embed=embed,
     mask=lambda images: None,
     feature=feature,
-    names={
-      'stem/kernel': Name(
-        f'{root}.embeddings.patch_embedding.weight', (2, 3, 1, 0)
-      ),
-      'stem/bias': Name(f'{root}.embeddings.patch_embedding.bias'),
-      'stem/position': Name(f'{root}.embeddings.position_embedding.weight'),
-      'final/norm': Name(f'{root}.post_layernorm'),
-      'final/probe': Name(f'{pool}.probe'),
-      'final/qkv/kernel': Name(f'{pool}.attention.in_proj_weight', (1, 0)),
-      'final/qkv/bias': Name(f'{pool}.attention.in_proj_bias'),
-      'final/out': Name(f'{pool}.attention.out_proj'),
-      'final/pool_norm': Name(f'{pool}.layernorm'),
-      'final/up': Name(f'{pool}.mlp.fc1'),
-      'final/down': Name(f'{pool}.mlp.fc2'),
-      **clip.block_names(root),
-    },
+    names=_IMAGE_NAMES | clip.block_names('vision_model'),
   ), t.width
+
+
+_POOL = 'vision_model.head'
+_IMAGE_NAMES = {
+  'stem/kernel': Name(
+    'vision_model.embeddings.patch_embedding.weight', (2, 3, 1, 0)
+  ),
+  'stem/bias': Name('vision_model.embeddings.patch_embedding.bias'),
+  'stem/position': Name('vision_model.embeddings.position_embedding.weight'),
+  'final/norm': Name('vision_model.post_layernorm'),
+  'final/probe': Name(f'{_POOL}.probe'),
+  'final/qkv/kernel': Name(f'{_POOL}.attention.in_proj_weight', (1, 0)),
+  'final/qkv/bias': Name(f'{_POOL}.attention.in_proj_bias'),
+  'final/out': Name(f'{_POOL}.attention.out_proj'),
+  'final/pool_norm': Name(f'{_POOL}.layernorm'),
+  'final/up': Name(f'{_POOL}.mlp.fc1'),
+  'final/down': Name(f'{_POOL}.mlp.fc2'),
+}
 
 
 def _pool(t: TransformerConfig, key) -> Tree:
@@ -198,14 +194,16 @@ def text_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     embed=embed,
     mask=lambda tokens: None,
     feature=feature,
-    names={
-      'stem/word': Name('text_model.embeddings.token_embedding.weight'),
-      'stem/position': Name('text_model.embeddings.position_embedding.weight'),
-      'final/norm': Name('text_model.final_layer_norm'),
-      'final/projection': Name('text_model.head'),
-      **clip.block_names('text_model'),
-    },
+    names=_TEXT_NAMES | clip.block_names('text_model'),
   ), projected
+
+
+_TEXT_NAMES = {
+  'stem/word': Name('text_model.embeddings.token_embedding.weight'),
+  'stem/position': Name('text_model.embeddings.position_embedding.weight'),
+  'final/norm': Name('text_model.final_layer_norm'),
+  'final/projection': Name('text_model.head'),
+}
 
 
 def model(config: Settings, options: Options) -> Model:

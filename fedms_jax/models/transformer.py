@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
-from fedms_jax.models import attention, linear
+from fedms_jax.models import attention, linear, norms
 from fedms_jax.models.rotary import Scaling, rotate
 
 
@@ -135,17 +135,6 @@ def recomputed(function: Callable) -> Callable:
   return jax.checkpoint(function, prevent_cse=False)
 
 
-def normed(x, scale, bias, *, eps: float):
-  """LayerNorm (arXiv 1607.06450) over the last axis in float32; without a
-  bias, RMSNorm (arXiv 1910.07467)."""
-  x = x.astype(jnp.float32)
-  if bias is not None:
-    x = x - jnp.mean(x, -1, keepdims=True)
-  x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
-  x = x * lead(scale.astype(jnp.float32), x)
-  return x if bias is None else x + lead(bias.astype(jnp.float32), x)
-
-
 class Norm(nn.Module):
   """LayerNorm or RMSNorm, computed in float32; see `TransformerConfig`."""
 
@@ -164,7 +153,7 @@ class Norm(nn.Module):
     bias = None
     if self.kind == 'layer':
       bias = self.param('bias', nn.initializers.zeros, width)
-    norm = recomputed(functools.partial(normed, eps=self.eps))
+    norm = recomputed(functools.partial(norms.normed, eps=self.eps))
     return norm(x, scale, bias).astype(self.dtype)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import flax.traverse_util as traverse
@@ -57,11 +57,7 @@ def save(
     )
   leaves = {'/'.join(k): x for k, x in traverse.flatten_dict(params).items()}
   leaves |= {f'head/{k}': x for k, x in (head or {}).items()}
-  if any(path.endswith('/kernel_scale') for path in leaves):
-    raise ValueError(
-      'an int8 model is not written: its rounding would be kept. Load the '
-      'model with storage float32 or bfloat16 and merge there.'
-    )
+  _check_storage(leaves)
   out = _tensors_of(model, leaves)
   for name, tensor in model_files.named(model, source).items():
     if name not in out and not _stale(model, name):
@@ -72,16 +68,28 @@ def save(
   text = json.dumps(config, indent=2) + '\n'
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  for pattern in SIDE_FILES:
-    for file in source.folder.glob(pattern):
-      if file.parent.resolve() != folder.resolve():
-        data = file.read_bytes()
-        write_whole(folder / file.name, lambda out, data=data: out.write(data))
+  _copy_side_files(source.folder, folder)
   write_whole(  # by name: the bytes of a large model are not held twice
     folder / WEIGHTS,
     lambda file: safetensors.numpy.save_file(out, file.name, {'format': 'pt'}),
   )
   write_atomic(folder / 'config.json', text)
+
+
+def _check_storage(leaves: Collection[str]) -> None:
+  if any(path.endswith('/kernel_scale') for path in leaves):
+    raise ValueError(
+      'an int8 model is not written: its rounding would be kept. Load the '
+      'model with storage float32 or bfloat16 and merge there.'
+    )
+
+
+def _copy_side_files(source: pathlib.Path, folder: pathlib.Path) -> None:
+  for pattern in SIDE_FILES:
+    for file in source.glob(pattern):
+      if file.parent.resolve() != folder.resolve():
+        data = file.read_bytes()
+        write_whole(folder / file.name, lambda out, data=data: out.write(data))
 
 
 def _stale(model: Model, name: str) -> bool:

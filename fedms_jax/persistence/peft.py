@@ -150,8 +150,8 @@ def load(
   """
   config, tensors, outputs = _read(pathlib.Path(folder))
   where = f'the adapter in {folder}'
-  out = {name: np.array(x) for name, x in tree.flat(start).items()}
   known = places(model, all_targets(model))
+  out = {name: np.array(x) for name, x in tree.flat(start).items()}
   for module, pairs in _by_module(model, known).items():
     names = [f'{ROOT}{module}.lora_{x}.weight' for x in 'AB']
     if not all(name in tensors for name in names):
@@ -171,13 +171,17 @@ def load(
     peft_heads.check(model, head, where)
     order = label_names.order(outputs, labels, where) if labels else slice(None)
     head = {key: x[..., order] for key, x in head.items()}
+  _check_empty(tensors, known, where)
+  return tree.nested(out), head
+
+
+def _check_empty(tensors, known: Sequence[Place], where: str) -> None:
   if tensors:
     shown = ', '.join(sorted(tensors)[:5])
     raise ValueError(
       f'{where} adapts what this model has not, or what is not supported: '
       f'{shown}. Adapt linear layers of its blocks: {_kernels(known)}.'
     )
-  return tree.nested(out), head
 
 
 def _by_module(model: Model, known: Sequence[Place]) -> dict[str, list]:
@@ -291,7 +295,7 @@ def _read(folder: pathlib.Path):
   return config, arrays, outputs
 
 
-def _kernels(known: list[Place]) -> str:
+def _kernels(known: Sequence[Place]) -> str:
   return ', '.join(dict.fromkeys(p.module for p in known))
 
 

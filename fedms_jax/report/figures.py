@@ -143,14 +143,7 @@ def courses(
   x = svg.Scale(1, max(longest, 2), 34.0, _SMALL - 8)
   y = svg.Scale(*svg.around([*values, *also], **bounds), 102.0, 24.0)
 
-  def drawn(lines, class_):
-    out = ''
-    for one in lines:
-      kept = [(x(t + 1), y(v)) for t, v in enumerate(one) if v is not None]
-      out += svg.line(kept, class_)
-    return out
-
-  behind = ''.join(drawn(p.lines[:1], 'behind') for p in panels)
+  behind = ''.join(_drawn(x, y, p.lines[:1], 'behind') for p in panels)
   steps = ''.join(
     svg.tag('line', x1=x(c + 0.5), x2=x(c + 0.5), y1=y.start, y2=y.stop,
             class_='cut')
@@ -166,11 +159,19 @@ def courses(
       svg.axes(x, y, '{:g}'.format, show, 3),
       steps,
       back if len(panels) > 1 else '',
-      drawn(panel.lines, 'course'),
+      _drawn(x, y, panel.lines, 'course'),
       svg.words(2, 12, _short(panel.label, 29), 'panel'),
     ]
     title = f'{name} over rounds: {panel.label}'
     out.append(svg.picture(_SMALL, 122, title, *parts))
+  return out
+
+
+def _drawn(x: svg.Scale, y: svg.Scale, lines, class_: str) -> str:
+  out = ''
+  for one in lines:
+    kept = [(x(t + 1), y(v)) for t, v in enumerate(one) if v is not None]
+    out += svg.line(kept, class_)
   return out
 
 

@@ -145,8 +145,23 @@ def parse_command(
     absl_flags.DEFINE_bool(
       name, False, 'show this help', flag_values=flag_values
     )
+  rest = _parsed(flag_values, argv)
+  if flag_values['help'].value or flag_values['helpfull'].value:
+    print(help_text(extra))
+    raise SystemExit(0)
+  if rest:
+    raise ValueError(
+      f'{rest[0]!r} is no flag; write --name=value. `--help` lists all flags.'
+    )
+  config = read(flag_values)
+  config_lib.validate(config)
+  return config, {name: flag_values[name].value for name in extra}
+
+
+def _parsed(flag_values, argv: Sequence[str]) -> list[str]:
+  """The words that are no flags; the rest is in `flag_values` then."""
   try:
-    rest = flag_values(list(argv))[1:]
+    return flag_values(list(argv))[1:]
   except absl_flags.UnrecognizedFlagError as e:
     known = [name for name in flag_values if name not in ALIASES]
     hint = _did_you_mean(e.flagname, known, prefix='--')
@@ -162,16 +177,6 @@ def parse_command(
   except absl_flags.Error as e:
     text = str(e).removeprefix('flag ').removeprefix('ERROR:: ')
     raise ValueError(_short(text)) from None
-  if flag_values['help'].value or flag_values['helpfull'].value:
-    print(help_text(extra))
-    raise SystemExit(0)
-  if rest:
-    raise ValueError(
-      f'{rest[0]!r} is no flag; write --name=value. `--help` lists all flags.'
-    )
-  config = read(flag_values)
-  config_lib.validate(config)
-  return config, {name: flag_values[name].value for name in extra}
 
 
 def _short(text: str) -> str:
