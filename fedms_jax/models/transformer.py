@@ -254,7 +254,7 @@ class Block(nn.Module):
     if not self.config.layer_scale:
       return x
     scale = self.param(name, nn.initializers.ones, x.shape[-1:])
-    return x * scale.astype(x.dtype)
+    return x * lead(scale.astype(x.dtype), x)
 
 
 def normalize(config: TransformerConfig, params: Tree, x, dtype='') -> Any:
