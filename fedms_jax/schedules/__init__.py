@@ -6,6 +6,7 @@ an order which ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,13 +25,17 @@ class Schedule(NamedTuple):
   round with a score, in order. active: (state, round, ids of the whole cohort)
   -> what is active of each of its clients, in their order. delay: how many
   rounds before the one that is planned may still be without their scores; 0:
-  a round is planned when the last one's score is known.
+  a round is planned when the last one's score is known. over: (state, round)
+  -> whether the stage is over before this round. told: state -> that of the
+  trigger, with all scores that are known.
   """
 
   init: Any
   observe: Callable[[Any, int, float], Any]
   active: Callable[[Any, int, Sequence[int]], list[ActiveSet]]
   delay: int = 0
+  over: Callable[[Any, int], bool] = lambda state, t: False
+  told: Callable[[Any], Any] = lambda state: state
 
 
 def schedule(
@@ -39,9 +44,10 @@ def schedule(
   *,
   budgets: Sequence[int] = (),
   seed: int = 0,
+  ends: bool = False,
 ) -> Schedule:
   """`depth_k(t) = min(progress(t), budget_k)` blocks. where: picks them, or
-  their fixed order."""
+  their fixed order. ends: the stage is over when the trigger has settled."""
   pick = where if callable(where) else in_order(where)
 
   def observe(state, t, score):
@@ -55,7 +61,40 @@ def schedule(
       depths = [min(depth, budget(budgets, i, seed)) for i in clients]
     return pick(depths, t, clients)
 
-  return Schedule(trigger.init, observe, active)
+  if not ends:
+    return Schedule(trigger.init, observe, active)
+  settled = trigger.settled
+  if settled is None:
+    raise ValueError(
+      'a stage that ends when its schedule has settled needs a queue, and this '
+      'schedule is none.'
+    )
+  return Schedule(
+    trigger.init, observe, active, over=lambda state, t: settled(state)
+  )
+
+
+def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
+  """The schedule of a stage that is over when no score of the last `patience`
+  rounds was above the best one before by `gain` or more."""
+
+  def observe(state, t, score):
+    best, since = state['best'], state['since'] + 1
+    if math.isfinite(score) and (best is None or score >= best + gain):
+      best, since = float(score), 0
+    within = inner.observe(state['inner'], t, score)
+    return {'inner': within, 'best': best, 'since': since}
+
+  return Schedule(
+    {'inner': inner.init, 'best': None, 'since': 0},
+    observe,
+    lambda state, t, ids: inner.active(state['inner'], t, ids),
+    inner.delay,
+    lambda state, t: (
+      state['since'] >= patience or inner.over(state['inner'], t)
+    ),
+    lambda state: inner.told(state['inner']),
+  )
 
 
 def delayed(inner: Schedule, rounds: int) -> Schedule:
@@ -71,9 +110,12 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     seen = sum(number <= t - rounds for number, _ in late)
     return {'inner': _told(state['inner'], late[:seen]), 'late': late[seen:]}
 
-  def active(state, t, clients):
+  def known(state, t):
     late = [pair for pair in state['late'] if pair[0] < t - rounds]
-    return inner.active(_told(state['inner'], late), t, clients)
+    return _told(state['inner'], late)
+
+  def active(state, t, clients):
+    return inner.active(known(state, t), t, clients)
 
   def _told(state, late):
     for number, score in late:
@@ -81,7 +123,12 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     return state
 
   return Schedule(
-    {'inner': inner.init, 'late': []}, observe, active, inner.delay + rounds
+    {'inner': inner.init, 'late': []},
+    observe,
+    active,
+    inner.delay + rounds,
+    lambda state, t: inner.over(known(state, t), t),
+    lambda state: inner.told(_told(state['inner'], state['late'])),
   )
 
 

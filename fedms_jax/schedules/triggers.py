@@ -12,11 +12,13 @@ from fedms_jax.core.streams import Stream
 
 
 class Trigger(NamedTuple):
-  """When: `progress(state, round)` is the number of active blocks."""
+  """When: `progress(state, round)` is the number of active blocks. settled:
+  whether training has settled at the most of them; None: it cannot tell."""
 
   init: Any
   observe: Callable[[Any, float], Any]
   progress: Callable[[Any, int], int]
+  settled: Callable[[Any], bool] | None = None
 
 
 def _by_round(progress: Callable[[int], int]) -> Trigger:
@@ -44,16 +46,30 @@ def queue(
   FeMAM adds a level.
   """
 
+  def flat(scores) -> bool:
+    full = len(scores) == length and all(map(math.isfinite, scores))
+    return full and spread(scores) < eps
+
   def observe(state, score):
     depth, scores = state['depth'], [*state['scores'], float(score)][-length:]
-    full = len(scores) == length and all(map(math.isfinite, scores))
-    settled = full and spread(scores) < eps
-    if settled and depth < cap:
+    if flat(scores) and depth < cap:
       return {'depth': min(cap, depth + step), 'scores': []}
     return {'depth': depth, 'scores': scores}
 
+  def settled(state) -> bool:
+    return state['depth'] >= cap and flat(state['scores'])
+
   init = {'depth': start, 'scores': []}
-  return Trigger(init, observe, lambda state, _: state['depth'])
+  return Trigger(init, observe, lambda state, _: state['depth'], settled)
+
+
+def continued(trigger: Trigger, state: Any, rounds: int) -> Trigger:
+  """The trigger that goes on from a state after so many rounds; a state of
+  None: from its own beginning."""
+  return trigger._replace(
+    init=trigger.init if state is None else state,
+    progress=lambda now, t: trigger.progress(now, t + rounds),
+  )
 
 
 def fixed(start: int, cap: int, *, interval: int, step: int) -> Trigger:

@@ -338,3 +338,65 @@ def test_a_delayed_schedule_plans_the_same_whatever_is_known_already(delay):
     for known in range(max(0, t - delay), t + 1):
       assert late.active(states[known], t, [3]) == expected
   assert len(states[-1]['late']) == delay
+
+
+def over(schedule, scores):
+  """Whether the stage is over before each round."""
+  state, out = schedule.init, []
+  for t, score in enumerate(scores):
+    out.append(schedule.over(state, t))
+    state = json.loads(json.dumps(schedule.observe(state, t, score)))
+  return out
+
+
+def made(trigger, **kwargs):
+  return schedules.schedule(trigger, range(CAP), **kwargs)
+
+
+def test_a_stage_that_ends_is_over_when_its_queue_has_settled_at_the_cap():
+  trigger = triggers.queue(CAP - 1, CAP, length=2, eps=0.1, step=1)
+  flat = [0.5] * 6
+  assert over(made(trigger, ends=True), flat) == [False] * 4 + [True] * 2
+  assert not any(over(made(trigger), flat))
+  rough = [0.1, 0.5] * 3
+  assert not any(over(made(trigger, ends=True), rough))
+  with pytest.raises(ValueError, match='needs a queue'):
+    made(TRIGGERS['fixed'], ends=True)
+
+
+def test_a_stage_is_over_when_its_score_no_longer_grows():
+  scores = [0.1, 0.2, 0.25, 0.29, 0.24, *[0.9] * 5]
+  found = over(schedules.until_flat(made(TRIGGERS['fixed']), 3, 0.1), scores)
+  # From 0.2 on, until 0.9, nothing gains 0.1: rounds 2, 3 and 4.
+  assert found == [False] * 5 + [True] + [False] * 3 + [True]
+
+
+def test_the_end_of_a_stage_does_not_look_at_what_may_be_in_flight():
+  inner = made(triggers.queue(CAP, CAP, length=2, eps=0.1, step=1), ends=True)
+  late = schedules.delayed(inner, 1)
+  assert over(inner, [0.5] * 5) == [False] * 2 + [True] * 3
+  assert over(late, [0.5] * 5) == [False] * 3 + [True] * 2
+  # Known ahead of time or not.
+  state = late.init
+  for t in range(2):
+    state = late.observe(state, t, 0.5)
+  assert not late.over(state, 2) and late.over(state, 3)
+
+
+def test_a_queue_that_goes_on_is_that_of_the_stage_before():
+  trigger = triggers.queue(1, CAP, length=3, eps=0.1, step=1)
+  whole = schedules.delayed(made(trigger), 1)
+  state = whole.init
+  for t, score in enumerate([0.5, 0.5, 0.5, 0.7, 0.7]):
+    state = whole.observe(state, t, score)
+  told = whole.told(state)
+  assert told == {'depth': 2, 'scores': [0.7, 0.7]}
+  later = triggers.continued(trigger, told, 5)
+  assert later.progress(later.init, 0) == 2
+  assert later.observe(later.init, 0.7) == {'depth': 3, 'scores': []}
+
+
+def test_a_count_of_rounds_goes_on():
+  trigger = TRIGGERS['fixed']
+  later = triggers.continued(trigger, trigger.init, 6)
+  assert [later.progress(later.init, t) for t in range(4)] == [3, 3, 5, 5]
