@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.adapters import lora
@@ -97,6 +98,18 @@ def prefix(backbone: Backbone, base, blocks, batch, boundary: int):
   x = backbone.embed(base, inputs(batch))
   spans = activation.prefix(base['blocks'], blocks, boundary)
   return backbone.run(spans, x, mask(backbone, batch))
+
+
+def directions(setting: Setting, batch: Batch):
+  """Features of the base, of an example's tokens their mean, of norm 1:
+  [B, D]."""
+  x = batch['base_features'].astype(jnp.float32)
+  if x.ndim == 3:
+    held = mask(setting.backbone, batch)
+    held = jnp.ones(x.shape[:2]) if held is None else held
+    held = held[..., None].astype(x.dtype)
+    x = jnp.sum(x * held, 1) / jnp.maximum(jnp.sum(held, 1), 1.0)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
 def sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:

@@ -12,14 +12,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fedms_jax.algorithms import adapted, mixture
+from fedms_jax.algorithms import adapted, fresh_gate, mixture
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
 from fedms_jax.algorithms.mixture import Personal as Personal
 from fedms_jax.core import activation, client, metrics, tree
-from fedms_jax.core.contract import Algorithm, Prediction, Start
-from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
+from fedms_jax.core.contract import (
+  Algorithm,
+  ClientUpdate,
+  Prediction,
+  Start,
+)
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 from fedms_jax.models import gate
 from fedms_jax.models.tasks import weighted_mean
 
@@ -49,17 +55,11 @@ def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
 
 def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   """Stage 2: a local expert per client, and a gate that weighs it."""
-  if choice.upload and choice.tower == 'lora':
-    raise ValueError(
-      f'`Personal.upload`={choice.upload:g} does not go with '
-      '`Personal.tower`=lora; allowed: one of them. Set the other to its '
-      'default.'
-    )
   backbone = setting.backbone
+  mixture.check(choice)
   masks = _upload_masks(backbone.blocks, choice.upload)
   averaged = choice.tower == 'lora' and choice.scope == 'shared'
   experts = mixture.experts(setting, choice)
-  fixed = choice.gate.kind == 'fixed'  # and reads no features
   return Algorithm(
     name='fedms/personal',
     backbone=backbone,
@@ -67,19 +67,13 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     begin=_begin_personal(setting, choice),
     columns=_personal_columns(setting, choice),
     derived=('prefix', 'base_features'),
-    update=client.sgd(
-      _personal_objective(setting, choice, experts),
-      setting.optimizer,
-      masks,
-      ('loss', 'score', 'gate_weight', 'gate_entropy'),
-    ),
+    update=_personal_update(setting, choice, experts, masks),
     predict=_personal_predict(setting, experts),
     server=adapted.server(setting, residual=averaged or choice.upload > 0),
     masks=masks,
     served='mixture',
-    passes=Passes(
-      trained=1 + (choice.tower == 'lora'), frozen=1 if fixed else 2
-    ),
+    passes=fresh_gate.passes(choice),
+    stats=('gate_weight', 'gate_entropy') if choice.fresh else (),
     models=lambda roles: {
       'global': roles.frozen['global'],
       'local': mixture.local_expert(backbone, choice, roles),
@@ -112,13 +106,21 @@ def _begin_personal(setting: Setting, choice: Personal) -> Callable:
     frozen = before.frozen | {'global': before.shared}
     local = frozen[_origin(choice)]
     gates = {}
-    if choice.gate.kind != 'fixed':
-      gates['gate'] = gate.init(key, choice.gate)
+    learned = gate.init(key, choice.gate)
+    if learned:
+      gates['gate'] = learned
+    if choice.gate.odds:
+      gates['gate_odds'] = jnp.zeros(1)
     if choice.tower == 'lora':
       gates['gate_blocks'] = setting.lora.init(
         jax.random.fold_in(key, 1), frozen['base']['blocks']
       )
     uploads = {'blocks': local['blocks']} if choice.upload else {}
+    if choice.rows == 'crossfit':
+      local |= {f'{mixture.APART}{k}': v for k, v in local.items()}
+    if choice.likeness:
+      nothing = {'gate_profile': jnp.zeros(setting.backbone.width)}
+      local, uploads = local | nothing, uploads | nothing
     if choice.scope == 'local':
       return Roles(frozen, uploads, local | gates)
     return Roles(frozen, gates | uploads, local)
@@ -171,17 +173,33 @@ def _personal_columns(setting: Setting, choice: Personal) -> Callable:
   return columns
 
 
+def _personal_update(
+  setting: Setting, choice: Personal, experts, masks
+) -> ClientUpdate:
+  """Local training of stage 2."""
+  if choice.fresh:
+    return fresh_gate.update(setting, choice, experts, masks)
+  update = client.sgd(
+    _personal_objective(setting, choice, experts),
+    setting.optimizer,
+    fresh_gate.without(masks, choice, 'gate_profile'),
+    ('loss', 'score', 'gate_weight', 'gate_entropy'),
+  )
+  return fresh_gate.profiled(setting, choice, update)
+
+
 def _personal_objective(setting: Setting, choice: Personal, experts):
   task = setting.task
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
     own = choice.local_loss == 'own'
-    weights, local, mixed = experts(roles, batch, start.plan, detach=own)
+    seen = experts.see(roles, batch, start.plan, detach=own)
+    weights, mixed = experts.weigh(roles, seen)
     loss = task.loss(mixed, batch)
     total = weighted_mean(*loss)
     if choice.local_loss != 'mixture':
-      total += weighted_mean(*task.loss(local, batch))
+      total += weighted_mean(*task.loss(seen.local, batch))
     sums = adapted.sums(task, mixed, loss, batch)
     stats = mixture.gate_stats(weights, adapted.mask(setting.backbone, batch))
     for name, value in stats.items():
@@ -197,11 +215,12 @@ def _personal_predict(setting: Setting, experts) -> Callable:
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     whole = adapted.at_rest(roles, backbone.blocks)
     base, head = roles.frozen['base'], roles.frozen['start']['head']
-    weights, local, mixed = experts(whole, batch, plan)
+    seen = experts.see(whole, batch, plan)
+    weights, mixed = experts.weigh(whole, seen)
     out = {
       'pretrained': backbone.logits(base, head, batch['base_features']),
       'global': mixture.looked_up(backbone, roles, batch),
-      'local': local,
+      'local': seen.local,
       'mixture': mixed,
     }
     return Prediction(

@@ -19,6 +19,17 @@ from fedms_jax.core.types import Backbone, Batch, Plan, Roles, Tree
 from fedms_jax.models import gate
 
 
+class Fit(NamedTuple):
+  """How a gate is fitted to rows that the local expert has not trained on: so
+  many steps of Adam on all of them, at a rate of the gate and one of its
+  log-odds, held by `pull` to where the gate began."""
+
+  steps: int = 50
+  rate: float = 1e-3
+  odds_rate: float = 0.05
+  pull: float = 1.0
+
+
 class Personal(NamedTuple):
   """The choices of stage 2.
 
@@ -27,7 +38,11 @@ class Personal(NamedTuple):
   or 'both'. tower: gate features of the frozen base, or of a tower with LoRA
   of its own. scope: the gate, with its tower, is 'shared' (averaged), or
   'local' (of each client). upload: share of the blocks, from the input side,
-  whose local LoRA is averaged too.
+  whose local LoRA is averaged too. rows: what the gate learns from: the rows
+  that the local expert trains on ('train'), or `Start.fresh`, which are rows
+  that it never trains on ('validation'), a share of the training rows that is
+  kept from it ('holdout'), or from a second local expert alone, which stands
+  for the first while the gate learns ('crossfit'). fit: where rows are fresh.
   """
 
   gate: gate.GateSpec
@@ -36,6 +51,60 @@ class Personal(NamedTuple):
   tower: str = 'frozen'
   scope: str = 'shared'
   upload: float = 0.0
+  rows: str = 'train'
+  fit: Fit = Fit()
+
+  @property
+  def fresh(self) -> bool:
+    """Whether the gate learns from other rows than the local expert."""
+    return self.rows != 'train'
+
+  @property
+  def likeness(self) -> bool:
+    return 'likeness' in self.gate.inputs
+
+
+def check(choice: Personal) -> None:
+  """Raises `ValueError` for choices that do not go together."""
+  if choice.upload and choice.tower == 'lora':
+    raise ValueError(
+      f'`Personal.upload`={choice.upload:g} does not go with '
+      '`Personal.tower`=lora; allowed: one of them. Set the other to its '
+      'default.'
+    )
+  if not choice.fresh:
+    return
+  rows = f'`Personal.rows`={choice.rows} fits the gate on its own'
+  if choice.local_loss != 'own':
+    raise ValueError(
+      f'{rows}, which `Personal.local_loss`={choice.local_loss} does not '
+      'leave it to; allowed: own. Set `Personal.local_loss`=own.'
+    )
+  if choice.tower != 'frozen':
+    raise ValueError(
+      f'{rows} to what frozen parts give, and `Personal.tower`='
+      f'{choice.tower} trains; allowed: frozen. Leave `Personal.tower` out.'
+    )
+  if choice.gate.kind == 'fixed':
+    raise ValueError(
+      f'{rows}, and a gate of kind fixed has nothing to fit; allowed: train. '
+      'Leave `Personal.rows` out.'
+    )
+
+
+class Seen(NamedTuple):
+  """What a mixture is made of: local logits [B, C], outputs of the experts
+  [B, E, C or D], what the gate reads."""
+
+  local: Any
+  pair: Any
+  features: Any
+  mask: Any
+  measures: Any = None
+
+
+APART = 'apart_'  # of keys of the second local expert
+GATES = ('gate', 'gate_odds')  # keys of what is learned of the gate
 
 
 def uploaded(blocks: int, share: float) -> int:
@@ -45,7 +114,8 @@ def uploaded(blocks: int, share: float) -> int:
 
 def gates(roles: Roles) -> Tree:
   """The gate and its tower, in whichever role they are."""
-  return roles.shared if 'gate' in roles.shared else roles.personal
+  there = any(key in roles.shared for key in GATES)
+  return roles.shared if there else roles.personal
 
 
 def global_logits(backbone: Backbone, roles: Roles, features):
@@ -76,62 +146,106 @@ def _stacked(below: Tree, above: Tree, limit: int) -> Tree:
   )
 
 
-def experts(setting: Setting, choice: Personal) -> Callable:
-  """(roles as `client.join` gives them, batch, plan) -> (weights [B, E, ...],
-  local logits [B, C], mixed logits [B, C])."""
+class Experts(NamedTuple):
+  """Both experts and the gate, of roles as `client.join` gives them.
+
+  see: (roles, batch, plan, detach, apart) -> `Seen`. detach: no gradient to the
+  local expert. apart: its second stands for it. weigh: (roles, seen) ->
+  (weights [B, E, ...], mixed logits [B, C]).
+  """
+
+  see: Callable[..., Seen]
+  weigh: Callable[[Roles, Seen], tuple[Any, Any]]
+
+
+def local_features(
+  setting: Setting, choice: Personal, roles: Roles, batch, plan, key: str = ''
+):
+  """Features of the local expert, or of that whose keys begin with `key`."""
+  limit = uploaded(setting.backbone.blocks, choice.upload)
+  stacks = [roles.personal[f'{key}blocks']]
+  if limit:
+    shared = roles.shared['blocks']
+    full = _stacked(shared.full, stacks[0].full, limit)
+    stacks = [shared, stacks[0]._replace(full=full)]
+  return adapted.features(
+    setting.backbone,
+    roles.frozen['base'],
+    stacks,
+    batch['prefix'],
+    batch,
+    plan.boundary,
+  )
+
+
+def _gate_features(setting: Setting, choice: Personal, roles, batch, plan):
+  """Frozen features, or those of the gate's own tower."""
+  if choice.tower == 'frozen':
+    return batch['base_features']
+  return adapted.features(
+    setting.backbone,
+    roles.frozen['base'],
+    [gates(roles)['gate_blocks']],
+    batch['gate_prefix'],
+    batch,
+    plan.boundary,
+  )
+
+
+def _measures(setting: Setting, choice: Personal, roles: Roles, batch, logits):
+  """What the gate reads beside features, [B, m]; None: nothing."""
+  found = []
+  if 'confidence' in choice.gate.inputs:
+    found.append(gate.confidence(jax.lax.stop_gradient(logits)))
+  if choice.likeness:
+    own, everyone = roles.personal['gate_profile'], roles.shared['gate_profile']
+    x = adapted.directions(setting, batch)
+    found.append(jax.lax.stop_gradient(gate.likeness(x, own, everyone)))
+  return jnp.concatenate(found, axis=-1) if found else None
+
+
+def experts(setting: Setting, choice: Personal) -> Experts:
+  """What mixes the two experts."""
   backbone, spec = setting.backbone, choice.gate
 
-  limit = uploaded(backbone.blocks, choice.upload)
-
-  def local_stacks(roles: Roles):
-    personal = roles.personal['blocks']
-    if not limit:
-      return [personal]
-    shared = roles.shared['blocks']
-    full = _stacked(shared.full, personal.full, limit)
-    return [shared, personal._replace(full=full)]
-
-  def gate_features(roles: Roles, batch, plan):
-    if choice.tower == 'frozen':
-      return batch['base_features']
-    base = roles.frozen['base']
-    return adapted.features(
-      backbone,
-      base,
-      [gates(roles)['gate_blocks']],
-      batch['gate_prefix'],
-      batch,
-      plan.boundary,
-    )
-
-  def experts(roles: Roles, batch: Batch, plan: Plan, detach: bool = False):
-    base, head = roles.frozen['base'], roles.personal['head']
-    features = adapted.features(
-      backbone,
-      base,
-      local_stacks(roles),
-      batch['prefix'],
-      batch,
-      plan.boundary,
-    )
+  def see(
+    roles: Roles, batch: Batch, plan: Plan, detach=False, apart=False
+  ) -> Seen:
+    key = APART if apart else ''
+    base, head = roles.frozen['base'], roles.personal[f'{key}head']
+    features = local_features(setting, choice, roles, batch, plan, key)
     local = backbone.logits(base, head, features)
-    weights = gate.weights(
-      spec,
-      gates(roles).get('gate', {}),
-      gate_features(roles, batch, plan),
-      adapted.mask(backbone, batch),
-    )
+    inner = jax.lax.stop_gradient(local) if detach else local
     if spec.mix == 'features':
       pair = jnp.stack([batch['global_features'], features], axis=-2)
       pair = jax.lax.stop_gradient(pair) if detach else pair
-      mixed = backbone.logits(base, head, gate.mix(spec, weights, pair))
     else:
-      inner = jax.lax.stop_gradient(local) if detach else local
       pair = jnp.stack([looked_up(backbone, roles, batch), inner], axis=-2)
-      mixed = gate.mix(spec, weights, pair)
-    return weights, local, mixed
+    return Seen(
+      local,
+      pair,
+      _gate_features(setting, choice, roles, batch, plan),
+      adapted.mask(backbone, batch),
+      _measures(setting, choice, roles, batch, pair),
+    )
 
-  return experts
+  def weigh(roles: Roles, seen: Seen):
+    found = gates(roles)
+    weights = gate.weights(
+      spec,
+      found.get('gate', {}),
+      seen.features,
+      seen.mask,
+      measures=seen.measures,
+      odds=found.get('gate_odds'),
+    )
+    mixed = gate.mix(spec, weights, seen.pair)
+    if spec.mix == 'features':
+      base, head = roles.frozen['base'], roles.personal['head']
+      mixed = backbone.logits(base, head, mixed)
+    return weights, mixed
+
+  return Experts(see, weigh)
 
 
 def gate_stats(weights, mask) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def feddpa(
     return found | {'base_features': x}
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    likeness = _directions(setting, batch) @ roles.personal['profile']
+    likeness = adapted.directions(setting, batch) @ roles.personal['profile']
     weight = scale * jnp.clip(likeness, 0.0, 1.0)
     found = plain.predict(roles, batch, plan).logits
     whole = adapted.at_rest(roles, setting.backbone.blocks)
@@ -215,18 +215,6 @@ def _by_example(features: Callable, weight, batch: Batch):
   return out.reshape(-1, *out.shape[2:])[:count]
 
 
-def _directions(setting: Setting, batch: Batch):
-  """Features of the base, of an example's tokens their mean, of norm 1:
-  [B, D]."""
-  x = batch['base_features'].astype(jnp.float32)
-  if x.ndim == 3:
-    held = adapted.mask(setting.backbone, batch)
-    held = jnp.ones(x.shape[:2]) if held is None else held
-    held = held[..., None].astype(x.dtype)
-    x = jnp.sum(x * held, 1) / jnp.maximum(jnp.sum(held, 1), 1.0)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-
-
 def _profiled(setting: Setting, update: ClientUpdate) -> ClientUpdate:
   """Makes the client's profile of the rows it trains on."""
 
@@ -239,7 +227,8 @@ def _profiled(setting: Setting, update: ClientUpdate) -> ClientUpdate:
     models, sums = update.step(carry['models'], start, batch, key)
     held = batch['mask'].astype(jnp.float32)
     seen = {
-      'total': carry['seen']['total'] + held @ _directions(setting, batch),
+      'total': carry['seen']['total']
+      + held @ adapted.directions(setting, batch),
       'count': carry['seen']['count'] + jnp.sum(held),
     }
     return {'models': models, 'seen': seen}, sums

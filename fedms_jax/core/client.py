@@ -146,6 +146,16 @@ def run(
   return ClientResult(message, personal, sums)
 
 
+def with_fresh(algorithm: Algorithm, start: Start, table: Tree, numbers):
+  """The start with the rows of these numbers [F]; None: as it is."""
+  if numbers is None:
+    return start
+  batch = columns.take(table, numbers)
+  shared = Roles(start.roles.frozen, start.roles.shared, None)
+  batch = columns.complete(algorithm, shared, batch, start.plan)
+  return start._replace(fresh=batch | {'number': numbers})
+
+
 def at_step(start: Start, number) -> Start:
   """The start at the moment of a later step."""
   moment = start.moment
@@ -159,6 +169,8 @@ def one_step(algorithm: Algorithm, carry, start: Start, table, rows, key):
   batch = columns.take(table, rows)
   shared = Roles(start.roles.frozen, start.roles.shared, None)
   batch = columns.complete(algorithm, shared, batch, start.plan)
+  if start.fresh is not None:
+    batch['held'] = jnp.isin(rows, start.fresh['number']) & batch['mask']
   key = jax.random.fold_in(key, start.moment.step)
   state, new = algorithm.update.step(state, start, batch, key)
   return state, {name: sums[name] + new[name] for name in sums}

@@ -43,7 +43,8 @@ class Start(NamedTuple):
 
   roles: at the start of the round. plan: static. public: rows that all have;
   None: there are none. prepared: what the update has made of all this for its
-  steps (see `client.sgd`).
+  steps (see `client.sgd`). fresh: rows [F, ...] of `Clients.fresh` with their
+  derived columns, 'mask' [F] and 'number' [F]; None: there are none.
   """
 
   roles: Roles
@@ -51,6 +52,7 @@ class Start(NamedTuple):
   moment: Moment = Moment()
   public: Batch | None = None
   prepared: Tree = None
+  fresh: Batch | None = None
 
   def at(self, roles: Roles) -> Start:
     """The same start with other roles."""
@@ -85,7 +87,8 @@ class Step(Protocol):
   Args:
     carry: the client's state.
     start: what the round began with, at the moment of this step.
-    batch: at least one row, with 'mask' [B] and the derived columns.
+    batch: at least one row, with 'mask' [B] and the derived columns; with
+      'held' [B], whether a row is one of `Start.fresh`, if there are such.
     key: of this step.
 
   Returns:
@@ -214,13 +217,16 @@ class Clients(NamedTuple):
   """The clients of a chunk, on a leading axis K.
 
   ids: uint32 [K]. personal: [K, ...]. rows: int32 [K, S, B], -1 is padding.
-  weights: float32 [K]; 0 for a client that only fills the chunk.
+  weights: float32 [K]; 0 for a client that only fills the chunk. fresh: int32
+  [K, F], rows that the stage wants beside those of the steps, see
+  `Stage.fresh`; None: none.
   """
 
   ids: Any
   personal: Tree
   rows: Any
   weights: Any
+  fresh: Any = None
 
 
 class Work(NamedTuple):
@@ -266,7 +272,8 @@ class Algorithm(NamedTuple):
   variant are compiled together. traffic: (shapes of the roles, plan, blocks
   ever active, clients in the cohort) -> bytes that one client sends and
   receives in a round; None: what it trains, and what of shared may have
-  changed. channel: set by whoever builds the stage, never by a method.
+  changed. channel: set by whoever builds the stage, never by a method. stats:
+  names of `Prediction.stats` that a round reports, of validation rows.
   """
 
   name: str
@@ -287,3 +294,4 @@ class Algorithm(NamedTuple):
     Callable[[Roles, Plan, ActiveSet, int], tuple[float, float]] | None
   ) = None
   channel: Channel = PLAIN
+  stats: tuple[str, ...] = ()

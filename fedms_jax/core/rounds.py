@@ -120,6 +120,7 @@ def _chunk(algorithm, plan, roles: Roles, work: Work, totals, clients: Clients):
 
   def one(its: Clients, key):
     start = Start(roles._replace(personal=its.personal), plan, work.moment)
+    start = client.with_fresh(algorithm, start, work.table, its.fresh)
     result = client.run(algorithm, start, work.table, its.rows, key, steps)
     return sent(algorithm, start, result, its.weights, key, work.channel)
 
@@ -166,14 +167,17 @@ def train_stepwise(
   key, carry = _begin_stepwise(
     algorithm, plan, roles, work.key, clients.ids[0], work.moment
   )
+  fresh = None if clients.fresh is None else clients.fresh[0]
   number = 0
   while number < total:
     size = together if number + together <= total else 1
     rows = clients.rows[0][number : number + size]
-    carry = _steps(algorithm, plan, carry, roles, work, key, rows, number)
+    carry = _steps(
+      algorithm, plan, carry, roles, work, key, rows, number, fresh
+    )
     number += size
   return _finish_stepwise(
-    algorithm, plan, carry, totals, roles, work, key, clients.weights
+    algorithm, plan, carry, totals, roles, work, key, clients.weights, fresh
   )
 
 
@@ -185,9 +189,10 @@ def _begin_stepwise(algorithm, plan, roles, key, identity, moment):
 
 
 @compile.jit(static=(0, 1), donate=(2,))
-def _steps(algorithm, plan, carry, roles, work: Work, key, rows, number):
+def _steps(algorithm, plan, carry, roles, work: Work, key, rows, number, fresh):
   """Steps on row numbers [n, B], one after another."""
   start = Start(roles, plan, work.moment)
+  start = client.with_fresh(algorithm, start, work.table, fresh)
   for i, row in enumerate(rows):
     now = client.at_step(start, number + i)
     carry = client.one_step(algorithm, carry, now, work.table, row, key)
@@ -195,9 +200,12 @@ def _steps(algorithm, plan, carry, roles, work: Work, key, rows, number):
 
 
 @compile.jit(static=(0, 1), donate=(3,))
-def _finish_stepwise(algorithm, plan, carry, totals, roles, work, key, weights):
+def _finish_stepwise(
+  algorithm, plan, carry, totals, roles, work, key, weights, fresh
+):
   state, sums = carry
   start = Start(roles, plan, work.moment)
+  start = client.with_fresh(algorithm, start, work.table, fresh)
   message, personal = algorithm.update.finish(state, start)
   result = ClientResult(message, personal, sums)
   message, counts, personal, sums = jax.tree.map(

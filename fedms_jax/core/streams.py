@@ -32,6 +32,7 @@ class Stream(enum.Enum):
   NOVEL = HOST, 9  # which rows of novel classes are tested
   LOST = HOST, 10  # which clients of a cohort send nothing
   KEEP = HOST, 11  # which rows `max_rows` keeps
+  FOREIGN = HOST, 12  # which public rows a client's gate sees
   ORDER = HOST, 0x0DE  # of activation
   RANDOM = HOST, 0x5A1  # when a random schedule goes deeper
   ALLOCATION = HOST, 0xA11

@@ -197,13 +197,17 @@ class Passes(NamedTuple):
   towers without, and whether the frozen ones' weights train as well.
 
   beside: shapes of the roles -> FLOPs that do not grow with the examples, of a
-  step and of a client's round; None: none.
+  step and of a client's round; None: none. ahead: frozen towers of the derived
+  columns that no step reads. fresh: towers that a row of `Start.fresh` takes,
+  of which all but one are frozen.
   """
 
   trained: int = 1
   frozen: int = 0
   full: bool = False
   beside: Callable[[Roles], tuple[float, float]] | None = None
+  ahead: int = 0
+  fresh: int = 0
 
 
 class Task(NamedTuple):

@@ -3,7 +3,8 @@
 The paper names a gate network with an inserted adapter. Its form here is our
 reconstruction: a residual bottleneck adapter on the frozen pooled feature of
 the base model, then a linear layer to the experts. The linear layer starts at
-zero, so that both experts weigh the same (or `bias` says otherwise).
+zero, so that both experts weigh the same (or `bias` says otherwise). What else
+a gate may read, and a log-odds of its own, are ours, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Tree
 
 GLOBAL, LOCAL = 0, 1  # places on the expert axis E
+# How many numbers the gate reads of an input beside the feature.
+MEASURES = {'confidence': 5, 'likeness': 2}
 
 
 class GateSpec(NamedTuple):
@@ -26,7 +29,9 @@ class GateSpec(NamedTuple):
   probabilities, features or top1. level: of features per token [B, T, D],
   what one weighing is for: a 'token', a 'sequence' (their mean), or, for next
   tokens, the sequence as read so far ('running' mean), because a gate that
-  has read on would give the answer away."""
+  has read on would give the answer away. inputs: what the gate reads: the
+  'feature', and of `MEASURES`; (): nothing. odds: a log-odds of its own is
+  added, with a learning rate of its own."""
 
   width: int
   classes: int
@@ -35,6 +40,8 @@ class GateSpec(NamedTuple):
   bias: float = 0.0
   mix: str = 'logits'
   level: str = 'token'
+  inputs: tuple[str, ...] = ('feature',)
+  odds: bool = False
 
 
 def outputs(spec: GateSpec) -> int:
@@ -45,17 +52,14 @@ def outputs(spec: GateSpec) -> int:
 def init(key, spec: GateSpec) -> Tree:
   """The adapter (D -> D / reduction -> D) and the linear layer; nothing of a
   fixed gate."""
-  if spec.kind == 'fixed':
-    return {}
+  measures = sum(MEASURES.get(name, 0) for name in spec.inputs)
+  out = {'measures': jnp.zeros(measures)} if measures else {}
+  if spec.kind == 'fixed' or 'feature' not in spec.inputs:
+    return out
   d, h, n = spec.width, max(1, spec.width // spec.reduction), outputs(spec)
   down, up = jax.random.split(key)
-  bias = jnp.zeros(n)
-  if spec.bias:
-    share = spec.bias if spec.kind == 'sigmoid' else spec.bias / 2
-    bias = bias + share
-    if n > 1:
-      bias = bias.at[n // 2 :].set(-share)
-  return {
+  bias = _added(spec, jnp.zeros(n), jnp.full(1, spec.bias))
+  return out | {
     'adapter': {
       'down': jax.random.normal(down, (d, h)) * d**-0.5,
       'down_bias': jnp.zeros(h),
@@ -76,12 +80,58 @@ def _levelled(spec: GateSpec, x, mask):
   return add(x * held, axis=1) / jnp.maximum(add(held, axis=1), 1.0)
 
 
-def weights(spec: GateSpec, params: Tree, features, mask=None):
+def _added(spec: GateSpec, y, odds):
+  """Outputs [..., n] of the gate, with log-odds [..., 1] of the global expert
+  that are added."""
+  if spec.kind == 'sigmoid':
+    return y + odds
+  half = y.shape[-1] // 2
+  sign = jnp.where(jnp.arange(2 * half) < half, 0.5, -0.5)
+  return y + odds * lead(sign, y)
+
+
+def confidence(experts):
+  """What experts' logits [B, E, C] say of themselves, [B, 5]: the entropy of
+  each in nats, how far its two best classes are apart in probability, and
+  whether their best classes are one."""
+  logp = jax.nn.log_softmax(experts.astype(jnp.float32))
+  p = jnp.exp(logp)
+  entropies = -jnp.sum(p * logp, axis=-1)
+  best = jax.lax.top_k(p, 2)[0]
+  top = jnp.argmax(p, axis=-1)
+  agree = (top[:, GLOBAL] == top[:, LOCAL])[:, None].astype(p.dtype)
+  margins = best[..., 0] - best[..., 1]
+  return jnp.concatenate([entropies, margins, agree], axis=-1)
+
+
+def likeness(features, own, everyone):
+  """How like inputs are to a client's own and to everyone's, [B, 2]: the cosine
+  between features and the client's mean, seen from everyone's mean; and that
+  between features and everyone's mean. 0 where there is no such mean yet.
+
+  features: of norm 1 [B, D]. own, everyone: means of such features [D].
+  """
+
+  def cosine(x, y):
+    norms = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y)
+    return x @ y / jnp.maximum(norms, 1e-6)
+
+  known = jnp.any(own != 0) & jnp.any(everyone != 0)
+  away = jnp.where(known, own - everyone, 0.0)
+  return jnp.stack(
+    [cosine(features - everyone[None], away), cosine(features, everyone)], -1
+  )
+
+
+def weights(
+  spec: GateSpec, params: Tree, features, mask=None, *, measures=None, odds=None
+):
   """Expert weights [B, E, 1], or [B, E, C] per class, that sum to 1 over E.
 
   features: of the frozen base, pooled [B, D], or per token [B, T, D] with
   their mask (bool [B, T], None: all). Then the weights are [B, T, E, 1],
-  unless one weighing is for the sequence.
+  unless one weighing is for the sequence. measures: of `MEASURES`, [B, m],
+  where the gate reads them. odds: the log-odds [1] of a gate that has them.
   """
   chex.assert_rank(features, {2, 3})
   chex.assert_axis_dimension(features, -1, spec.width)
@@ -93,16 +143,29 @@ def weights(spec: GateSpec, params: Tree, features, mask=None):
   if spec.kind == 'fixed':
     first = jnp.full((*x.shape[:-1], 1), jax.nn.sigmoid(spec.bias))
     return jnp.stack([first, 1.0 - first], axis=-2)
-  adapter, linear = params['adapter'], params['linear']
-  hidden = x @ adapter['down']
-  hidden = jax.nn.gelu(hidden + lead(adapter['down_bias'], hidden))
-  x = x + hidden @ adapter['up'] + lead(adapter['up_bias'], x)
-  y = x @ linear['kernel'] + lead(linear['bias'], x)
+  y = _read(spec, params, x)
+  if measures is not None:
+    y = _added(spec, y, (measures @ params['measures'])[:, None])
+  if odds is not None:
+    y = _added(spec, y, lead(odds, y))
   if spec.kind == 'sigmoid':
     first = jax.nn.sigmoid(y)
     return jnp.stack([first, 1.0 - first], axis=-2)
   y = y.reshape(*y.shape[:-1], 2, -1)
   return jax.nn.softmax(y, axis=-2)
+
+
+def _read(spec: GateSpec, params: Tree, x):
+  """Outputs [..., n] of the gate by features [..., D]; those of a gate that
+  does not read them are its bias."""
+  if 'adapter' not in params:
+    none = jnp.zeros((*x.shape[:-1], outputs(spec)))
+    return _added(spec, none, jnp.full((1,) * none.ndim, spec.bias))
+  adapter, linear = params['adapter'], params['linear']
+  hidden = x @ adapter['down']
+  hidden = jax.nn.gelu(hidden + lead(adapter['down_bias'], hidden))
+  x = x + hidden @ adapter['up'] + lead(adapter['up_bias'], x)
+  return x @ linear['kernel'] + lead(linear['bias'], x)
 
 
 def _hard(w):

@@ -24,6 +24,7 @@ _NAMES = (
   'inherited',
   'last',
   'importance',
+  'done',
 )
 
 
@@ -145,4 +146,5 @@ def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     last=active(plain['last']),
     importance=plain['importance'],
     ledger=Entry(**plain['ledger']),
+    done=tuple(plain['done']),
   )

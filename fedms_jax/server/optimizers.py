@@ -16,15 +16,17 @@ def client(
   shared: float,
   personal: float,
   gate: float,
+  odds: float = 0.0,
   momentum: float = 0.0,
   weight_decay: float = 0.0,
   max_norm: float = 0.0,
 ) -> optax.GradientTransformation:
   """The local optimizer of {'shared': ..., 'personal': ...}.
 
-  shared, personal, gate: learning rates of the shared tree, the personal one,
-  and the keys of either that begin with `gate`. The gradient norm is clipped
-  in each of the three apart, so that none starves another.
+  shared, personal, gate, odds: learning rates of the shared tree, the personal
+  one, the keys of either that begin with `gate`, and `gate_odds`. The gradient
+  norm is clipped in each of them apart, and in the keys that begin with
+  `apart`, so that none starves another.
   """
 
   def make(rate: float):
@@ -39,6 +41,7 @@ def client(
     return optax.chain(*chain)
 
   rates = {'shared': shared, 'personal': personal, 'gate': gate}
+  rates |= {'apart': personal, 'odds': odds}
   return optax.multi_transform({k: make(v) for k, v in rates.items()}, _labels)
 
 
@@ -47,6 +50,10 @@ def _labels(params):
 
   def label(path, _):
     names = tree.path_name(path).split('/')
+    if names[1] == 'gate_odds':
+      return 'odds'
+    if names[1].startswith('apart'):
+      return 'apart'
     if names[1].startswith('gate'):
       return 'gate'
     return names[0]

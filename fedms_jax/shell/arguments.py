@@ -64,6 +64,8 @@ FLAGS = {
   'Options.storage': 'model.storage',
   'Options.tower': 'model.tower',
   'Options.validation_rows': 'eval.validation_rows',
+  'Personal.local_loss': 'fedms.local_loss',
+  'Personal.rows': 'gate.rows',
   'Personal.tower': 'gate.tower',
   'Personal.upload': 'fedms.upload_blocks',
   'Placement.devices': 'engine.devices',

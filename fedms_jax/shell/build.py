@@ -108,6 +108,7 @@ def setting(
     shared=c.learning_rate,
     personal=c.personal_learning_rate or c.learning_rate,
     gate=gate.learning_rate or c.learning_rate,
+    odds=max(gate.odds_rate, 0.0),
     momentum=c.momentum,
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
@@ -148,10 +149,19 @@ def aggregator(config: Config) -> averaged.Aggregator:
 
 
 def schedule(
-  s: ScheduleConfig, blocks: int, total: int, start: str
+  s: ScheduleConfig,
+  blocks: int,
+  total: int,
+  start: str,
+  ends: str = 'rounds',
 ) -> Callable[[Handover, int], schedules.Schedule]:
-  """(handover, seed) -> the schedule of a stage of `total` rounds. start:
-  'inherit' the depth of the stage before, 'restart', or 'dense'."""
+  """(handover, seed) -> the schedule of a stage of `total` rounds.
+
+  start: 'inherit' the depth of the stage before, 'continue' as if it were the
+  same stage, 'restart', or 'dense'. ends: the stage ends after its 'rounds',
+  when its 'queue' has settled at the cap, or when its score on 'validation'
+  rows, or what else the schedule watches, no longer grows.
+  """
   cap = s.cap or blocks
   for name, depth in (('cap', cap), ('start', s.start)):
     if depth > blocks:
@@ -162,9 +172,14 @@ def schedule(
   budgets = _numbers('schedule.budgets', s.budgets, blocks)
   depths = _numbers('schedule.depths', s.depths, blocks)
 
-  def trigger(first: int, rows: int, seed: int) -> triggers.Trigger:
+  def noise(rows: int) -> float:
     # A score of few rows moves in steps; what is under a few of them is noise.
-    eps = max(s.eps, s.resolution / max(rows, 1))
+    return max(s.eps, s.resolution / max(rows, 1))
+
+  def trigger(
+    first: int, rows: int, seed: int, total: int = total
+  ) -> triggers.Trigger:
+    eps = noise(rows)
     return {
       'queue': lambda: triggers.queue(
         first, cap, length=s.queue_length, eps=eps, step=s.step
@@ -194,12 +209,23 @@ def schedule(
 
   def make(handover: Handover, seed: int) -> schedules.Schedule:
     first = min(s.start, cap)
+    goes_on = start == 'continue'
     if start == 'inherit' and handover.active is not None:
       first = max(first, min(cap, sum(handover.active)))
-    dense = start == 'dense'
-    when = triggers.dense(cap) if dense else trigger(first, handover.rows, seed)
+    rounds = handover.rounds or total
+    # One that goes on has the rounds of both stages to be at the cap.
+    rounds += handover.before * goes_on
+    when = trigger(first, handover.rows, seed, rounds)
+    if start == 'dense':
+      when = triggers.dense(cap)
+    if goes_on:
+      when = triggers.continued(when, handover.trigger, handover.before)
     where = _where(s, blocks, seed, handover)
-    made = schedules.schedule(when, where, budgets=budgets, seed=seed)
+    made = schedules.schedule(
+      when, where, budgets=budgets, seed=seed, ends=ends == 'queue'
+    )
+    if ends == 'validation':
+      made = schedules.until_flat(made, s.queue_length, noise(handover.rows))
     return schedules.delayed(made, 1)  # so that a round may be in flight
 
   return make

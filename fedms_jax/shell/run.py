@@ -252,7 +252,11 @@ def _write_outline(workdir, world: worlds.World) -> None:
   outline |= {'classes': labels, 'clients': data.train.num_clients}
   files.write_atomic(workdir.partition, json.dumps(outline) + '\n')
   stages = [
-    {'name': s.name, 'rounds': s.rounds, 'served': s.algorithm.served}
+    {
+      'name': s.name,
+      'rounds': None if s.open else s.rounds,
+      'served': s.algorithm.served,
+    }
     for s in world.stages
   ]
   files.write_atomic(workdir.stages, json.dumps(stages) + '\n')
@@ -265,7 +269,7 @@ def _attach(
   its checkpoint was, and has the records of the rounds before."""
   board = config.tensorboard
   at = None if state is None else (state.stage, state.round - 1)
-  rounds = [stage.rounds for stage in simulation.stages]
+  rounds = () if state is None else state.done
   metrics = writers.MetricsFile(workdir.metrics, at, rounds)
   names = [stage.name for stage in simulation.stages]
   events = writers.TensorBoard(workdir.tensorboard, at) if board else None

@@ -68,7 +68,8 @@ class Accounting:
     record['train_loss'] = metrics.mean_over_clients(losses)
     record['train_score'] = metrics.mean_over_clients(scores)
     record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
-    for name, values in trained.items():
+    told = {name: held[name] for name in algorithm.stats}
+    for name, values in (trained | told).items():
       record[name] = metrics.mean_over_clients(values)
     measured = jax.device_get(flight.measured)
     record |= {name: float(x) for name, x in measured.items()}
@@ -118,6 +119,7 @@ class Accounting:
         steps=float(cohort.steps[places].sum()),
         derived=0 if lost else derived,
         scope=flight.scope,
+        fresh=fresh_rows(cohort, places),
       )
       if lost:  # and the simulator has not trained it
         none = {'bytes_up': 0.0, 'peak_client_bytes_up': 0.0}
@@ -135,7 +137,8 @@ class Accounting:
     names = [*algorithm.update.sums, 'skipped']
     chunks = [(chunk.places, chunk.sums) for chunk in flight.chunks]
     trained = _gathered(count, names, chunks)
-    held = _gathered(count, [f'score/{algorithm.served}'], flight.validation)
+    names = [f'score/{algorithm.served}', *algorithm.stats]
+    held = _gathered(count, names, flight.validation)
     stop = np.int32(self._observer.stop_requested())
     mine = (trained, held, np.int32(flight.derived), stop)
     trained, held, derived, stop = self._peers.summed(mine)
@@ -168,6 +171,13 @@ class Accounting:
       f'{clients}. Last finite metrics: {finite or "none"}. Lower '
       '`learning_rate`, or drop such updates with `Options.on_nan`=skip.'
     )
+
+
+def fresh_rows(cohort: cohorts.Cohort, places) -> float:
+  """How many rows these clients have beside those of their steps."""
+  if cohort.fresh is None:
+    return 0.0
+  return float((cohort.fresh[places] >= 0).sum())
 
 
 def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from fedms_jax.cluster.placement import Placement
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.data import cohorts
-from fedms_jax.simulation.state import Options
+from fedms_jax.simulation.state import Fresh, Options
 from fedms_jax.systems import arrivals as arrival
 from fedms_jax.systems.arrivals import Arrivals
 
@@ -24,6 +24,7 @@ class Cohort(NamedTuple):
   ids: int64 [K]. lost: bool [K], which of them send nothing. rows: int32 [K,
   S, B], -1 is padding. steps: int [K]. weights: float32 [K], training rows.
   validation: int32 [K, V], -1 is padding. arrivals: their state after it.
+  fresh: int32 [K, F], see `Stage.fresh`.
   """
 
   round: int
@@ -34,6 +35,7 @@ class Cohort(NamedTuple):
   weights: np.ndarray
   validation: np.ndarray
   arrivals: Any = None
+  fresh: np.ndarray | None = None
 
 
 class Round(NamedTuple):
@@ -69,7 +71,11 @@ def usual(options: Options, stage: int, clients: int) -> Arrivals:
 
 
 def sampler(
-  federation: Federation, arrivals: Arrivals, options: Options, stage: int
+  federation: Federation,
+  arrivals: Arrivals,
+  options: Options,
+  stage: int,
+  fresh: Fresh | None = None,
 ) -> Sampler:
   """A pure function from the state of the arrivals, and a round, to what it is
   made of. Who has no rows in a round has no part in it."""
@@ -100,7 +106,8 @@ def sampler(
     held[:, : found.shape[1]] = found
     weights = sizes[there].astype(np.float32)
     lost = reports.lost[there]
-    return Cohort(number, ids, lost, rows, counts, weights, held, state)
+    more = fresh and fresh(federation, ids, number)
+    return Cohort(number, ids, lost, rows, counts, weights, held, state, more)
 
   return sample
 
@@ -124,9 +131,11 @@ def ahead(
       yield cohort
 
 
-def own_rows(federation: Federation, place: Placement) -> np.ndarray | None:
-  """Rows that this process reads: those of its clients and newcomers, and the
-  pooled ones; None: all."""
+def own_rows(
+  federation: Federation, place: Placement, public: bool = False
+) -> np.ndarray | None:
+  """Rows that this process reads: those of its clients and newcomers, the
+  pooled ones and, if clients get such, the public ones; None: all."""
   if place.peers.processes == 1:
     return None
   f, parts = federation, []
@@ -135,4 +144,6 @@ def own_rows(federation: Federation, place: Placement) -> np.ndarray | None:
     # Neighbors in number, so that their rows are one slice.
     first, last = (own[0], own[-1] + 1) if len(own) else (0, 0)
     parts.append(p.rows[p.offsets[first] : p.offsets[last]])
+  if public:
+    parts.append(f.public)
   return np.unique(np.concatenate([*parts, f.pooled]))

@@ -69,7 +69,9 @@ class Simulation:
       put=self.place.whole,
       split=self.place.split,
       devices=self.place.width,
-      only=cohorts.own_rows(federation, self.place),
+      only=cohorts.own_rows(
+        federation, self.place, any(stage.fresh for stage in stages)
+      ),
     )
     self.planner = planner.Planner(
       options.clients,
@@ -93,9 +95,13 @@ class Simulation:
       self.ledgers[self.stages[state.stage].name] = state.ledger
       if state.stage + 1 == len(self.stages):
         return state
-      state = self._begin(
-        state.stage + 1, state.roles, state.last, state.importance, state.clock
-      )
+      state = self._next(state)
+
+  def rounds(self, state: StageState) -> int:
+    """How many rounds the stage of a state has at most: its own, and what the
+    stages before have left of theirs."""
+    planned = sum(s.rounds for s in self.stages[: state.stage + 1])
+    return planned - sum(state.done)
 
   def plan(self, state: StageState) -> Plan:
     """The plan by which the models of a state are evaluated."""
@@ -108,7 +114,8 @@ class Simulation:
       data = stage.view(data)
     usual = cohorts.usual(self.options, index, data.train.num_clients)
     arrivals = stage.arrivals or usual
-    return cohorts.sampler(data, arrivals, self.options, index), arrivals
+    sample = cohorts.sampler(data, arrivals, self.options, index, stage.fresh)
+    return sample, arrivals
 
   def version(self, state: StageState) -> int:
     """Rounds done over all stages."""
@@ -121,8 +128,27 @@ class Simulation:
     each = np.minimum(sizes, self.options.validation_rows).mean()
     return round(min(clients, len(sizes)) * float(each))
 
+  def _next(self, state: StageState) -> StageState:
+    """The state before the first round of the next stage."""
+    return self._begin(
+      state.stage + 1,
+      state.roles,
+      state.last,
+      state.importance,
+      state.clock,
+      (*state.done, state.round),
+      self._schedule(state).told(state.progress),
+    )
+
   def _begin(
-    self, index: int, before: Roles, inherited, importance, clock: int = 0
+    self,
+    index: int,
+    before: Roles,
+    inherited,
+    importance,
+    clock: int = 0,
+    done: tuple[int, ...] = (),
+    trigger=None,
   ) -> StageState:
     """The state before the first round of a stage."""
     stage = self.stages[index]
@@ -136,7 +162,9 @@ class Simulation:
         measured[0] = block_importance(self, index, roles)
       return measured[0]
 
-    schedule = stage.schedule(Handover(inherited, measure, self._score_rows()))
+    schedule = stage.schedule(
+      self._handover(index, inherited, measure, done, trigger)
+    )
     roles, memory, channel = reduction.begin(
       stage.algorithm, roles, self.options.seed
     )
@@ -156,6 +184,15 @@ class Simulation:
       last=inherited,
       importance=measured[0],
       ledger=Entry(),
+      done=done,
+    )
+
+  def _handover(self, index: int, inherited, measure, done, trigger=None):
+    """What the schedule of a stage may know when it begins."""
+    before = sum(done)
+    rounds = sum(s.rounds for s in self.stages[: index + 1]) - before
+    return Handover(
+      inherited, measure, self._score_rows(), rounds, before, trigger
     )
 
   def _on_devices(self, roles: Roles) -> Roles:
@@ -172,10 +209,7 @@ class Simulation:
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
     stage, o = self.stages[state.stage], self.options
-    importance = state.importance or []
-    schedule = stage.schedule(
-      Handover(state.inherited, lambda: importance, self._score_rows())
-    )
+    schedule = self._schedule(state)
     store = self.store(state)
     sample, _ = self.sampler(state.stage)
     self.tables.forget()
@@ -183,13 +217,16 @@ class Simulation:
       stage.algorithm, state.roles, batch=o.batch_size, slots=o.slots
     )
     self.accounting.begin(stage.algorithm, meter)
-    self.observer.stage(stage.name, state.round, stage.rounds)
+    rounds = self.rounds(state)
+    self.observer.stage(stage.name, state.round, rounds)
     flight = None
-    left = range(state.round, stage.rounds)
+    left = range(state.round, rounds)
     ahead = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
     for cohort in timeline.rounds(stage.name, ahead):
       if flight is not None and not schedule.delay:
         state, flight = self.accounting.settle(state, flight), None
+      if schedule.over(state.progress, cohort.round):
+        return self._ended(state, flight, store)
       state, dispatched = self._dispatch(state, schedule, store, cohort)
       if flight is not None:
         state = self.accounting.settle(state, flight)
@@ -197,7 +234,7 @@ class Simulation:
       with timeline.span('store'):
         self.keeper.after_round(self, state, store)
       stop = self._stop()
-      last = cohort.round + 1 == stage.rounds
+      last = cohort.round + 1 == rounds
       due = self.keeper.due(state.round)
       if stop or last or due:
         state, flight = self.accounting.settle(state, flight), None
@@ -205,6 +242,13 @@ class Simulation:
           self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
+    return state
+
+  def _ended(self, state: StageState, flight, store) -> StageState:
+    """The state of a stage that its schedule has ended, saved."""
+    if flight is not None:  # else it was resumed from there
+      state = self.accounting.settle(state, flight)
+      self.keeper.save(self, state, store)
     return state
 
   def _stop(self) -> bool:
@@ -217,24 +261,36 @@ class Simulation:
     """The clients' personal states in the stage of a state."""
     return carried.store(self.keeper, self.stages, self.initial, state)
 
-  def _planned(self, state: StageState, schedule, cohort):
-    """(blocks ever active, largest active set, the clients' plans)."""
+  def plans(self, state: StageState, number: int, ids, schedule=None):
+    """(blocks ever active, the plans of clients in a round). schedule: of the
+    stage of the state; None: it is made."""
     algorithm = self.stages[state.stage].algorithm
-    active = schedule.active(state.progress, cohort.round, cohort.ids)
+    schedule = schedule or self._schedule(state)
+    active = schedule.active(state.progress, number, ids)
     ever = tuple(map(any, zip(state.ever, *active, strict=True)))
     boundary = activation.boundary(ever)
     variant = algorithm.variant or (lambda number, client: None)
-    plans = [
-      Plan(a, boundary, variant(cohort.round, int(i)))
-      for a, i in zip(active, cohort.ids, strict=True)
+    return ever, [
+      Plan(a, boundary, variant(number, int(i)))
+      for a, i in zip(active, ids, strict=True)
     ]
-    return ever, max(active, key=sum, default=state.last), plans
+
+  def _schedule(self, state: StageState):
+    """The schedule of the stage of a state."""
+    importance = state.importance or []
+    return self.stages[state.stage].schedule(
+      self._handover(
+        state.stage, state.inherited, lambda: importance, state.done
+      )
+    )
 
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
     algorithm = self.stages[state.stage].algorithm
-    ever, last, plans = self._planned(state, schedule, cohort)
+    ever, plans = self.plans(state, cohort.round, cohort.ids, schedule)
+    active = (plan.active for plan in plans)
+    last = max(active, key=sum, default=state.last)
     state = state._replace(ever=ever, last=last)
     key = seeds.stream(
       self.options.seed, Stream.CLIENT, state.stage, cohort.round
@@ -293,12 +349,17 @@ class Simulation:
     with timeline.span('load'):
       personal = store.gather(cohort.ids[own])
     needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
+    if cohort.fresh is not None:
+      needed.append(cohort.fresh[own].ravel())
     table, translate = self.tables.view(
       task.algorithm, task.roles, np.concatenate(needed), whole
     )
     plans = [task.plans[i] for i in own]
     how = self.planner.choose(task, table, plans, self.tables.sent)
-    here = execution.Here(place, table, translate(cohort.rows), own, personal)
+    fresh = None if cohort.fresh is None else translate(cohort.fresh)
+    here = execution.Here(
+      place, table, translate(cohort.rows), own, personal, fresh
+    )
     return here, translate(cohort.validation), how
 
   def _keep(self, state: StageState, store, cohort, chunks) -> None:

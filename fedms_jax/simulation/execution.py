@@ -60,13 +60,14 @@ def layout(
 class Here(NamedTuple):
   """A cohort as this process sees it: the table that it reads, the cohort's
   rows as rows of that table, the places of the clients that are its own and
-  report, and their personal states [k, ...]."""
+  report, and their personal states [k, ...]. fresh: as the rows are."""
 
   place: Placement
   table: dict[str, jax.Array]
   rows: np.ndarray
   places: np.ndarray
   personal: Any
+  fresh: np.ndarray | None = None
 
 
 class Outcome(NamedTuple):
@@ -147,7 +148,8 @@ def _padded(cohort: Cohort, here: Here, chosen, lanes: int) -> Clients:
   ids = cohort.ids[padded].astype(np.uint32)
   chosen = np.concatenate([chosen, np.repeat(chosen[:1], fill)])
   personal = tree.rows(here.personal, chosen)
-  return place.split(Clients(ids, personal, chunk_rows, weights))
+  fresh = None if here.fresh is None else here.fresh[padded]
+  return place.split(Clients(ids, personal, chunk_rows, weights, fresh))
 
 
 def _apart(none: Received, parts, count: int, place: Placement) -> Received:

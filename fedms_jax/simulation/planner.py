@@ -241,6 +241,9 @@ def _training(scene: Scene, plan: Plan, width: int) -> float:
     personal=_personal(roles, width),
     rows=jax.ShapeDtypeStruct((width, steps, batch), np.int32),
     weights=jax.ShapeDtypeStruct((width,), np.float32),
+    fresh=cohort.fresh
+    if cohort.fresh is None
+    else jax.ShapeDtypeStruct((width, cohort.fresh.shape[1]), np.int32),
   )
   moment = Moment(*[jax.ShapeDtypeStruct((), np.int32)] * 4)
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -17,11 +17,19 @@ from fedms_jax.systems.ledger import Entry
 class Handover(NamedTuple):
   """What a schedule may know when its stage begins: the last active set of
   the stage before (None for the first), the importance of each block,
-  measured on demand, and how many validation rows a score rests on."""
+  measured on demand, and how many validation rows a score rests on. rounds:
+  that the stage has. before: rounds of the stages before. trigger: what the
+  schedule of the stage before has come to, see `Schedule.told`."""
 
   active: ActiveSet | None
   importance: Callable[[], list[float]]
   rows: int
+  rounds: int = 0
+  before: int = 0
+  trigger: Any = None
+
+
+Fresh = Callable[[Federation, np.ndarray, int], np.ndarray]
 
 
 class Stage(NamedTuple):
@@ -32,7 +40,11 @@ class Stage(NamedTuple):
   sampled cohorts, all of them. view: the rows that the stage trains and scores
   on, of those of the run; row numbers stay; None: all. carry: (a client's
   personal tree of the stage before, the one that this stage begins with) ->
-  its personal tree when it first takes part; None: the latter.
+  its personal tree when it first takes part; None: the latter. fresh: (data,
+  ids [K], round) -> rows int32 [K, F] that clients get beside those that they
+  train on, -1 is padding, F the same in all rounds; None: none. open: its
+  number of rounds may be another one, see `Schedule.over`: what one stage
+  leaves of its rounds, the next one has.
   """
 
   name: str
@@ -43,6 +55,8 @@ class Stage(NamedTuple):
   arrivals: Arrivals | None = None
   view: Callable[[Federation], Federation] | None = None
   carry: Callable[[Tree, Tree], Tree] | None = None
+  fresh: Fresh | None = None
+  open: bool = False
 
 
 class Options(NamedTuple):
@@ -89,7 +103,8 @@ class StageState(NamedTuple):
   clients have received the model in this stage, bool [N]. reports: newest
   score and weight of clients, by id. ever: blocks that have been active.
   inherited, last: last active set of the stage before, and of this one so far.
-  importance: block scores, once measured. ledger: of this stage.
+  importance: block scores, once measured. ledger: of this stage. done: rounds
+  of each stage before.
   """
 
   stage: int
@@ -107,6 +122,7 @@ class StageState(NamedTuple):
   last: ActiveSet | None
   importance: list[float] | None
   ledger: Entry
+  done: tuple[int, ...] = ()
 
 
 class NonFiniteError(ValueError):

@@ -34,11 +34,15 @@ def _suffix(
   return passes.trained * (forward + backward)
 
 
-def _derived(cost: BackboneCost, passes: Passes, plan: Plan) -> float:
-  """The frozen prefix, and frozen towers above it."""
+def _derived(
+  cost: BackboneCost, passes: Passes, plan: Plan, more: int = 0
+) -> float:
+  """The frozen prefix, and frozen towers above it, `more` of them than a step
+  reads."""
   above = len(plan.active) - plan.boundary
   tower = above * cost.block + cost.head
-  return cost.stem + plan.boundary * cost.block + passes.frozen * tower
+  towers = passes.frozen + more
+  return cost.stem + plan.boundary * cost.block + towers * tower
 
 
 def client_flops(
@@ -61,11 +65,21 @@ def simulator_flops(
 ) -> float:
   """FLOPs that the simulator spends: `examples` trained, `derived` rows
   derived ahead; with scope `step`, every example derives its own."""
+  more = passes.ahead
   if scope == 'step':
-    derived = examples
-  return derived * _derived(cost, passes, plan) + examples * _suffix(
+    derived, more = examples, 0
+  return derived * _derived(cost, passes, plan, more) + examples * _suffix(
     cost, passes, plan, lora
   )
+
+
+def fresh_flops(cost: BackboneCost, passes: Passes, plan: Plan, scope='step'):
+  """FLOPs of one row of `Start.fresh`, which is looked at once in a round;
+  where columns live longer than a step, of the tower that is not frozen."""
+  above = (len(plan.active) - plan.boundary) * cost.block + cost.head
+  if scope != 'step':
+    return above
+  return cost.stem + plan.boundary * cost.block + passes.fresh * above
 
 
 def client_memory(

@@ -94,22 +94,28 @@ class Meter:
     steps: float,
     derived: float,
     scope: str,
+    fresh: float = 0.0,
   ) -> Entry:
-    """The entry of those clients of a cohort that trained under one plan."""
+    """The entry of those clients of a cohort that trained under one plan.
+    fresh: rows of theirs beside those of the steps."""
     a, b = self._algorithm, self._backbone
     lora = self._lora()
     args = (b.cost, a.passes, plan, lora)
     up, down = self.traffic(plan, ever, cohort)
     up = a.channel.bytes(up)
     beside = self._beside(clients, steps)
+    fresh *= bool(a.passes.fresh)
+    seen = fresh * cost.fresh_flops(b.cost, a.passes, plan)
+    known = fresh * cost.fresh_flops(b.cost, a.passes, plan, scope)
     return Entry(
       bytes_up=float(clients * up),
       bytes_down=float(clients * down + newcomers * self.handover()),
-      client_flops=examples * cost.client_flops(*args) + beside,
+      client_flops=examples * cost.client_flops(*args) + beside + seen,
       simulator_flops=cost.simulator_flops(
         *args, examples=examples, derived=derived, scope=scope
       )
-      + beside,
+      + beside
+      + known,
       client_rounds=clients,
       examples=examples,
       peak_client_memory=self.memory(plan),

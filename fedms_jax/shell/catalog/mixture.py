@@ -24,9 +24,18 @@ class FedMS:
   )
   stage2_depth: str = opt(
     'inherit',
-    'depth at the start of stage 2',
-    choices=('inherit', 'restart', 'dense'),
+    'depth at the start of stage 2: that of stage 1, the first one again, all '
+    'blocks, or continue: its queue, or count of rounds, goes on',
+    choices=('inherit', 'restart', 'continue', 'dense'),
     was='algorithm.stage2_depth',
+  )
+  handover: str = opt(
+    'rounds',
+    'stage 1 ends after its rounds, or when its queue has settled at the cap '
+    '(queue), or when what the queue watches has not grown by '
+    '--schedule.eps for --schedule.queue_length rounds (validation); stage 2 '
+    'has the rounds that are left; ours',
+    choices=('rounds', 'queue', 'validation'),
   )
   upload_blocks: float = opt(
     0.0,

@@ -28,7 +28,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   finally:
     snapshot.close()
   stage = simulation.stages[state.stage]
-  task = stage.algorithm.task
-  print(f'{stage.name} stage, after {state.round} of {stage.rounds} rounds')
+  task, rounds = stage.algorithm.task, simulation.rounds(state)
+  print(f'{stage.name} stage, after {state.round} of {rounds} rounds')
   print('\n'.join(printed.scores(scores | printed.reading(task))))
   return 0

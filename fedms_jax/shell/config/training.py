@@ -94,6 +94,56 @@ class GateConfig:
   learning_rate: float = opt(
     1e-4, 'for the gate (0: client.learning_rate)', low=0.0
   )
+  rows: str = opt(
+    'auto',
+    'rows that the gate learns from: those that the local expert trains on '
+    '(train); or rows that it does not, to which the gate is fitted at the end '
+    "of each client's round: validation rows, training rows that are held out, "
+    'or held out of a second local expert alone (crossfit); auto: crossfit of '
+    'classifiers whose local expert has its own loss, if there is a gate to '
+    'fit, else train; ours',
+    choices=('auto', 'train', 'validation', 'holdout', 'crossfit'),
+  )
+  share: float = opt(
+    0.25,
+    'share of the training rows that is held out, for holdout and crossfit',
+    above=0.0,
+    high=0.9,
+  )
+  most_rows: int = opt(
+    32, 'most rows of a client that its gate is fitted to', low=1, high=1 << 16
+  )
+  public: int = opt(
+    0,
+    'public rows, foreign to a client, beside those that its gate is fitted to',
+    low=0,
+    high=1 << 16,
+  )
+  inputs: str = opt(
+    'feature',
+    'what the gate reads, comma-separated: the frozen feature, confidence '
+    '(entropy and margin of both experts, agreement), likeness (to the '
+    "client's own features and to everyone's); empty: nothing, a log-odds "
+    'alone; ours but for the feature',
+  )
+  odds_rate: float = opt(
+    -1.0,
+    "learning rate of a log-odds of the gate's own beside its adapter (0: "
+    'there is none; -1: 0.05 where the gate is fitted to rows of its own, else '
+    'none); ours',
+    low=-1.0,
+  )
+  fit_steps: int = opt(
+    50,
+    'steps of Adam in which the gate is fitted, on all of its rows at once',
+    low=1,
+    high=100_000,
+  )
+  pull: float = opt(
+    1.0,
+    'what holds a gate that is fitted to where its round began, in rows',
+    low=0.0,
+  )
   mix: str = opt(
     'logits',
     'what is mixed',

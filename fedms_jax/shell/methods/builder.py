@@ -113,10 +113,11 @@ class Builder(NamedTuple):
     rounds: int,
     start: str = 'restart',
     probe: Algorithm | None = None,
+    ends: str = 'rounds',
   ) -> Stage:
     """A stage under the schedule of the flags; see `build.schedule`."""
     make = build.schedule(
-      self.config.schedule, self.backbone.blocks, rounds, start
+      self.config.schedule, self.backbone.blocks, rounds, start, ends
     )
 
     def schedule(handover: Handover) -> Schedule:
