@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from fedms_jax.core import reduction, rounds, tree
+from fedms_jax.core.alone import alone, personal
 from fedms_jax.core.contract import Clients, Received, Work, identity
-from fedms_jax.core.types import Plan
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog, config, methods
 from tests import world
@@ -167,6 +168,28 @@ def test_the_order_of_the_cohort_and_who_weighs_nothing_do_not_matter(
   before_it = tree.rows(chunk.personal, BAD)
   world.same(tree.rows(skipped[1], BAD), before_it)
   assert rounds.train_chunk.program()._cache_size() == before
+
+
+@every
+def test_a_client_may_train_alone(name, stage):
+  """It keeps a server's tree and a personal one, as it got them."""
+  one = case(name, stage)
+  mine = personal(one.roles.shared, one.roles.personal)
+  chunk = world.clients(ROWS, world.stacked(mine, K))
+
+  def train(roles, chunk):
+    algorithm = alone(one.algorithm)
+    work = Work(table(), jax.random.key(5))
+    none = reduction.empty(algorithm, roles._replace(personal=mine))
+    return rounds._chunk(algorithm, one.plan, roles, work, none, chunk)
+
+  roles = Roles(one.roles.frozen, {}, None)
+  totals, kept, _ = jax.eval_shape(train, roles, chunk)
+  assert not jax.tree.leaves((totals.update, totals.extras))
+  shapes = jax.eval_shape(lambda: chunk.personal)
+  assert jax.tree.map(lambda x: x.shape, kept) == jax.tree.map(
+    lambda x: x.shape, shapes
+  )
 
 
 def silence(state, received, key):

@@ -120,9 +120,7 @@ def _divided(everyone, unseen_clients, validation, test, seed):
   rng = draws.generator(seed, Stream.UNSEEN)
   unseen = np.zeros(len(sizes), bool)
   unseen[rng.choice(len(sizes), unseen_clients, replace=False)] = True
-  tests = np.clip(np.rint(sizes * test), 1, sizes - 2).astype(np.int64)
-  trains = sizes - tests
-  trains -= np.clip(np.rint(sizes * validation), 1, trains - 1).astype(np.int64)
+  trains, tests = _shares(sizes, validation, test)
   # A client's rows are in random order: any span of them is a random choice.
   return {
     'train': _span(everyone, np.zeros_like(sizes), trains, ~unseen),
@@ -130,6 +128,31 @@ def _divided(everyone, unseen_clients, validation, test, seed):
     'test': _span(everyone, sizes - tests, sizes, ~unseen),
     'unseen': _span(everyone, np.zeros_like(sizes), sizes, unseen),
   }
+
+
+def newcomers(data: Federation, validation: float, test: float) -> Federation:
+  """The clients that never train as if they did: their rows are divided as
+  those of the others are. Of the pooled rows one is left."""
+  everyone = data.unseen
+  sizes = everyone.sizes()
+  trains, tests = _shares(sizes, validation, test)
+  all_of_them = np.ones(len(sizes), bool)
+  zero = np.zeros_like(sizes)
+  return data._replace(
+    train=_span(everyone, zero, trains, all_of_them),
+    validation=_span(everyone, trains, sizes - tests, all_of_them),
+    test=_span(everyone, sizes - tests, sizes, all_of_them),
+    unseen=_span(everyone, zero, zero, ~all_of_them),
+    pooled=data.pooled[:1],
+  )
+
+
+def _shares(sizes, validation: float, test: float):
+  """(training rows, test rows) of clients of these sizes."""
+  tests = np.clip(np.rint(sizes * test), 1, sizes - 2).astype(np.int64)
+  trains = sizes - tests
+  trains -= np.clip(np.rint(sizes * validation), 1, trains - 1).astype(np.int64)
+  return trains, tests
 
 
 def _span(partition, start, stop, chosen):

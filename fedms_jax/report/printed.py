@@ -17,6 +17,9 @@ MODELS = {
   'local': 'local expert alone',
   'mixture': 'mixture',
 }
+MODELS |= {
+  f'{name}_shares': f'{title} + class shares' for name, title in MODELS.items()
+}
 COLUMNS = {
   'own_mean': 'own test: mean',
   'own_worst_decile': 'worst decile',
@@ -97,6 +100,12 @@ def scores(result: dict[str, Any]) -> list[str]:
   """The lines that say how good the models are, from an evaluation and
   `reading`."""
   lines = _models(result)
+  if 'share_weights' in result:
+    weights = _in_order(result['share_weights'])
+    told = ', '.join(f'{MODELS.get(n, n)} {w:g}' for n, w in weights)
+    lines += ['', f'weight of the class shares: {told}']
+  if 'adapted' in result:
+    lines += ['', *_adapted(result)]
   if 'gate_weight' in result:
     lines += [
       '',
@@ -106,9 +115,12 @@ def scores(result: dict[str, Any]) -> list[str]:
   return lines
 
 
-def _models(result: dict[str, Any]) -> list[str]:
-  columns = {name: _share for name in COLUMNS}
-  head = ['', *COLUMNS.values()]
+def _models(
+  result: dict[str, Any], more: dict[str, str] | None = None
+) -> list[str]:
+  titles = COLUMNS | (more or {})
+  columns = {name: _share for name in titles}
+  head = ['', *titles.values()]
   if result['perplexity']:
     columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
     head += ['own perplexity', 'pooled perplexity']
@@ -122,6 +134,16 @@ def _models(result: dict[str, Any]) -> list[str]:
     f'{result["unseen_clients"]} unseen clients)'
   )
   return [title, *grid([head, *body])]
+
+
+def _adapted(result: dict[str, Any]) -> list[str]:
+  """The same after adaptation; of newcomers only what is not adapted on."""
+  found = result['adapted']
+  count = found['epochs']
+  epochs = f'{count} epoch{"s" * (count > 1)}'
+  more = {'unseen_as_left': 'before'}
+  title, *rows = _models(result | found, more)
+  return [f'after every client has adapted for {epochs}, {title}', *rows]
 
 
 def _in_order(models: dict[str, Any]):

@@ -65,7 +65,27 @@ def _ordered(models, served: str) -> list[str]:
 
 def _scores(run: Run, models: list[str]) -> str:
   summary = run.summary
-  columns = dict(COLUMNS)
+  text = (
+    f'{summary["clients"]} clients on their own test rows, '
+    f'{summary["pooled_rows"]} pooled test rows, '
+    f'{summary["unseen_clients"]} clients that never trained.'
+  )
+  parts = [_table(run, models, summary), page.paragraph(text, 'quiet')]
+  if 'adapted' in summary:
+    found = summary['adapted']
+    parts += [
+      page.paragraph(
+        'After every client, those that never trained on a part of their rows, '
+        f'has adapted for {found["epochs"]} epochs:'
+      ),
+      _table(run, models, summary | found, {'unseen_as_left': 'before'}),
+    ]
+  return page.section(f'{summary["score"].capitalize()} in %', *parts)
+
+
+def _table(run: Run, models: list[str], summary, more=None) -> str:
+  """The scores of models. more: titles of further columns."""
+  columns = COLUMNS | (more or {})
   for key, title in _CLASSES.items():
     if any(summary['models'][m].get(key) is not None for m in models):
       columns[key] = title
@@ -85,16 +105,7 @@ def _scores(run: Run, models: list[str]) -> str:
         cells.append(views.percent(value))
     rows.append(cells)
   head = ['model', *map(html.escape, columns.values())]
-  return page.section(
-    f'{summary["score"].capitalize()} in %',
-    page.table(head, rows, 'scores'),
-    page.paragraph(
-      f'{summary["clients"]} clients on their own test rows, '
-      f'{summary["pooled_rows"]} pooled test rows, '
-      f'{summary["unseen_clients"]} clients that never trained.',
-      'quiet',
-    ),
-  )
+  return page.table(head, rows, 'scores')
 
 
 def _costs(run: Run) -> str:

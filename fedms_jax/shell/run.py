@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,14 @@ from fedms_jax.report import printed
 from fedms_jax.shell import build, flags, foundation
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
-from fedms_jax.simulation import clock, driver, evaluation, observer
+from fedms_jax.simulation import (
+  adaptation,
+  clock,
+  driver,
+  evaluation,
+  observer,
+  shares,
+)
 from fedms_jax.simulation.state import Preempted
 
 # Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
@@ -169,6 +177,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   if e.model_axis > 1:
     attention.leave_to_compiler()
   world = source.world(config)
+  _check_shares(config, world)
   if peers.primary:
     describe(world.data)
   records = observer.Recorder()
@@ -188,7 +197,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       seconds=config.checkpoint.seconds,
     )
     if peers.primary:
-      _write_outline(workdir, world)
+      _write_outline(workdir, world, bool(config.algorithm.label_prior))
   stack.push(_closing(keep.close))
   simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
@@ -203,8 +212,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       raise
     keep.wait()
   watch.close()
-  scope = evaluation.Scope(config.eval.clients)
-  scores = evaluation.evaluate(simulation, state, scope)
+  scores = evaluated(config, simulation, state)
   if not peers.primary:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
@@ -212,6 +220,23 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     writers.write_summary(workdir.summary, result)
   print(printed.text(result))
   return 0
+
+
+def evaluated(config: Config, simulation, state) -> dict[str, Any]:
+  """The scores of the models of a state; with --eval.adapt also those after
+  adaptation, as 'adapted'."""
+  scope, measure = evaluation.Scope(config.eval.clients), evaluation.evaluate
+  if config.algorithm.label_prior:
+    prior = shares.Shares(config.algorithm.prior)
+    measure = functools.partial(shares.evaluate, how=prior)
+  scores = measure(simulation, state, scope)
+  if config.eval.adapt:
+    p = config.partition
+    how = adaptation.Adaptation(config.eval.adapt, p.validation, p.test)
+    scores['adapted'] = adaptation.evaluate(
+      simulation, state, scope, how, measure
+    )
+  return scores
 
 
 def simulated(
@@ -236,8 +261,19 @@ def simulated(
   )
 
 
-def _write_outline(workdir, world: worlds.World) -> None:
-  """Writes what readers of the folder want to know of data and stages."""
+def _check_shares(config: Config, world: worlds.World) -> None:
+  """Raises `ValueError` for class shares where there are no classes."""
+  task = world.stages[-1].algorithm.task
+  if config.algorithm.label_prior and (task.perplexity or task.within_batch):
+    raise ValueError(
+      f'--algorithm.label_prior={config.algorithm.label_prior} is of classes, '
+      f'which --model.head={config.model.head} has not. Leave it out.'
+    )
+
+
+def _write_outline(workdir, world: worlds.World, shared: bool) -> None:
+  """Writes what readers of the folder want to know of data and stages.
+  shared: models with class shares are served."""
   data = world.data
   files.write_atomic(
     workdir.facts, json.dumps(foundation.facts(data)._asdict()) + '\n'
@@ -255,7 +291,7 @@ def _write_outline(workdir, world: worlds.World) -> None:
     {
       'name': s.name,
       'rounds': None if s.open else s.rounds,
-      'served': s.algorithm.served,
+      'served': s.algorithm.served + shares.SUFFIX * shared,
     }
     for s in world.stages
   ]

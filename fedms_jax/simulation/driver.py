@@ -306,7 +306,7 @@ class Simulation:
       state.clock,
     )
     before = self.tables.derived_rows
-    here, held, how = self._here(task, self.plan(state), store)
+    here, held, how = self.here(task, self.plan(state), store)
     with timeline.span('train') as done:
       after = done(execution.train(task, here, how))
     with timeline.span('evaluate') as done:
@@ -340,7 +340,7 @@ class Simulation:
       schedule.observe,
     )
 
-  def _here(self, task: cohorts.Round, whole: Plan, store):
+  def here(self, task: cohorts.Round, whole: Plan, store):
     """(the round as this process sees it, validation rows in its table, how
     it is executed)."""
     cohort, place = task.cohort, self.place

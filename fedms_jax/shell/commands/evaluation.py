@@ -10,7 +10,7 @@ from fedms_jax.report import printed
 from fedms_jax.shell import flags
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
-from fedms_jax.simulation import evaluation, observer
+from fedms_jax.simulation import observer
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -23,8 +23,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     watch = observer.Observers()
     simulation = runner.simulated(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
-    scope = evaluation.Scope(config.eval.clients)
-    scores = evaluation.evaluate(simulation, state, scope)
+    scores = runner.evaluated(config, simulation, state)
   finally:
     snapshot.close()
   stage = simulation.stages[state.stage]

@@ -86,6 +86,15 @@ class EvalConfig:
   pooled_rows: int = opt(
     1000, 'most rows of the pooled test set', low=1, high=1 << 31
   )
+  adapt: int = opt(
+    0,
+    'also evaluate after every client, met or not, and every newcomer on a '
+    'part of its rows, has adapted for so many epochs from what the server '
+    'gives it, by the local update of the method (0: only as training left '
+    'them)',
+    low=0,
+    high=1_000_000,
+  )
   validation_rows: int = opt(
     64, 'most validation rows of a client per round', low=1, high=1 << 20
   )

@@ -16,6 +16,31 @@ class AlgorithmConfig:
   stage2_rounds: int = opt(
     20, 'rounds of local experts and gate', low=0, high=1_000_000_000
   )
+  label_prior: str = opt(
+    '',
+    'also evaluate every model with its logits corrected by so many times the '
+    "log share of each class among a client's training rows: a number, or "
+    "'validation' for the best on validation rows; for any method, and no part "
+    'of it (empty: not)',
+  )
+
+  @property
+  def prior(self) -> float | None:
+    """The weight of the class shares; None: it is learned."""
+    learned = self.label_prior == 'validation'
+    return None if learned else float(self.label_prior)
+
+  def check(self) -> None:
+    """Raises `ValueError` for a weight of class shares that is none."""
+    try:
+      value = self.prior if self.label_prior else 0.0
+      if value is not None and not 0 <= value <= 100:
+        raise ValueError
+    except ValueError:
+      raise ValueError(
+        f'--algorithm.label_prior={self.label_prior!r} is not allowed; '
+        "allowed: 0 to 100, or 'validation'."
+      ) from None
 
 
 @dataclasses.dataclass(frozen=True)
