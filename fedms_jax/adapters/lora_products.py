@@ -49,20 +49,44 @@ def norms(factors: Tree):
   return jnp.sqrt(jnp.maximum(squares, 0.0))
 
 
-def residual(factors: Tree, share):
-  """||sum p_k A_k B_k - A B||_F of the means A and B, over everything.
+def residual(factors: Tree, share, kept: Tree | None = None):
+  """||sum p_k A_k B_k - A B||_F over everything; A and B are those of `kept`,
+  None: the means. Of `kept` the A must be the mean.
 
   It is the norm of sum p_k (A_k - A) (B_k - B) = U V, and ||U V||^2 is the
-  inner product of U'U and V V', both KR x KR.
+  inner product of U'U and V V', both KR x KR. Where B is not the mean, A times
+  the difference is added.
   """
   _check(factors, share)
   squares = jnp.float32(0)
-  for a, b in lora.pairs(factors).values():
+  for target, (a, b) in lora.pairs(factors).items():
     u = _side_by_side(a - mean(a, share)[None])
-    v = _side_by_side(_turned(_scaled(b - mean(b, share)[None], share)))
+    middle = mean(b, share)
+    v = _side_by_side(_turned(_scaled(b - middle[None], share)))
+    if kept is not None:
+      ours, other = lora.pairs(kept)[target]
+      u = jnp.concatenate([u, ours], axis=-1)
+      v = jnp.concatenate([v, _turned(middle - other)], axis=-1)
     spec = 'lir,lis->lrs'
     squares += jnp.sum(_inner(_dot(spec, u, u), _dot(spec, v, v)))
   return jnp.sqrt(jnp.maximum(squares, 0.0))
+
+
+def refined(factors: Tree, share, pull: float) -> Tree:
+  """The mean A, and the B nearest to the mean product under it: it minimizes
+  ||sum p_k A_k B_k - A B||_F^2 + pull ||B - mean B||_F^2 by target and block.
+  """
+  _check(factors, share)
+  found = {}
+  for target, (a, b) in lora.pairs(factors).items():
+    first, middle = mean(a, share), mean(b, share)
+    apart = _dot('lir,klis->klrs', first, a - first[None])
+    # A'(sum p A_k B_k - A B), of differences alone, which cancel no more.
+    missed = _dot('klrs,klso->lro', apart, _scaled(b - middle[None], share))
+    gram = _dot('lir,lis->lrs', first, first)
+    gram = gram + pull * jnp.eye(gram.shape[-1])[None]
+    found[target] = first, middle + jnp.linalg.solve(gram, missed)
+  return lora.from_pairs(found)
 
 
 def best(factors: Tree, share, rank: int) -> Tree:

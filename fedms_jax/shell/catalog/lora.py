@@ -26,6 +26,15 @@ class HetLora:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class LoraFair:
+  pull: float = opt(
+    0.01,
+    "lambda; pull of the server's correction of B to zero",
+    above=0.0,
+  )
+
+
 METHODS = {
   'fedit': Method(
     'FedAvg of LoRA: A and B averaged apart', 'arXiv 2305.05644'
@@ -53,5 +62,9 @@ METHODS = {
   'hetlora': Method(
     'ranks of clients cut from one LoRA, pruned, weighted by the norm of A B',
     'arXiv 2401.06432', HetLora,
+  ),
+  'lora_fair': Method(
+    'A and B averaged, and B corrected toward the mean of the products',
+    'arXiv 2411.14961', LoraFair,
   ),
 }  # fmt: skip

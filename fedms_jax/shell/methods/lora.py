@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from fedms_jax.algorithms import fedms, lora_halves, lora_merging
+from fedms_jax.algorithms import fedms, lora_fair, lora_halves, lora_merging
 from fedms_jax.algorithms.ranks import Pruning
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.shell.methods.builder import Builder
@@ -54,6 +54,11 @@ def _hetlora(builder: Builder) -> list[Stage]:
   return _merged(make, ranks=True, exact=False)(builder)
 
 
+def _lora_fair(builder: Builder) -> list[Stage]:
+  make = functools.partial(lora_fair.lora_fair, pull=builder.own.pull)
+  return _merged(make, exact=False)(builder)
+
+
 def _fedit(setting, **kwargs) -> Algorithm:
   """FedIT (arXiv 2305.05644) is the first stage of FedMS alone."""
   return fedms.global_stage(setting, **kwargs)._replace(name='fedit')
@@ -68,4 +73,5 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'fedex_lora': _merged(lora_merging.fedex_lora),
   'flexlora': _merged(lora_merging.flexlora, ranks=True),
   'hetlora': _hetlora,
+  'lora_fair': _lora_fair,
 }

@@ -23,7 +23,7 @@ STAGES = lora.STAGES | general.STAGES
 PERSONAL = {'fedsa_lora', 'hetlora', 'scaffold'}
 RESIDUAL = {
   'fedit', 'ffa_lora', 'rolora', 'flora', 'fedex_lora', 'flexlora', 'hetlora',
-  'fedprox', 'scaffold',
+  'fedprox', 'scaffold', 'lora_fair',
 }  # fmt: skip
 USUAL = {
   'algorithm.stage1_rounds': 2,
