@@ -52,7 +52,7 @@ def fedrep(
       server=plain.server,
     ).update
 
-  update = _in_turn(part(head_masks), part(lora_masks), head_share)
+  update = in_turn(part(head_masks), part(lora_masks), head_share)
   return plain._replace(update=update)
 
 
@@ -85,7 +85,7 @@ def _whole(roles: Roles) -> Tree:
   return roles.shared | roles.personal
 
 
-def _in_turn(
+def in_turn(
   head: ClientUpdate, body: ClientUpdate, share: float
 ) -> ClientUpdate:
   """`head` trains personal keys in the first `share` of the steps, `body`

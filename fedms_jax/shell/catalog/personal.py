@@ -82,6 +82,23 @@ class FedDpa:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class PFedLora:
+  rank: int = opt(8, 'rank of the adapter that is shared', low=1, high=4096)
+  weight: float = opt(
+    0.5,
+    "mu; weight of the adapter's loss while the own model trains",
+    low=0.0,
+    high=1.0,
+  )
+  model_share: float = opt(
+    0.5,
+    'share of the local steps, the first ones, that train the own model',
+    above=0.0,
+    high=0.99,
+  )
+
+
 METHODS = {
   'local': Method(
     'LoRA and head of each client alone: nothing is shared', '-',
@@ -107,5 +124,9 @@ METHODS = {
   'feddpa': Method(
     "local and global LoRA, weighed by an input's likeness to the client's",
     'arXiv 2403.19211', FedDpa,
+  ),
+  'pfedlora': Method(
+    'own LoRA and head that meet in a small adapter, which alone is shared',
+    'arXiv 2310.13283', PFedLora,
   ),
 }  # fmt: skip

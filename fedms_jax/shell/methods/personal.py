@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from fedms_jax.algorithms import fedms, moreau, personal, two_models
+from fedms_jax.algorithms import fedms, moreau, personal, pfedlora, two_models
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.shell.methods.builder import Builder
@@ -83,6 +83,13 @@ def _pfedme(builder: Builder, setting: Setting) -> Algorithm:
   )
 
 
+def _pfedlora(builder: Builder, setting: Setting) -> Algorithm:
+  _needs_head(builder)
+  own = builder.own
+  choice = pfedlora.Choice(own.rank, own.weight, own.model_share)
+  return pfedlora.pfedlora(setting, choice, adapter=builder.adapter)
+
+
 def _needs_head(builder: Builder) -> None:
   """Raises `ValueError` if the model has no head of its own to keep."""
   head = jax.eval_shape(builder.backbone.init_head, jax.random.key(0))
@@ -103,4 +110,5 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'apfl': _stages(_apfl),
   'pfedme': _stages(_pfedme, probe=_global),
   'feddpa': _stages(_feddpa),
+  'pfedlora': _stages(_pfedlora, probe=_local),
 }
