@@ -31,6 +31,10 @@ FLAGS = {
   'pfedmoap.width': 4,
   'pfedmoap.heads': 2,
   'pfedmoap.experts': 3,
+  'pfedprompt.rows': 5,
+  'fedotp.rounds': 9,
+  'pfedmma.blocks': 2,
+  'pfedmma.width': 3,
 }
 MORE = {'hetlora': {'lora.ranks': '1,2', 'hetlora.prune': 0.5}}
 PLAN = Plan((False, True, True), 1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.core.types import Span, Tree
+from fedms_jax.core import activation
+from fedms_jax.core.types import Tree
 from fedms_jax.models import contrast, family, transformer, vit
+from fedms_jax.models.beside import Beside, last
 from fedms_jax.models.class_prompts import class_prompts as class_prompts
 from fedms_jax.models.contrast import Similarity, Tower
 from fedms_jax.models.family import Head, Model, Name, Options, Prompted, Words
@@ -234,7 +237,8 @@ def model(config: Settings, options: Options) -> Model:
   made = single(parts[name], name, options, projected)
   if head == 'zero_shot':
     made = made._replace(
-      prompted=prompted(parts['text']), reference='CLIPModel'
+      prompted=prompted(parts['text'], parts['image']),
+      reference='CLIPModel',
     )
   return made._replace(unread=config.unread())
 
@@ -316,12 +320,12 @@ def single(
   )
 
 
-def prompted(tower: Tower) -> Prompted:
+def prompted(tower: Tower, images: Tower) -> Prompted:
   """The text tower on [start] context [class name] [end] (CoOp, arXiv
   2109.01134), the context the same for all classes."""
   t = tower.transformer
 
-  def features(text: Tree, context):
+  def features(text: Tree, context, beside: Beside | None = None):
     tokens, stem = text['tokens'], text['stem']
     words = stem['word'][jnp.maximum(tokens, 0)].astype(t.dtype)
     context = jnp.broadcast_to(
@@ -332,8 +336,12 @@ def prompted(tower: Tower) -> Prompted:
     held = tower.mask(tokens)
     ours = jnp.ones(context.shape[:2], bool)
     held = jnp.concatenate([held[:, :1], ours, held[:, 1:]], axis=1)
-    blocks = Span(0, t.blocks, (text['blocks'], None))
-    x = transformer.run(t, [blocks], x)  # causal: padding is never seen
+    plain = t.blocks - (beside.count if beside else 0)
+    # Causal: padding is never seen.
+    x = transformer.run(t, activation.prefix(text['blocks'], None, plain), x)
+    if beside:
+      run = functools.partial(transformer.run, t)
+      x = last(text['blocks'], t.blocks, beside, run, x)
     return contrast.unit(tower.feature(text['final'], x, held))
 
   def flops(text: Tree, context: int) -> float:
@@ -341,4 +349,10 @@ def prompted(tower: Tower) -> Prompted:
     cost = transformer.cost(t, context + length, 0.0, 0.0)
     return classes * t.blocks * cost.block
 
-  return Prompted(t.width, tower.tokens, features, flops)
+  def patches(params: Tree, x):
+    # The feature is that of the first token; here each is the only one.
+    tokens = x[:, 1:].reshape(-1, 1, x.shape[-1])
+    found = images.feature(params['final'], tokens, None)
+    return contrast.unit(found).reshape(len(x), -1, found.shape[-1])
+
+  return Prompted(t.blocks, t.width, tower.tokens, features, flops, patches)

@@ -87,18 +87,23 @@ class Prompted(NamedTuple):
   """A text tower whose texts begin with a soft prompt (CoOp, arXiv
   2109.01134).
 
-  width: of a context vector. room: the most tokens of a text, marks of start
-  and end included. features: (text, context [T, width]) -> class features of
-  length 1, float32 [C, P], where `text` are the tower's parameters with
-  'tokens', int32 [C, n]: the names of the classes as the tower reads them,
-  padded with negative ones. flops: (shapes of text, T of the context) -> FLOPs
-  of the class features, forward.
+  blocks: L of the tower. width: of a context vector. room: the most tokens of
+  a text, marks of start and end included. features: (text, context [T,
+  width]) -> class features of length 1, float32 [C, P], where `text` are the
+  tower's parameters with 'tokens', int32 [C, n]: the names of the classes as
+  the tower reads them, padded with negative ones; a third argument, a
+  `Beside`, adds to the last blocks. flops: (shapes of text, T of the context)
+  -> FLOPs of the class features, forward. patches: (parameters of the image
+  tower, x [B, T, D] out of its last block) -> features of length 1 of each
+  patch, float32 [B, M, P].
   """
 
+  blocks: int
   width: int
   room: int
-  features: Callable[[Tree, Any], Any]
+  features: Callable[..., Any]
   flops: Callable[[Tree, int], float]
+  patches: Callable[[Tree, Any], Any]
 
 
 class Words(NamedTuple):

@@ -86,6 +86,42 @@ class PFedMoap:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class PFedPrompt:
+  rows: int = opt(
+    64, 'rows that a client keeps to look at', low=1, high=1 << 20
+  )
+  weight: float = opt(
+    10.0, 'weight of what they say, in logits (0: promptfl)', low=0.0
+  )
+  sharpness: float = opt(30.0, 'how much nearer rows count for more', low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedOtp:
+  mass: float = opt(
+    0.8,
+    'gamma; share of the patches of an image that prompts are matched with',
+    above=0.0,
+    high=1.0,
+  )
+  entropy: float = opt(0.1, 'lambda; how even a match is', low=1e-3)
+  rounds: int = opt(100, 'of scaling, to find the match', low=1, high=100_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class PFedMma:
+  blocks: int = opt(
+    0,
+    'blocks of each tower, from the output, with an adapter (0: two thirds of '
+    'those of the shorter one)',
+    low=0,
+    high=4096,
+  )
+  width: int = opt(32, 'width of the adapters', low=1, high=1 << 16)
+  scale: float = opt(1.0, 'factor of what an adapter adds', above=0.0)
+
+
 METHODS = {
   'fedclip': Method(
     "attention adapter on CLIP's image feature", 'arXiv 2302.13485',
@@ -104,5 +140,17 @@ METHODS = {
   'pfedmoap': Method(
     "other clients' soft prompts as experts of an own attention gate",
     'arXiv 2410.10114', PFedMoap, text=True,
+  ),
+  'pfedprompt': Method(
+    'shared soft prompt, and attention to rows that a client keeps',
+    'doi 10.1145/3543507.3583518', PFedPrompt, text=True,
+  ),
+  'fedotp': Method(
+    'shared and own soft prompt, matched with the patches of an image',
+    'arXiv 2403.00041', FedOtp, text=True,
+  ),
+  'pfedmma': Method(
+    'own adapters of both towers that meet in a shared layer',
+    'arXiv 2507.05394', PFedMma, text=True,
   ),
 }  # fmt: skip

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from fedms_jax.algorithms import fedclip, fedpgp, pfedmoap, soft_prompts
+from fedms_jax.algorithms import (
+  fedclip,
+  fedotp,
+  fedpgp,
+  pfedmma,
+  pfedmoap,
+  pfedprompt,
+  soft_prompts,
+)
 from fedms_jax.algorithms.frozen_backbone import Form
 from fedms_jax.models.family import Prompted
 from fedms_jax.shell.methods.builder import Builder
@@ -70,6 +78,47 @@ def _pfedmoap(builder: Builder) -> list[Stage]:
   return [builder.stage('personal', method, builder.rounds, start='dense')]
 
 
+def _pfedprompt(builder: Builder) -> list[Stage]:
+  prompted, own = _prompted(builder), builder.own
+  choice = pfedprompt.Choice(own.rows, own.weight, own.sharpness)
+  length = builder.config.prompt.length
+
+  def make(setting):
+    return pfedprompt.pfedprompt(
+      setting, prompted, length, choice, classes=builder.classes
+    )
+
+  return builder.alone('personal', builder.setting(), make, start='dense')
+
+
+def _fedotp(builder: Builder) -> list[Stage]:
+  prompted, own = _prompted(builder), builder.own
+  choice = fedotp.Choice(own.mass, own.entropy, own.rounds)
+  length = builder.config.prompt.length
+
+  def make(setting):
+    return fedotp.fedotp(setting, prompted, length, choice)
+
+  return builder.alone('personal', builder.setting(), make, start='dense')
+
+
+def _pfedmma(builder: Builder) -> list[Stage]:
+  prompted, own = _prompted(builder), builder.own
+  most = min(builder.backbone.blocks, prompted.blocks)
+  if own.blocks > most:
+    raise ValueError(
+      f'--pfedmma.blocks={own.blocks} is more than a tower has; allowed: 1 to '
+      f'{most}. Lower it.'
+    )
+  blocks = own.blocks or -(-2 * most // 3)
+  choice = pfedmma.Choice(blocks, own.width, own.scale)
+
+  def make(setting):
+    return pfedmma.pfedmma(setting, prompted, choice)
+
+  return builder.alone('personal', builder.setting(), make, start='dense')
+
+
 def _form(builder: Builder, setting) -> Form:
   """What a prompt is for the model."""
   config = builder.config
@@ -130,4 +179,7 @@ STAGES = {
   'promptfolio': _promptfolio,
   'fedpgp': _fedpgp,
   'pfedmoap': _pfedmoap,
+  'pfedprompt': _pfedprompt,
+  'fedotp': _fedotp,
+  'pfedmma': _pfedmma,
 }

@@ -23,6 +23,10 @@ USUAL = {
   'pfedmoap.width': 4,
   'pfedmoap.heads': 2,
   'pfedmoap.experts': 3,
+  'pfedprompt.rows': 5,
+  'fedotp.rounds': 9,
+  'pfedmma.blocks': 2,
+  'pfedmma.width': 3,
   'partition.num_clients': 6,
   'cohort.size': 3,
   'client.batch_size': 4,
@@ -82,6 +86,9 @@ MODELS = {
   'promptfolio': {'global', 'local', 'mixture'},
   'fedpgp': {'global', 'local'},
   'pfedmoap': {'global', 'local', 'mixture'},
+  'pfedprompt': {'global', 'local', 'mixture'},
+  'fedotp': {'global', 'local', 'mixture'},
+  'pfedmma': {'local'},
 }
 
 
@@ -118,7 +125,9 @@ def test_a_prompt_of_the_input_runs_the_same_in_the_loop_and_in_wide_vmap(name):
   assert start.shared['prompt'].shape == (3, world.WIDTH)
 
 
-@pytest.mark.parametrize('name', ['fedclip', 'fedpgp', 'pfedmoap'])
+@pytest.mark.parametrize(
+  'name', ['fedclip', 'fedpgp', 'pfedmoap', 'pfedprompt', 'fedotp', 'pfedmma']
+)
 def test_a_model_without_class_prompts_is_refused(name):
   with pytest.raises(ValueError) as error:
     on_vit(name)
@@ -134,6 +143,7 @@ def test_a_model_without_class_prompts_is_refused(name):
     ('pfedmoap', {'pfedmoap__width': 10}, 'of width 8'),
     ('pfedmoap', {'pfedmoap__heads': 3}, 'multiple of the heads'),
     ('pfedmoap', {'server__aggregator': 'median'}, '--server.aggregator'),
+    ('pfedmma', {'pfedmma__blocks': 3}, 'allowed: 1 to 2'),
   ],
 )
 def test_what_does_not_fit_a_clip_is_refused(name, flags, said):
@@ -192,6 +202,8 @@ PASSES = {
   'promptfolio': (4, 0),
   'fedpgp': (4, 0),
   'pfedmoap': (2, 2),
+  'pfedprompt': (2, 0),
+  'fedotp': (4, 0),
 }
 
 
