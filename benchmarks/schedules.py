@@ -68,6 +68,11 @@ def entries(blocks: int, rounds: int) -> dict[str, Entry]:
       'F3OCUS (arXiv 2411.11912)', 'dense', order='balanced', budgets=thirds,
     ),
     _entry(
+      'f3ocus_scores', "by each client's own scores in each round, evenly over "
+      'the cohort, by budget, F3OCUS (arXiv 2411.11912)', 'dense',
+      order='f3ocus', budgets=thirds,
+    ),
+    _entry(
       'ffdapt', 'half of the blocks, around a sliding window, as FFDAPT '
       '(arXiv 2307.06933)', 'dense', order='window', cap=half,
     ),

@@ -40,6 +40,7 @@ class Stream(enum.Enum):
   DROPOUT = HOST, 0xD20  # of layers
   TURNS = HOST, 0xF30  # who chooses first in a balanced order
   RANKS = HOST, 0x4A4C  # of clients
+  SEARCH = HOST, 0xF3C  # for which blocks a cohort trains
 
   @property
   def number(self) -> int:

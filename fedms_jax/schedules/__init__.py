@@ -27,7 +27,10 @@ class Schedule(NamedTuple):
   rounds before the one that is planned may still be without their scores; 0:
   a round is planned when the last one's score is known. over: (state, round)
   -> whether the stage is over before this round. told: state -> that of the
-  trigger, with all scores that are known.
+  trigger, with all scores that are known. by_scores: asked in place of
+  `active`, with the scores [K, L] that the cohort's clients have just given
+  their blocks, by a schedule that wants them (`simulation/tangents.py`); None:
+  it does not.
   """
 
   init: Any
@@ -36,6 +39,7 @@ class Schedule(NamedTuple):
   delay: int = 0
   over: Callable[[Any, int], bool] = lambda state, t: False
   told: Callable[[Any], Any] = lambda state: state
+  by_scores: Callable[..., list[ActiveSet]] | None = None
 
 
 def schedule(
@@ -45,33 +49,45 @@ def schedule(
   budgets: Sequence[int] = (),
   seed: int = 0,
   ends: bool = False,
+  by_scores: Callable[..., list[ActiveSet]] | None = None,
 ) -> Schedule:
   """`depth_k(t) = min(progress(t), budget_k)` blocks. where: picks them, or
-  their fixed order. ends: the stage is over when the trigger has settled."""
+  their fixed order. ends: the stage is over when the trigger has settled.
+  by_scores: (depths, round, scores [K, L]) -> sets, which picks them in place
+  of `where` when there are scores."""
   pick = where if callable(where) else in_order(where)
 
   def observe(state, t, score):
     del t
     return trigger.observe(state, score)
 
-  def active(state, t, clients):
-    depth, clients = trigger.progress(state, t), [int(i) for i in clients]
-    depths = [depth] * len(clients)
-    if budgets:
-      depths = [min(depth, budget(budgets, i, seed)) for i in clients]
-    return pick(depths, t, clients)
+  def depths_of(state, t, clients):
+    depth = trigger.progress(state, t)
+    if not budgets:
+      return [depth] * len(clients)
+    return [min(depth, budget(budgets, i, seed)) for i in clients]
 
-  if not ends:
-    return Schedule(trigger.init, observe, active)
+  def active(state, t, clients):
+    clients = [int(i) for i in clients]
+    return pick(depths_of(state, t, clients), t, clients)
+
+  def scored(state, t, clients, scores):
+    assert by_scores is not None
+    clients = [int(i) for i in clients]
+    return by_scores(depths_of(state, t, clients), t, scores)
+
+  found = Schedule(trigger.init, observe, active)
+  if by_scores:
+    found = found._replace(by_scores=scored)
   settled = trigger.settled
+  if not ends:
+    return found
   if settled is None:
     raise ValueError(
       'a stage that ends when its schedule has settled needs a queue, and this '
       'schedule is none.'
     )
-  return Schedule(
-    trigger.init, observe, active, over=lambda state, t: settled(state)
-  )
+  return found._replace(over=lambda state, t: settled(state))
 
 
 def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
@@ -85,6 +101,10 @@ def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
     within = inner.observe(state['inner'], t, score)
     return {'inner': within, 'best': best, 'since': since}
 
+  def scored(state, t, clients, scores):
+    assert inner.by_scores is not None
+    return inner.by_scores(state['inner'], t, clients, scores)
+
   return Schedule(
     {'inner': inner.init, 'best': None, 'since': 0},
     observe,
@@ -94,6 +114,7 @@ def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
       state['since'] >= patience or inner.over(state['inner'], t)
     ),
     lambda state: inner.told(state['inner']),
+    scored if inner.by_scores else None,
   )
 
 
@@ -117,6 +138,10 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
   def active(state, t, clients):
     return inner.active(known(state, t), t, clients)
 
+  def scored(state, t, clients, scores):
+    assert inner.by_scores is not None
+    return inner.by_scores(known(state, t), t, clients, scores)
+
   def _told(state, late):
     for number, score in late:
       state = inner.observe(state, number, score)
@@ -129,6 +154,7 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     inner.delay + rounds,
     lambda state, t: inner.over(known(state, t), t),
     lambda state: inner.told(_told(state['inner'], state['late'])),
+    scored if inner.by_scores else None,
   )
 
 

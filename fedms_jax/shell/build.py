@@ -18,7 +18,7 @@ from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Federation, Task
 from fedms_jax.data import federation as federations
 from fedms_jax.data import sources, text
-from fedms_jax.schedules import orders, triggers
+from fedms_jax.schedules import f3ocus, orders, triggers
 from fedms_jax.server import averaged, optimizers, robust
 from fedms_jax.shell.config import (
   ClientConfig,
@@ -221,8 +221,16 @@ def schedule(
     if goes_on:
       when = triggers.continued(when, handover.trigger, handover.before)
     where = _where(s, blocks, seed, handover)
+    by_scores = None
+    if s.order == 'f3ocus' and start != 'dense':
+      by_scores = f3ocus.pick(s.search, seed)
     made = schedules.schedule(
-      when, where, budgets=budgets, seed=seed, ends=ends == 'queue'
+      when,
+      where,
+      budgets=budgets,
+      seed=seed,
+      ends=ends == 'queue',
+      by_scores=by_scores,
     )
     if ends == 'validation':
       made = schedules.until_flat(made, s.queue_length, noise(handover.rows))
@@ -246,6 +254,8 @@ def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):
     return orders.allocation(blocks, seed, weights)
   if s.order == 'balanced':
     return orders.balanced(handover.importance(), s.balance, seed)
+  if s.order == 'f3ocus':  # until there are scores, and for dense stages
+    return orders.order('top_down', blocks, seed)
   measured = handover.importance() if s.order == 'importance' else None
   return orders.order(s.order, blocks, seed, measured)
 

@@ -13,7 +13,7 @@ from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import metrics
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import ActiveSet, Plan
-from fedms_jax.simulation import cohorts, execution
+from fedms_jax.simulation import cohorts, execution, tangents
 from fedms_jax.simulation.planner import padding_efficiency
 from fedms_jax.simulation.state import NonFiniteError, Options, StageState
 from fedms_jax.systems.ledger import Entry, Meter
@@ -22,7 +22,7 @@ from fedms_jax.systems.ledger import Entry, Meter
 class InFlight(NamedTuple):
   """A dispatched round whose metrics are still on the device. plans, ever,
   derived, scope: for the ledger, see `Accounting._entry`. observe: of the
-  schedule."""
+  schedule. scored: rows that clients scored their blocks on."""
 
   cohort: cohorts.Cohort
   plans: Sequence[Plan]
@@ -34,6 +34,7 @@ class InFlight(NamedTuple):
   measured: dict[str, Any]
   record: dict[str, Any]
   observe: Callable[[Any, int, float], Any]
+  scored: float = 0.0
 
 
 class Accounting:
@@ -105,6 +106,10 @@ class Accounting:
     processes. Who is lost has received and trained, and sent nothing."""
     cohort, plans = flight.cohort, flight.plans
     entry, met = Entry(), met.copy()
+    if flight.scored:
+      entry = self._meter.scoring(
+        flight.scored, len(cohort.ids), tangents.ITERATIONS
+      )
     kinds = list(zip(plans, cohort.lost.tolist(), strict=True))
     for kind in dict.fromkeys(kinds):
       places = np.array([i for i, k in enumerate(kinds) if k == kind])

@@ -27,6 +27,7 @@ from fedms_jax.simulation.state import (
   StageState,
 )
 from fedms_jax.simulation.tables import Tables
+from fedms_jax.simulation.tangents import active_sets, rows_scored
 from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry, Meter
 
@@ -261,12 +262,12 @@ class Simulation:
     """The clients' personal states in the stage of a state."""
     return carried.store(self.keeper, self.stages, self.initial, state)
 
-  def plans(self, state: StageState, number: int, ids, schedule=None):
-    """(blocks ever active, the plans of clients in a round). schedule: of the
-    stage of the state; None: it is made."""
+  def plans(self, state: StageState, number: int, ids, active=None):
+    """(blocks ever active, the plans of clients in a round). active: of each
+    of them; None: what the stage's schedule says without asking them."""
     algorithm = self.stages[state.stage].algorithm
-    schedule = schedule or self._schedule(state)
-    active = schedule.active(state.progress, number, ids)
+    if active is None:
+      active = self._schedule(state).active(state.progress, number, ids)
     ever = tuple(map(any, zip(state.ever, *active, strict=True)))
     boundary = activation.boundary(ever)
     variant = algorithm.variant or (lambda number, client: None)
@@ -288,7 +289,8 @@ class Simulation:
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
     algorithm = self.stages[state.stage].algorithm
-    ever, plans = self.plans(state, cohort.round, cohort.ids, schedule)
+    sets = active_sets(self, schedule, state, store, cohort)
+    ever, plans = self.plans(state, cohort.round, cohort.ids, sets)
     active = (plan.active for plan in plans)
     last = max(active, key=sum, default=state.last)
     state = state._replace(ever=ever, last=last)
@@ -338,6 +340,7 @@ class Simulation:
       after.measured,
       record,
       schedule.observe,
+      rows_scored(schedule, cohort),
     )
 
   def here(self, task: cohorts.Round, whole: Plan, store):

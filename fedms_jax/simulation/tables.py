@@ -150,6 +150,13 @@ class Tables:
     self.sent = tree.nbytes(table)
     return table, lambda r: translate(self._kept(r))
 
+  def rows(self, rows: np.ndarray) -> TableDict:
+    """A batch of the raw columns of row numbers [B], on the device; negative
+    ones are padding, whose 'mask' is False."""
+    safe = np.maximum(self._kept(rows), 0)
+    table = {name: column[safe] for name, column in self._raw.items()}
+    return self._sent(table | {'mask': rows >= 0})
+
   def _kept(self, rows: np.ndarray) -> np.ndarray:
     """Row numbers among the rows that are kept; negatives stay."""
     if self._place_of is None:

@@ -122,6 +122,21 @@ class Meter:
       peak_client_bytes_up=float(up),
     )
 
+  def scoring(self, rows: float, clients: int, iterations: int) -> Entry:
+    """The entry of clients that scored all L blocks by power iteration, and
+    sent L floats each: a pass through the model, then one along its tangent
+    and one back for each block and iteration."""
+    blocks, c = self._backbone.blocks, self._backbone.cost
+    once = c.stem + blocks * (c.block + self._lora()) + c.head
+    spent = rows * once * (1 + 2 * iterations * blocks)
+    sent = 4.0 * blocks
+    return Entry(
+      bytes_up=clients * sent,
+      client_flops=spent,
+      simulator_flops=spent,
+      peak_client_bytes_up=sent,
+    )
+
   def _beside(self, clients: int, steps: float) -> float:
     """FLOPs that do not grow with the examples."""
     passes = self._algorithm.passes

@@ -22,8 +22,12 @@ def active(entry):
   importance = [1.0, 5.0, 2.0, 6.0, 3.0, 4.0]
   schedule = make(Handover(None, lambda: importance, 1000), found.seed)
   state, out = schedule.init, []
+  scores = np.random.default_rng(0).random((10, BLOCKS)) * importance
   for t in range(ROUNDS):
-    out.append(schedule.active(state, t, range(10)))
+    if schedule.by_scores is None:
+      out.append(schedule.active(state, t, range(10)))
+    else:
+      out.append(schedule.by_scores(state, t, range(10), scores))
     state = schedule.observe(state, t, 0.5)
   return np.array(out)
 
@@ -54,7 +58,7 @@ def test_what_grows_begins_with_one_block_and_reaches_all(label):
 
 
 def test_budgets_are_thirds_of_the_depth():
-  for label in ('fedquad', 'fedra', 'fed-hello', 'f3ocus'):
+  for label in ('fedquad', 'fedra', 'fed-hello', 'f3ocus', 'f3ocus_scores'):
     depth = FOUND[label].sum(-1)
     assert (depth == depth[0]).all()
     assert set(depth[0]) <= {2, 4, 6} and len(set(depth[0])) > 1

@@ -50,6 +50,10 @@ ORDERS: dict[str, Entry] = {
     'each by chance, for each client and round',
     'arXiv 2503.10217 (DropPEFT)',
   ),
+  'f3ocus': (
+    "by each client's own scores in each round, and even use over the cohort",
+    'arXiv 2411.11912 (F3OCUS)',
+  ),
   'window': ('all but a sliding window', 'arXiv 2307.06933 (FFDAPT)'),
 }
 PARTITIONS: dict[str, Entry] = {

@@ -27,7 +27,8 @@ class ScheduleConfig:
     'top_down',
     'which blocks come first; or which ones are drawn for each client and '
     'round (allocation, dropout), dealt over the cohort by importance and '
-    'even use (balanced), or left out by a sliding window (window)',
+    'even use (balanced), chosen by what each client scores its own blocks in '
+    'each round (f3ocus), or left out by a sliding window (window)',
     choices=(
       'top_down',
       'bottom_up',
@@ -37,6 +38,7 @@ class ScheduleConfig:
       'balanced',
       'dropout',
       'window',
+      'f3ocus',
     ),
   )
   shape: str = opt(
@@ -48,6 +50,11 @@ class ScheduleConfig:
     1.0,
     'weight of even use against importance, for balanced (0: importance alone)',
     low=0.0,
+  )
+  search: str = opt(
+    'exact',
+    'how f3ocus finds the front of its two aims',
+    choices=('exact', 'nsga2', 'annealing'),
   )
   start: int = opt(1, 'active blocks at the start', low=1)
   step: int = opt(1, 'blocks activated at a time', low=1)

@@ -160,6 +160,21 @@ def test_a_schedule_that_looks_at_the_cohort_is_resumed(tmp_path):
   world.same(resumed.roles, state.roles)
 
 
+def test_a_schedule_by_scores_of_personal_models_is_resumed(tmp_path):
+  made = bench(
+    'fedsa_lora', schedule__name='dense', schedule__order='f3ocus',
+    schedule__budgets='1,2',
+  )  # fmt: skip
+  stages, options = STAGES['fedsa_lora'](made), build.options(made.config)
+  _, simulation, state, records = simulate(stages, options, tmp_path / 'whole')
+  assert {record['depth'] for record in records} < {1.0, 4 / 3, 5 / 3, 2.0}
+  with pytest.raises(Preempted):
+    simulate(stages, options, tmp_path / 'pieces', Stop())
+  _, other, resumed, _ = simulate(stages, options, tmp_path / 'pieces')
+  world.same(resumed.roles, state.roles)
+  assert other.ledgers == simulation.ledgers
+
+
 PRUNED = {'hetlora__prune': 0.5, 'hetlora__pull': 3.0, 'cohort__size': 6}
 
 
