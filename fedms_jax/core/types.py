@@ -196,15 +196,17 @@ class Passes(NamedTuple):
   """What a step runs above the frozen prefix: towers with a backward pass,
   towers without, and whether the frozen ones' weights train as well.
 
-  beside: shapes of the roles -> FLOPs that do not grow with the examples, of a
-  step and of a client's round; None: none. ahead: frozen towers of the derived
-  columns that no step reads. fresh: towers that a row of `Start.fresh` takes,
-  of which all but one are frozen.
+  again: further passes without a backward pass, in each step, above the
+  prefix. beside: shapes of the roles -> FLOPs that do not grow with the
+  examples, of a step and of a client's round; None: none. ahead: frozen towers
+  of the derived columns that no step reads. fresh: towers that a row of
+  `Start.fresh` takes, of which all but one are frozen.
   """
 
   trained: int = 1
   frozen: int = 0
   full: bool = False
+  again: int = 0
   beside: Callable[[Roles], tuple[float, float]] | None = None
   ahead: int = 0
   fresh: int = 0

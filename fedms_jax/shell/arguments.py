@@ -48,6 +48,7 @@ FLAGS = {
   for section, names in _ALIKE.items()
   for name in names
 } | {
+  'Choice.ends': 'fedot.ends',
   'encode_text': 'model.name',
   'learning_rate': 'client.learning_rate',
   'size': 'cohort.size',

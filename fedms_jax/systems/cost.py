@@ -31,7 +31,8 @@ def _suffix(
   forward = above * cost.block + active * lora + cost.head
   backward = (blocks - lowest) * cost.block * (2 if passes.full else 1)
   backward += 2 * active * lora + 2 * cost.head
-  return passes.trained * (forward + backward)
+  again = passes.again * forward
+  return passes.trained * (forward + backward) + again
 
 
 def _derived(

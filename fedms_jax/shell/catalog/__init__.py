@@ -6,7 +6,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from fedms_jax.shell.catalog import general, lora, mixture, personal, prompts
+from fedms_jax.shell.catalog import (
+  elastic,
+  general,
+  lora,
+  mixture,
+  personal,
+  prompts,
+)
 from fedms_jax.shell.catalog.entry import Method
 from fedms_jax.shell.fields import section
 
@@ -16,6 +23,7 @@ METHODS: dict[str, Method] = {
   **general.METHODS,
   **personal.METHODS,
   **prompts.METHODS,
+  **elastic.METHODS,
 }
 
 # The options of all methods, a section for each that has any.

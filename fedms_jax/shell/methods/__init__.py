@@ -9,7 +9,14 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog
 from fedms_jax.shell.config import Config
-from fedms_jax.shell.methods import general, lora, mixture, personal, prompts
+from fedms_jax.shell.methods import (
+  elastic,
+  general,
+  lora,
+  mixture,
+  personal,
+  prompts,
+)
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
@@ -23,6 +30,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **general.STAGES,
   **personal.STAGES,
   **prompts.STAGES,
+  **elastic.STAGES,
 }
 
 

@@ -1,0 +1,55 @@
+"""Methods that make the model, or its adapter, smaller."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fedms_jax.shell.catalog.entry import Method
+from fedms_jax.shell.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class LoNas:
+  ranks: str = opt(
+    '',
+    'ranks that a part of the LoRA may have: 2,4,8 (empty: lora.rank, its half '
+    'and its quarter)',
+  )
+  search_rounds: int = opt(
+    3, 'rounds of the search, after those of training', low=1, high=1 << 30
+  )
+  candidates: int = opt(
+    20, 'configurations that are tried', low=2, high=1 << 16
+  )
+  tolerance: float = opt(
+    0.01,
+    'how much worse than the best the smallest may be that is taken, as a '
+    'share of the rows',
+    low=0.0,
+    high=1.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FedOt:
+  ends: int = opt(
+    1, 'blocks at either end, which clients train', low=1, high=4096
+  )
+  kept: float = opt(
+    0.5,
+    'share of the blocks between that clients get, as an emulator of them',
+    low=0.0,
+    high=1.0,
+  )
+
+
+METHODS = {
+  'lonas': Method(
+    'LoRA that holds smaller ones, and the search for one of them',
+    'LREC-COLING 2024, arXiv 2501.16372', LoNas,
+  ),
+  'fedot': Method(
+    'LoRA at both ends, trained around a part of the blocks between',
+    'arXiv 2302.04870, 2309.00363', FedOt,
+  ),
+}  # fmt: skip

@@ -1,0 +1,75 @@
+"""LoNAS and FedOT from flags: runs that are resumed, and what is refused."""
+
+import json
+import math
+
+import pytest
+
+from fedms_jax.shell import build
+from fedms_jax.shell.methods import elastic
+from fedms_jax.simulation.state import Preempted
+from tests import world
+from tests.shell.methods.methods_test import Stop, bench, simulate
+
+FLAGS = {
+  'lonas': {'lonas__search_rounds': 2, 'lonas__candidates': 4},
+  'fedot': {'fedot__ends': 1},
+}
+MODELS = {
+  'lonas': {'pretrained', 'global', 'whole'},
+  'fedot': {'pretrained', 'global', 'emulator'},
+}
+
+
+@pytest.mark.parametrize('name', elastic.STAGES)
+def test_a_run_an_evaluation_and_a_resumed_run(name, tmp_path):
+  made = bench(name, **FLAGS[name], lora__ranks='1,2' * (name == 'lonas'))
+  stages, options = elastic.STAGES[name](made), build.options(made.config)
+  found, simulation, state, records = simulate(
+    stages, options, tmp_path / 'whole'
+  )
+  assert len(records) == sum(stage.rounds for stage in stages)
+  assert all(math.isfinite(record['train_loss']) for record in records)
+  assert set(found['models']) == MODELS[name]
+  for stage in stages:
+    entry = simulation.ledgers[stage.name]
+    assert entry.bytes_up > 0 and entry.client_flops > 0
+  for _ in range(len(records) - 1):
+    with pytest.raises(Preempted):
+      simulate(stages, options, tmp_path / 'pieces', Stop())
+  again, other, resumed, _ = simulate(stages, options, tmp_path / 'pieces')
+  world.same((resumed.roles, resumed.memory), (state.roles, state.memory))
+  assert json.dumps(again) == json.dumps(found)
+  assert other.ledgers == simulation.ledgers
+
+
+def test_the_search_looks_at_rows_that_nobody_trains_on():
+  _, search = elastic.STAGES['lonas'](bench('lonas'))
+  assert search.view is not None
+  data = world.federation()
+  assert search.view(data).train is data.validation
+
+
+@pytest.mark.parametrize(
+  ('name', 'flags', 'said'),
+  [
+    ('lonas', {'lonas__ranks': '1,3'}, '--lonas.ranks='),
+    ('lonas', {'lonas__ranks': 'two'}, 'no list of ranks'),
+    ('lonas', {'lora__init': 'x'}, '--lora.init=x'),
+    ('lonas', {'server__aggregator': 'median'}, '--server.aggregator=median'),
+    ('fedot', {'fedot__ends': 2}, 'allowed: 1 to 1'),
+    ('fedot', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
+    ('fedot', {'model__name': 'a/clip', 'model__head': 'contrast'}, 'towers'),
+    ('lonas', {'model__name': 'a/clip', 'model__head': 'contrast'}, 'batch'),
+  ],
+)
+def test_what_does_not_fit_is_refused(name, flags, said):
+  with pytest.raises(ValueError) as error:
+    elastic.STAGES[name](bench(name, **flags))
+  assert said in str(error.value)
+
+
+def test_ranks_are_by_default_halves_of_the_largest():
+  assert elastic._ranks('', 8) == (2, 4, 8)
+  assert elastic._ranks('', 1) == (1,)
+  assert elastic._ranks('3,1', 8) == (1, 3, 8)
