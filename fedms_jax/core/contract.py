@@ -15,6 +15,7 @@ from fedms_jax.core.types import (
   ActiveSet,
   Backbone,
   Batch,
+  Crossing,
   Mask,
   Passes,
   Plan,
@@ -272,8 +273,10 @@ class Algorithm(NamedTuple):
   variant are compiled together. traffic: (shapes of the roles, plan, blocks
   ever active, clients in the cohort) -> bytes that one client sends and
   receives in a round; None: what it trains, and what of shared may have
-  changed. channel: set by whoever builds the stage, never by a method. stats:
-  names of `Prediction.stats` that a round reports, of validation rows.
+  changed. crossing: (shapes of the roles, plan) -> what passes in each step
+  beside that; None: nothing. channel: set by whoever builds the stage, never by
+  a method. stats: names of `Prediction.stats` that a round reports, of
+  validation rows.
   """
 
   name: str
@@ -293,5 +296,6 @@ class Algorithm(NamedTuple):
   traffic: (
     Callable[[Roles, Plan, ActiveSet, int], tuple[float, float]] | None
   ) = None
+  crossing: Callable[[Roles, Plan], Crossing] | None = None
   channel: Channel = PLAIN
   stats: tuple[str, ...] = ()

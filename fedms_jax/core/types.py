@@ -212,6 +212,20 @@ class Passes(NamedTuple):
   fresh: int = 0
 
 
+class Crossing(NamedTuple):
+  """What passes between a client and the server in every local step, as in
+  split learning.
+
+  up, down: bytes of one example. messages: of a step, both ways together.
+  held: which blocks the client computes; the others are the server's.
+  """
+
+  up: float
+  down: float
+  messages: float
+  held: ActiveSet
+
+
 class Task(NamedTuple):
   """What is learned, one number per example.
 

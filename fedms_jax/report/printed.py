@@ -84,6 +84,8 @@ def text(result: dict[str, Any]) -> str:
     f'{result["compile_seconds"]:.1f} s compiling, '
     f'{result["run_seconds"]:.1f} s running',
   ]
+  if messages := total.get('step_messages'):
+    lines.append(f'messages within local steps: {messages:,.0f}')
   return '\n'.join(lines)
 
 

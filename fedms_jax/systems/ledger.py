@@ -17,7 +17,8 @@ from fedms_jax.systems import cost
 
 
 class Entry(NamedTuple):
-  """One round, or a sum of rounds: bytes, FLOPs, and counts."""
+  """One round, or a sum of rounds: bytes, FLOPs, and counts. step_messages:
+  that pass within local steps, see `Crossing`."""
 
   bytes_up: float = 0.0
   bytes_down: float = 0.0
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
   examples: float = 0.0
   peak_client_memory: float = 0.0
   peak_client_bytes_up: float = 0.0
+  step_messages: float = 0.0
 
   def plus(self, other: Entry) -> Entry:
     peaks = ('peak_client_memory', 'peak_client_bytes_up')
@@ -107,7 +109,7 @@ class Meter:
     fresh *= bool(a.passes.fresh)
     seen = fresh * cost.fresh_flops(b.cost, a.passes, plan)
     known = fresh * cost.fresh_flops(b.cost, a.passes, plan, scope)
-    return Entry(
+    entry = Entry(
       bytes_up=float(clients * up),
       bytes_down=float(clients * down + newcomers * self.handover()),
       client_flops=examples * cost.client_flops(*args) + beside + seen,
@@ -120,6 +122,50 @@ class Meter:
       examples=examples,
       peak_client_memory=self.memory(plan),
       peak_client_bytes_up=float(up),
+    )
+    if a.crossing is None:
+      return entry
+    return self._crossed(entry, plan, examples, steps, beside)
+
+  def _crossed(
+    self, entry: Entry, plan: Plan, examples: float, steps: float, beside: float
+  ) -> Entry:
+    """The entry with what passes in each step; clients spend what their own
+    blocks cost. (A gradient that they but pass on is not counted.)"""
+    assert self._algorithm.crossing is not None
+    crossing = self._algorithm.crossing(self._shapes, plan)
+    rows = [b for b, held in enumerate(crossing.held) if held]
+    own = Plan(
+      tuple(plan.active[b] for b in rows), sum(b < plan.boundary for b in rows)
+    )
+    backbone, passes = self._backbone, self._algorithm.passes
+    each = cost.client_flops(backbone.cost, passes, own, self._lora())
+    share = len(rows) / len(plan.active)
+    trained = self.trained(plan) * share
+    total = tree.nbytes(self._shapes) - (1 - share) * self._stacked()
+    sent = examples * crossing.up
+    return entry._replace(
+      bytes_up=entry.bytes_up + sent,
+      bytes_down=entry.bytes_down + examples * crossing.down,
+      client_flops=examples * each + beside,
+      peak_client_memory=self._memory(own, trained, total - trained),
+      peak_client_bytes_up=entry.peak_client_bytes_up
+      + sent / max(entry.client_rounds, 1),
+      step_messages=steps * crossing.messages,
+    )
+
+  def _stacked(self) -> float:
+    """Bytes of all that has a row for each block."""
+    frozen = self._shapes.frozen
+    trees = [self._shapes.shared, self._shapes.personal, frozen]
+    trees += [frozen.get(name, {}) for name in ('base', 'start')]
+    return float(
+      sum(
+        tree.nbytes(value)
+        for found in trees
+        for key, value in found.items()
+        if tree.is_stacked(key)
+      )
     )
 
   def scoring(self, rows: float, clients: int, iterations: int) -> Entry:

@@ -13,6 +13,7 @@ from fedms_jax.shell.catalog import (
   mixture,
   personal,
   prompts,
+  split,
 )
 from fedms_jax.shell.catalog.entry import Method
 from fedms_jax.shell.fields import section
@@ -24,6 +25,7 @@ METHODS: dict[str, Method] = {
   **personal.METHODS,
   **prompts.METHODS,
   **elastic.METHODS,
+  **split.METHODS,
 }
 
 # The options of all methods, a section for each that has any.

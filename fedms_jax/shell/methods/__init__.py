@@ -16,6 +16,7 @@ from fedms_jax.shell.methods import (
   mixture,
   personal,
   prompts,
+  split,
 )
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
@@ -31,6 +32,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **personal.STAGES,
   **prompts.STAGES,
   **elastic.STAGES,
+  **split.STAGES,
 }
 
 
