@@ -49,6 +49,7 @@ FLAGS = {
   for name in names
 } | {
   'Choice.ends': 'fedot.ends',
+  'depth': 'encrypted',
   'encode_text': 'model.name',
   'learning_rate': 'client.learning_rate',
   'size': 'cohort.size',

@@ -73,7 +73,18 @@ COMMANDS = {
   'plan': Command(
     'what a model would cost, from its config.json alone',
     'fedms_jax.shell.commands.plan',
-    {'classes': (10, 'classes of the head')},
+    {
+      'classes': (10, 'classes of the head'),
+      'encrypted': (
+        0,
+        'also what a step would cost on ciphertexts of CKKS, which devices '
+        'send to a server that tunes LoRA, where they bear so many '
+        'multiplications one after another (0: not; a model, after PrivTuner)',
+      ),
+      'encrypted_weight': (0.01, 'joules that a bit of security is worth'),
+      'radio_mhz': (20.0, 'band that the devices of a cohort share'),
+      'radio_watts': (0.1, 'power that a device sends with'),
+    },
   ),
 }
 

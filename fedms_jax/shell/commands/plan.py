@@ -18,6 +18,7 @@ from fedms_jax.models.family import Model
 from fedms_jax.report.printed import grid
 from fedms_jax.shell import build, flags, foundation, methods
 from fedms_jax.shell import world as worlds
+from fedms_jax.shell.commands import plan_encrypted
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.ledger import Meter
 from fedms_jax.systems.units import in_bytes, in_flops
@@ -55,7 +56,11 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     tokens = foundation.one_token(config.prompt, len(names))
   roles = worlds.shapes(config.model, model, checkpoint, tokens)
   shapes = shaped(config, model, roles)
-  print('\n'.join(lines(config, shapes)))
+  found = lines(config, shapes)
+  if values['encrypted'] != 0:
+    first, tokens = shapes.stages[0][1], model.backbone.cost.tokens
+    found += ['', *plan_encrypted.lines(config, first, tokens, values)]
+  print('\n'.join(found))
   return 0
 
 

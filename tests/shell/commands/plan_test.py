@@ -156,8 +156,10 @@ DECODERS = {
 }
 
 # What a text tower is for, and what is nothing to be trained of class prompts.
-NEED_TEXT = ('fedclip', 'fedpgp', 'pfedmoap')
-NEED_HEAD = ('linear_probe', 'fedper', 'fedrep')
+NEED_TEXT = (
+  'fedclip', 'fedpgp', 'pfedmoap', 'pfedprompt', 'fedotp', 'pfedmma'
+)  # fmt: skip
+NEED_HEAD = ('linear_probe', 'fedper', 'fedrep', 'pfedlora')
 SMALL = {'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 2}
 
 
@@ -242,6 +244,38 @@ def test_a_prompt_of_class_names_costs_the_text_tower(tmp_path, capsys):
   assert rows[10][:3] == ['49.2 kB'] * 3
   few, many = (float(rows[n][5].split()[0]) for n in (10, 20))
   assert many == pytest.approx(2 * few, rel=0.01)
+
+
+def test_a_step_on_ciphertexts(tmp_path, capsys):
+  """A batch of 16 times 257 tokens of width 1024, in halves of the ring."""
+  assert plan(tmp_path, CLIP_L14, '--encrypted=2', '--encrypted_weight=0') == 0
+  text = capsys.readouterr().out.split('on ciphertexts of CKKS')[1]
+  assert f'{16 * 257 * 1024:,} values of a device' in text
+  rows = [re.split(r'  +', x.strip()) for x in text.splitlines()[2:-1]]
+  assert [row[0] for row in rows] == ['8192*', '16384', '32768']
+  assert rows[0][2:5] == ['25.0x', '1028', '421 MB']
+  assert (
+    plan(tmp_path, CLIP_L14, '--encrypted=2', '--encrypted_weight=1e6') == 0
+  )
+  assert '32768*' in capsys.readouterr().out
+  assert plan(tmp_path, CLIP_L14) == 0
+  assert 'CKKS' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('encrypted=20', '--encrypted=20 multiplications'),
+    ('encrypted=-1', 'allowed: at least 0'),
+    ('encrypted_weight=-1', 'allowed: 0 to'),
+    ('radio_mhz=0', 'more than 0'),
+    ('radio_watts=1e9', 'at most 1e6'),
+  ],
+)
+def test_what_no_ring_bears_is_told(flag, message, tmp_path, capsys):
+  assert plan(tmp_path, CLIP_L14, '--encrypted=2', f'--{flag}') == 2
+  text = capsys.readouterr().err
+  assert message in text and text.count('\n') == 1
 
 
 @pytest.mark.parametrize(
