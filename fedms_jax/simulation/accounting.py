@@ -107,9 +107,7 @@ class Accounting:
     cohort, plans = flight.cohort, flight.plans
     entry, met = Entry(), met.copy()
     if flight.scored:
-      entry = self._meter.scoring(
-        flight.scored, len(cohort.ids), tangents.ITERATIONS
-      )
+      entry = self._meter.scoring(flight.scored, len(cohort.ids), tangents.ROWS)
     kinds = list(zip(plans, cohort.lost.tolist(), strict=True))
     for kind in dict.fromkeys(kinds):
       places = np.array([i for i, k in enumerate(kinds) if k == kind])

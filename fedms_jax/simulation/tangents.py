@@ -1,11 +1,12 @@
 """How much each block of a client could learn: the largest eigenvalue of its
 tangent kernel, for schedules that choose by it.
 
-With J_b the derivative of what the served model says of a client's first rows
-by what is trained in block b, the score is the largest eigenvalue of J_b J_b',
-found by power iteration without making J_b (F3OCUS, arXiv 2411.11912, asks for
-these eigenvalues; rows and iterations are ours). What a model says is its
-logits, or, of token tasks, whose logits are many, the loss of each row.
+With J_b the derivative of the losses of a client's first rows by what is
+trained in block b, the score is the largest eigenvalue of J_b J_b' (F3OCUS,
+arXiv 2411.11912, asks for those of layers' kernels). That the outputs are
+losses, a number for each row whatever the task, and how many rows there are, is
+ours. The kernel is small and made exactly, by a backward pass for each row: the
+models' kernels have no forward derivative.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import compile, seeds, tree
+from fedms_jax.core import compile, tree
 from fedms_jax.core.contract import Algorithm
-from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import ActiveSet, Batch, Plan, Roles
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import timeline
 
-ROWS, ITERATIONS = 32, 10
+ROWS = 32
 
 
 def active_sets(
@@ -46,13 +46,12 @@ def block_scores(simulation, state, cohort, store) -> np.ndarray:
   own = place.mine(cohort.ids, simulation.federation.train.num_clients)
   found = np.zeros((count, blocks), np.float32)
   personal = store.gather(cohort.ids[own]) if len(own) else None
-  key = seeds.stream(simulation.options.seed, Stream.IMPORTANCE, state.stage)
   for number, k in enumerate(own):
     rows = first_rows(cohort.rows[k])
     batch = simulation.tables.rows(rows)
     mine = jax.tree.map(lambda x, n=number: x[n], personal)
     roles = state.roles._replace(personal=mine)
-    found[k] = eigenvalues(algorithm, roles, batch, key)
+    found[k] = eigenvalues(algorithm, roles, batch)
   return place.peers.summed(found)
 
 
@@ -71,11 +70,10 @@ def rows_scored(schedule: Schedule, cohort) -> float:
 
 
 @compile.jit(static=(0,), light=True)
-def eigenvalues(algorithm: Algorithm, roles: Roles, batch: Batch, key):
+def eigenvalues(algorithm: Algorithm, roles: Roles, batch: Batch):
   """The largest eigenvalue of each block's kernel, float32 [L].
 
-  roles: of one client. batch: raw columns and 'mask' [B]. key: of the first
-  vector of the iteration.
+  roles: of one client. batch: raw columns and 'mask' [B].
   """
   blocks = algorithm.backbone.blocks
   plan = Plan((True,) * blocks, 0)
@@ -86,34 +84,23 @@ def eigenvalues(algorithm: Algorithm, roles: Roles, batch: Batch, key):
     for name, role in (('shared', roles.shared), ('personal', roles.personal))
   }
 
-  def says(stacks):
+  def losses(stacks):
     now = roles._replace(
       shared=roles.shared | stacks['shared'],
       personal=roles.personal | stacks['personal'],
     )
     out = algorithm.predict(now, batch, plan).logits[algorithm.served]
-    if out.ndim > 2:
-      out = algorithm.task.loss(out, batch)[0][:, None]
-    return jnp.where(batch['mask'][:, None], out.astype(jnp.float32), 0.0)
+    values, weights = algorithm.task.loss(out, batch)
+    return jnp.where(weights > 0, values, 0.0)
 
-  out, forward = jax.linearize(says, stacks)
-  backward = jax.linear_transpose(forward, stacks)
-  start = jax.random.normal(key, out.shape)
+  values, backward = jax.vjp(losses, stacks)
 
-  def of_block(_, block):
-    def only(x):
-      here = jnp.arange(blocks) == block
-      return jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
+  def row(_, number):
+    one = (jnp.arange(len(values)) == number).astype(values.dtype)
+    (slope,) = backward(one)
+    flat = [x.reshape(blocks, -1) for x in jax.tree.leaves(slope)]
+    return None, jnp.concatenate(flat, axis=1)
 
-    def turned(_, found):
-      v, _ = found
-      (u,) = backward(v)
-      w = forward(jax.tree.map(only, u))
-      size = jnp.sqrt(jnp.sum(jnp.square(w)))
-      return w / jnp.maximum(size, 1e-30), size
-
-    unit = start / jnp.sqrt(jnp.sum(jnp.square(start)))
-    _, size = jax.lax.fori_loop(0, ITERATIONS, turned, (unit, jnp.float32(0)))
-    return None, size
-
-  return jax.lax.scan(of_block, None, jnp.arange(blocks))[1]
+  _, jacobian = jax.lax.scan(row, None, jnp.arange(len(values)))
+  kernel = jnp.einsum('ilp,jlp->lij', jacobian, jacobian, precision='highest')
+  return jnp.linalg.eigvalsh(kernel)[:, -1]

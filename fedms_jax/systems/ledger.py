@@ -168,13 +168,12 @@ class Meter:
       )
     )
 
-  def scoring(self, rows: float, clients: int, iterations: int) -> Entry:
-    """The entry of clients that scored all L blocks by power iteration, and
-    sent L floats each: a pass through the model, then one along its tangent
-    and one back for each block and iteration."""
+  def scoring(self, rows: float, clients: int, backward: int) -> Entry:
+    """The entry of clients that scored all L blocks and sent L floats each: a
+    pass forward through the model, and so many back to its first block."""
     blocks, c = self._backbone.blocks, self._backbone.cost
-    once = c.stem + blocks * (c.block + self._lora()) + c.head
-    spent = rows * once * (1 + 2 * iterations * blocks)
+    once = blocks * (c.block + 2 * self._lora()) + 2 * c.head
+    spent = rows * (c.stem + once + backward * once)
     sent = 4.0 * blocks
     return Entry(
       bytes_up=clients * sent,

@@ -48,13 +48,13 @@ def test_a_sharp_plan_costs_what_linear_programming_finds(mass):
     )
 
 
-@pytest.mark.parametrize('entropy', [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize('entropy', [0.02, 0.1, 1.0])
 def test_columns_carry_the_mass_and_no_row_more_than_its_share(entropy):
   plan = np.asarray(fedotp.transport(COST, choice(0.7, entropy, 3000)))
   np.testing.assert_allclose(plan.sum(axis=-2), 0.35, rtol=1e-4)
   assert plan.min() >= 0
   assert plan.sum(axis=-1).max() <= 1 / 6 + 2e-3
-  if entropy == 1e-3:
+  if entropy == 0.02:
     assert (plan.sum(axis=-1) < 1e-3).any()  # patches that fit none
 
 

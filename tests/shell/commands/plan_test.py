@@ -247,13 +247,13 @@ def test_a_prompt_of_class_names_costs_the_text_tower(tmp_path, capsys):
 
 
 def test_a_step_on_ciphertexts(tmp_path, capsys):
-  """A batch of 16 times 257 tokens of width 1024, in halves of the ring."""
+  """A batch of 8 times 257 tokens of width 1024, in halves of the ring."""
   assert plan(tmp_path, CLIP_L14, '--encrypted=2', '--encrypted_weight=0') == 0
   text = capsys.readouterr().out.split('on ciphertexts of CKKS')[1]
-  assert f'{16 * 257 * 1024:,} values of a device' in text
+  assert f'{8 * 257 * 1024:,} values of a device' in text
   rows = [re.split(r'  +', x.strip()) for x in text.splitlines()[2:-1]]
   assert [row[0] for row in rows] == ['8192*', '16384', '32768']
-  assert rows[0][2:5] == ['25.0x', '1028', '421 MB']
+  assert rows[0][2:5] == ['25.0x', '514', '211 MB']
   assert (
     plan(tmp_path, CLIP_L14, '--encrypted=2', '--encrypted_weight=1e6') == 0
   )
