@@ -2,15 +2,44 @@
 
 A metric is a float32 array `[..., 2]`: the weighted sum and the weight. Sums
 over steps, clients and chunks are plain additions; `mean` divides at the end.
+What no mean can say, such as F1, is a `Metric` with sums of its own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 
 Sums = dict[str, jnp.ndarray]
+
+
+class Metric(NamedTuple):
+  """A measure of predictions, as a function of sums over rows.
+
+  name: without a slash. sums: (logits of one model, batch) -> float32 array,
+  always of the same shape, to which each row of the batch adds its part, and
+  rows outside batch['mask'] nothing; what rows, groups of rows, clients and
+  devices give is added up. finish: sums of that shape, NumPy float64 -> a
+  number, NaN where nothing was counted; or, of a `table`, an array. lower:
+  whether less is better. It is a static argument of compiled programs: make it
+  once, not for each call.
+  """
+
+  name: str
+  sums: Callable[[Any, dict[str, Any]], Any]
+  finish: Callable[[np.ndarray], Any]
+  lower: bool = False
+  table: bool = False
+
+
+def finished(metric: Metric, sums) -> np.ndarray:
+  """The values [n] of a metric that is no table, of sums [n, ...]."""
+  sums = np.asarray(sums, dtype=np.float64)
+  return np.array([float(metric.finish(each)) for each in sums])
 
 
 def summed(values, weights) -> jnp.ndarray:

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from fedms_jax.core import columns, compile, metrics, tree
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.rounds import CLIENTS, mapped_over, over_clients
 from fedms_jax.core.types import Plan, Roles
 
@@ -18,16 +19,17 @@ GROUP_BYTES = 64e6  # of the logits of all models
 
 class Look(NamedTuple):
   """What is scored: static. names: the predictions that are scored, and
-  computed; None: all."""
+  computed; None: all. metrics: of each of them."""
 
   algorithm: Algorithm
   plan: Plan
   names: tuple[str, ...] | None = None
+  metrics: tuple[Metric, ...] = ()
 
 
 @compile.jit(static=(0,))
 def evaluate_chunk(look: Look, roles: Roles, table, personal, rows):
-  """Scores and stats of clients on row numbers [K, V]: each float32 [K, 2].
+  """Sums of clients on row numbers [K, V], see `evaluate`: each [K, ...].
 
   Args:
     look: static.
@@ -66,7 +68,8 @@ def _evaluated_chunk(look: Look, roles: Roles, table, personal, rows):
 
 
 def evaluate(look: Look, roles: Roles, table, rows):
-  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats.
+  """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats, float32
+  [2] each, and 'metric/<metric>/<name>' of the shape of the metric.
 
   A language model's logits are a vocabulary wide for each token, so its rows
   are taken in groups that fit into `GROUP_BYTES`.
@@ -106,6 +109,8 @@ def _evaluated(look: Look, roles: Roles, table, rows):
     values, weights = task.score(logits, batch)
     sums[f'score/{name}'] = metrics.summed(values, weights)
     sums[f'loss/{name}'] = metrics.summed(*task.loss(logits, batch))
+    for metric in look.metrics:
+      sums[f'metric/{metric.name}/{name}'] = metric.sums(logits, batch)
   for name, values in prediction.stats.items():
     sums[name] = metrics.summed(values, batch['mask'])
   return sums

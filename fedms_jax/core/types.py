@@ -60,18 +60,44 @@ class Plan(NamedTuple):
   variant: Any = None  # hashable
 
 
+class Outputs(NamedTuple):
+  """What a head gives where that is not a score for each label.
+
+  kind: 'tags', 'levels' or 'values', see `Task.kind`. names: of the outputs
+  that are trained. center, spread: of values, one for each output: what the
+  data has is center + spread * value. () of others.
+  """
+
+  kind: str
+  names: tuple[str, ...]
+  center: tuple[float, ...] = ()
+  spread: tuple[float, ...] = ()
+
+
 class Table(NamedTuple):
   """The examples of all clients and of the server, one row each.
 
   columns: 'inputs' (uint8 [M, H, W, 3 or 1] images or int32 [M, T] tokens),
   'labels' (int32 [M]); of some tasks 'targets' (int32 [M, T], the tokens that
-  are learned) or 'texts' (int32 [M, T], captions of images). Negative tokens
-  are padding. Derived columns join them on the device. 'labels' is an array;
-  the others may be lazy (`data/lazy.py`), to be read by row numbers.
+  are learned), 'texts' (int32 [M, T], captions of images), 'values' (float32
+  [M, C], numbers to predict, in units of their spread) or 'tags' (uint8 [M, C],
+  which of C tags a row has). Negative tokens are padding. Derived columns join
+  them on the device. 'labels', 'values' and 'tags' are arrays; the others may
+  be lazy (`data/lazy.py`), to be read by row numbers.
+
+  label_names: of the labels; where values or tags are learned, labels are
+  strata of them, by which rows are dealt. outputs: of the head; None: one for
+  each label.
   """
 
   columns: dict[str, Any]
   label_names: tuple[str, ...]
+  outputs: Outputs | None = None
+
+  @property
+  def output_names(self) -> tuple[str, ...]:
+    """The names of what a linear head gives."""
+    return self.outputs.names if self.outputs else self.label_names
 
 
 class Partition(NamedTuple):
@@ -232,7 +258,9 @@ class Task(NamedTuple):
   loss, score: logits, batch -> (values [B], weights [B]); a mean is
   sum(values * weights) / sum(weights), and padding weighs 0. Of scores the
   higher is better. perplexity: exp(loss) is what people read. within_batch:
-  the logits of a row compare it with the other rows of its batch.
+  the logits of a row compare it with the other rows of its batch. kind: what
+  logits are scores of: 'classes', 'levels' (classes in an order), 'tags' (any
+  number of which are right), 'values' (numbers), 'tokens', or 'pairs'.
   """
 
   name: str
@@ -240,3 +268,4 @@ class Task(NamedTuple):
   score: Callable[[Any, Batch], tuple[Any, Any]]
   perplexity: bool = False
   within_batch: bool = False
+  kind: str = 'classes'

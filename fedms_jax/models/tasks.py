@@ -32,6 +32,94 @@ def classification() -> Task:
   return Task('accuracy', loss, score)
 
 
+def regression() -> Task:
+  """Numbers: logits [B, C] against 'values' [B, C], in units of their spread
+  over the training rows.
+
+  The loss is the mean over C of squared errors. Of that the score is 1 less:
+  the share of the variance of the training rows that the model explains, 0 for
+  who always says their mean. So it is a mean over rows, as every score is; the
+  metric r2, in place of the variance of all, takes that of the rows scored.
+  """
+
+  def loss(logits, batch: Batch):
+    chex.assert_equal_shape([logits, batch['values']])
+    errors = logits.astype(jnp.float32) - batch['values']
+    return jnp.mean(jnp.square(errors), axis=-1), _rows(batch)
+
+  def score(logits, batch: Batch):
+    values, weights = loss(logits, batch)
+    return 1.0 - values, weights
+
+  return Task('variance explained', loss, score, kind='values')
+
+
+def multi_label() -> Task:
+  """Any number of tags: logits [B, C] against 'tags' [B, C], 0 or 1.
+
+  The loss is the mean over C of binary cross-entropies; the score is the
+  Jaccard index of the tags over even odds and the right ones, 1 where there
+  are none of both.
+  """
+
+  def check(logits, batch: Batch):
+    chex.assert_equal_shape([logits, batch['tags']])
+    chex.assert_rank(logits, 2)
+
+  def loss(logits, batch: Batch):
+    check(logits, batch)
+    each = optax.sigmoid_binary_cross_entropy(
+      logits.astype(jnp.float32), batch['tags'].astype(jnp.float32)
+    )
+    return jnp.mean(each, axis=-1), _rows(batch)
+
+  def score(logits, batch: Batch):
+    check(logits, batch)
+    said, right = logits > 0, batch['tags'] > 0
+    both = jnp.sum(said & right, axis=-1).astype(jnp.float32)
+    either = jnp.sum(said | right, axis=-1).astype(jnp.float32)
+    index = jnp.where(either > 0, both / jnp.maximum(either, 1.0), 1.0)
+    return index, _rows(batch)
+
+  return Task('Jaccard index', loss, score, kind='tags')
+
+
+def ordinal() -> Task:
+  """Levels in an order: logits [B, C - 1], the log odds that a row is above
+  each level but the last, against labels [B].
+
+  One binary question per step between levels (Frank and Hall, ECML 2001), all
+  trained together (Niu et al., CVPR 2016): the loss is the mean of their
+  cross-entropies. The level that is said is the number of questions with yes
+  over even odds; the score is its accuracy.
+  """
+
+  def check(logits, batch: Batch):
+    chex.assert_rank(logits, 2)
+    chex.assert_shape(batch['labels'], logits.shape[:1])
+
+  def loss(logits, batch: Batch):
+    check(logits, batch)
+    steps = jnp.arange(logits.shape[-1])
+    above = batch['labels'][:, None] > steps[None, :]
+    each = optax.sigmoid_binary_cross_entropy(
+      logits.astype(jnp.float32), above.astype(jnp.float32)
+    )
+    return jnp.mean(each, axis=-1), _rows(batch)
+
+  def score(logits, batch: Batch):
+    check(logits, batch)
+    right = level(logits) == batch['labels']
+    return right.astype(jnp.float32), _rows(batch)
+
+  return Task('accuracy', loss, score, kind='levels')
+
+
+def level(logits):
+  """The level [B] that ordinal logits [B, C - 1] say."""
+  return jnp.sum(logits > 0, axis=-1)
+
+
 def causal_lm() -> Task:
   """Next tokens: logits [B, T, V] at t against the token at t + 1.
 
@@ -76,7 +164,9 @@ def contrast() -> Task:
     by_image, _, own = both(logits, batch)
     return _hits(by_image, own), _rows(batch)
 
-  return Task('retrieval accuracy', loss, score, within_batch=True)
+  return Task(
+    'retrieval accuracy', loss, score, within_batch=True, kind='pairs'
+  )
 
 
 def pairwise_contrast() -> Task:
@@ -121,6 +211,7 @@ def _tokens(pairs) -> Task:
     per_example(_cross_entropy),
     per_example(_hits),
     perplexity=True,
+    kind='tokens',
   )
 
 

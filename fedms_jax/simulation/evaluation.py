@@ -13,22 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core import metrics
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import cohorts
-from fedms_jax.simulation import execution
+from fedms_jax.simulation import execution, scores
+from fedms_jax.simulation.scores import Collector, Scores
 
 _MOST_CLASSES = 100  # of which each is looked at
+MOST_LISTED = 10_000  # clients whose values a summary lists
 
 
 class Scope(NamedTuple):
-  """How much is evaluated: at most this many clients.
+  """How much is evaluated: at most this many clients, and metrics of each
+  model.
 
-  width: clients evaluated together.
+  width: clients evaluated together. readers: clients whose models read the
+  pooled set, of those evaluated; each reads all of it. names: of the models;
+  None: all.
   """
 
   clients: int = 200
   width: int = 8
+  metrics: tuple[Metric, ...] = ()
+  readers: int = 200
+  names: tuple[str, ...] | None = None
 
 
 def limited(federation: Federation, most: int, seed: int) -> Federation:
@@ -44,32 +53,46 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
   Returns:
     {'models': {name: {own_mean, own_worst_decile, own_std, pooled, unseen, and
     of classifiers own_classes, other_classes, harmonic, base_classes,
-    new_classes, base_new_harmonic}},
+    new_classes, base_new_harmonic}}, 'metrics' (see `scores.summary`),
     'gate_weight', 'gate_entropy' if there is a gate, 'clients',
-    'pooled_rows', 'unseen_clients', 'per_client': {name: [n]}}, of models and
-    of what else is measured, and 'gate_weight_by_class': {class: [n]}.
+    'pooled_rows', 'unseen_clients', 'client_ids' [n], 'per_client': {name:
+    [n]}}, of models, of '<metric>/<model>' and of what else is measured, and
+    'gate_weight_by_class': {class: [n]} of those who read the pooled set.
   """
   federation, seed = simulation.federation, simulation.options.seed
   ids = _some(federation.test.num_clients, scope.clients, seed)
   pooled = federation.pooled
   unseen = np.arange(federation.unseen.num_clients)
   own = _scores(simulation, state, scope, ids, _rows(federation.test, ids))
-  personal = bool(jax.tree.leaves(state.roles.personal))
   groups, rows = _grouped(simulation, state, pooled)
-  readers = ids if personal else ids[:1]
-  whole = _by_group(simulation, state, scope, readers, rows)
-  new = {}
+  among = readers(state, scope, ids, seed)
+  whole = _by_group(simulation, state, scope, among, rows)
+  new = None
   if len(unseen):
     rows = _rows(federation.unseen, unseen)
     new = _scores(simulation, state, scope, None, rows)
   found = _summary(own, whole, new)
   if groups is not None:
-    _add_classes(found, whole, groups, federation, ids)
+    personal = bool(jax.tree.leaves(state.roles.personal))
+    clients = among if personal else ids
+    _add_classes(found, whole.sums, groups, federation, clients)
+  for (kind, model), values in own.values.items():
+    found['per_client'][f'{kind}/{model}'] = _listed(values)
   return found | {
+    'metrics': scores.summary(scope.metrics, own, whole, new),
     'clients': len(ids),
+    'client_ids': ids.tolist(),
     'pooled_rows': len(pooled),
     'unseen_clients': len(unseen),
   }
+
+
+def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:
+  """Those of the clients whose models read the pooled set: one stands for all
+  where nothing is personal."""
+  if not jax.tree.leaves(state.roles.personal):
+    return ids[:1]
+  return ids[_some(len(ids), scope.readers, seed)]
 
 
 def _grouped(simulation, state, pooled):
@@ -78,7 +101,7 @@ def _grouped(simulation, state, pooled):
   task = simulation.stages[state.stage].algorithm.task
   labels = simulation.federation.table.columns['labels'][pooled]
   classes = np.unique(labels)
-  labelled = not (task.perplexity or task.within_batch)
+  labelled = task.kind in ('classes', 'levels')
   if not labelled or not 1 <= len(classes) <= _MOST_CLASSES:
     return None, pooled[None]
   groups = [pooled[labels == c] for c in classes]
@@ -88,46 +111,58 @@ def _grouped(simulation, state, pooled):
   return classes, rows
 
 
-def _by_group(simulation, state, scope, ids, groups):
-  """Sums [n, G, 2] of these clients' models on groups of rows [G, V]: clients
-  evaluated together read a row once."""
-  readers, out = _Readers(simulation, state, ids, len(ids)), {}
+def _by_group(simulation, state, scope, ids, groups) -> Scores:
+  """What these clients' models score on groups of rows [G, V]."""
+  found = Collector(len(ids), scope.metrics, len(groups))
+  for chosen, parts in pooled_parts(simulation, state, scope, ids, groups):
+    found.add(chosen, jax.device_get(parts))
+  return found.scores(simulation.place.peers)
+
+
+def pooled_parts(simulation, state, scope, ids, groups):
+  """(positions, sums on the device for each group): clients evaluated together
+  read a row once."""
+  among = _Readers(simulation, state, scope, ids, len(ids))
   width = min(scope.width, len(ids))
-  for number, rows in enumerate(groups):
-    for chosen in _chunks(readers.own, width):
-      for name, values in readers.score(chosen, width, rows).items():
-        shape = len(ids), len(groups), 2
-        whole = out.setdefault(name, np.zeros(shape, np.float32))
-        whole[chosen, number] = values
-  return simulation.place.peers.summed(out)
+  for chosen in _chunks(among.own, width):
+    personal = among.personal(chosen, width)
+    yield chosen, [among.score(personal, rows) for rows in groups]
 
 
-def _summary(own, whole, new) -> dict[str, Any]:
+def _summary(own: Scores, whole: Scores, new: Scores | None) -> dict[str, Any]:
   models, per_client = {}, {}
-  for key, sums in own.items():
+  for key, sums in own.sums.items():
     means = metrics.mean(sums)
     name = key.removeprefix('score/')
     if '/' in name:
       continue
-    per_client[name] = [float(x) if np.isfinite(x) else None for x in means]
+    per_client[name] = _listed(means)
     if name == key:
       continue  # no model, but a measure such as the gate's weight
-    scores = means[np.isfinite(means)]  # of clients with anything to score
+    found = means[np.isfinite(means)]  # of clients with anything to score
+    pooled, loss = whole.sums[key], whole.sums[f'loss/{name}']
     models[name] = {
-      'own_mean': float(np.mean(scores)),
-      'own_worst_decile': metrics.worst_decile(scores),
-      'own_std': float(np.std(scores)),
-      'own_loss': metrics.mean_over_clients(own[f'loss/{name}']),
-      'pooled': metrics.mean_over_clients(whole[key].sum(1)),
-      'pooled_loss': metrics.mean_over_clients(whole[f'loss/{name}'].sum(1)),
-      'unseen': metrics.mean_over_clients(new[key]) if new else None,
+      'own_mean': float(np.mean(found)),
+      'own_worst_decile': metrics.worst_decile(found),
+      'own_std': float(np.std(found)),
+      'own_loss': metrics.mean_over_clients(own.sums[f'loss/{name}']),
+      'pooled': metrics.mean_over_clients(pooled.sum(1)),
+      'pooled_loss': metrics.mean_over_clients(loss.sum(1)),
+      'unseen': metrics.mean_over_clients(new.sums[key]) if new else None,
     }
   stats = {
     name: metrics.mean_over_clients(sums)
-    for name, sums in own.items()
+    for name, sums in own.sums.items()
     if '/' not in name
   }
   return {'models': models, **stats, 'per_client': per_client}
+
+
+def _listed(values: np.ndarray):
+  """Values of clients as JSON has them; very many stay an array."""
+  if len(values) > MOST_LISTED:
+    return values
+  return [float(x) if np.isfinite(x) else None for x in values]
 
 
 def _add_classes(found, whole, classes, federation, ids) -> None:
@@ -153,16 +188,16 @@ def _add_classes(found, whole, classes, federation, ids) -> None:
     'harmonic': ('own_classes', 'other_classes'),
     'base_new_harmonic': ('base_classes', 'new_classes'),
   }
-  for name, scores in found['models'].items():
+  for name, told in found['models'].items():
     sums = np.broadcast_to(
       whole[f'score/{name}'], (len(ids), *whole[f'score/{name}'].shape[1:])
     )
     for kind, chosen in kinds.items():
       mean = metrics.mean_over_clients((sums * chosen[..., None]).sum(1))
-      scores[kind] = mean if np.isfinite(mean) else None
+      told[kind] = mean if np.isfinite(mean) else None
     for kind, both in pairs.items():
-      pair = [scores[k] for k in both]
-      scores[kind] = None if None in pair else _harmonic(*pair)
+      pair = [told[k] for k in both]
+      told[kind] = None if None in pair else _harmonic(*pair)
   if 'gate_weight' in whole:
     weights = metrics.mean(whole['gate_weight'])
     found['per_client']['gate_weight_by_class'] = {
@@ -194,21 +229,28 @@ def _rows(partition: Partition, ids: np.ndarray) -> np.ndarray:
   return cohorts.evaluation_rows(partition, ids, 0)
 
 
-def _scores(simulation, state, scope: Scope, ids, rows):
-  """Sums [n, 2] on rows [n, V] by name. ids: whose personal state is used;
-  None: the one that everybody starts with. Each process evaluates its own."""
-  readers, out = _Readers(simulation, state, ids, len(rows)), {}
+def _scores(simulation, state, scope: Scope, ids, rows) -> Scores:
+  """What clients score on rows [n, V] of their own. ids: whose personal state
+  is used; None: the one that everybody starts with. Each process evaluates its
+  own."""
+  found = Collector(len(rows), scope.metrics)
+  for chosen, sums in own_parts(simulation, state, scope, ids, rows):
+    found.add(chosen, [jax.device_get(sums)])
+  return found.scores(simulation.place.peers)
+
+
+def own_parts(simulation, state, scope: Scope, ids, rows):
+  """(positions, sums on the device), a few clients at a time, the ones with
+  most rows first."""
+  among = _Readers(simulation, state, scope, ids, len(rows))
   width = min(scope.width, len(rows))
   sizes = (rows >= 0).sum(axis=1)
-  order = readers.own[np.argsort(-sizes[readers.own], kind='stable')]
+  order = among.own[np.argsort(-sizes[among.own], kind='stable')]
   for chosen in _chunks(order, width):
     most = _columns(rows.shape[1], sizes[chosen])
     mine = np.full((width, most), -1, np.int32)
     mine[: len(chosen)] = rows[chosen, :most]
-    for name, values in readers.score(chosen, width, mine).items():
-      whole = out.setdefault(name, np.zeros((len(rows), 2), np.float32))
-      whole[chosen] = values
-  return simulation.place.peers.summed(out)
+    yield chosen, among.score(among.personal(chosen, width), mine)
 
 
 class _Readers:
@@ -217,7 +259,7 @@ class _Readers:
   ids: as in `_scores`; count: how many they are.
   """
 
-  def __init__(self, simulation, state, ids, count: int):
+  def __init__(self, simulation, state, scope: Scope, ids, count: int):
     stage, place = simulation.stages[state.stage], simulation.place
     of = simulation.federation.train.num_clients
     self.own = (
@@ -226,28 +268,23 @@ class _Readers:
       else place.mine(ids, of)
     )
     self._simulation, self._state, self._ids = simulation, state, ids
-    self._algorithm = stage.algorithm
     self._plan = simulation.plan(state)
+    self._look = Look(stage.algorithm, self._plan, scope.names, scope.metrics)
     self._store = simulation.store(state)
 
-  def score(self, chosen, width: int, rows) -> dict[str, np.ndarray]:
-    """Sums [k, 2] of the `chosen` readers [k] on rows [width, V], or on rows
-    [V] that all of them read."""
+  def score(self, personal, rows) -> dict[str, jax.Array]:
+    """Sums [width, ...] of clients on rows [width, V], or on rows [V] that all
+    of them read; on the device."""
     simulation, roles = self._simulation, self._state.roles
     table, translate = simulation.tables.view(
-      self._algorithm, roles, rows, self._plan, usual=False
+      self._look.algorithm, roles, rows, self._plan, usual=False
     )
-    sums = execution.score(
-      Look(self._algorithm, self._plan),
-      roles,
-      self._personal(chosen, width),
-      table,
-      translate(rows),
-      simulation.place,
+    return execution.score(
+      self._look, roles, personal, table, translate(rows), simulation.place
     )
-    return {k: v[: len(chosen)] for k, v in jax.device_get(sums).items()}
 
-  def _personal(self, chosen, width: int):
+  def personal(self, chosen, width: int):
+    """The personal states of the `chosen` readers [k], filled up to `width`."""
     if self._ids is None or not len(chosen):
       return jax.tree.map(
         lambda x: jnp.broadcast_to(x, (width, *x.shape)),
