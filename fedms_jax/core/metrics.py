@@ -25,13 +25,14 @@ class Metric(NamedTuple):
   rows outside batch['mask'] nothing; what rows, groups of rows, clients and
   devices give is added up. finish: sums of that shape, NumPy float64 -> a
   number, NaN where nothing was counted; or, of a `table`, an array. lower:
-  whether less is better. It is a static argument of compiled programs: make it
-  once, not for each call.
+  whether less is better. shape: of the sums. It is a static argument of
+  compiled programs: make it once, not for each call.
   """
 
   name: str
   sums: Callable[[Any, dict[str, Any]], Any]
   finish: Callable[[np.ndarray], Any]
+  shape: tuple[int, ...] = (2,)
   lower: bool = False
   table: bool = False
 

@@ -93,7 +93,7 @@ def counted(finish: Callable[[np.ndarray], float]) -> Callable:
       parts = jnp.stack([said & right, said, right], axis=-1)
       return jnp.sum(parts, axis=0).astype(jnp.float32)
 
-    return Metric('', sums, finish)
+    return Metric('', sums, finish, (asked.classes, 3))
 
   return made
 
@@ -139,7 +139,7 @@ def auc(asked: Asked) -> Metric:
       real.astype(jnp.float32)
     )
 
-  return Metric('', sums, _area)
+  return Metric('', sums, _area, (asked.classes, 2, AUC_BINS))
 
 
 def _area(counts: np.ndarray) -> float:
@@ -171,7 +171,7 @@ def calibration(asked: Asked) -> Metric:
     gaps = np.abs(sums[:, 1] - sums[:, 2]).sum()
     return float(gaps / rows) if rows else float('nan')
 
-  return Metric('', sums, finish)
+  return Metric('', sums, finish, (CALIBRATION_BINS, 3))
 
 
 def confusion(asked: Asked) -> Metric:
@@ -186,7 +186,8 @@ def confusion(asked: Asked) -> Metric:
     said, right = _which(asked, logits, batch)
     return right.astype(jnp.float32).T @ said.astype(jnp.float32)
 
-  return Metric('', sums, lambda sums: sums, table=True)
+  shape = (asked.classes, asked.classes)
+  return Metric('', sums, lambda sums: sums, shape, table=True)
 
 
 def kappa(asked: Asked) -> Metric:

@@ -126,7 +126,7 @@ def _determination(asked: Asked) -> Metric:
     found = 1 - wrong[known] / around[known]
     return float(found.mean()) if known.any() else float('nan')
 
-  return Metric('', sums, finish)
+  return Metric('', sums, finish, (asked.classes, 4))
 
 
 def _perplexity(sums: np.ndarray) -> float:

@@ -24,6 +24,7 @@ _NAMES = (
   'inherited',
   'last',
   'importance',
+  'watch',
   'done',
 )
 
@@ -96,6 +97,8 @@ def template(
     last=None,
     importance=None,
     ledger=Entry(),
+    watch=None,
+    done=(),
   )
   return arrays_of(state)
 
@@ -140,11 +143,12 @@ def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     progress=plain['progress'],
     arrivals=plain['arrivals'],
     met=np.unpackbits(np.asarray(arrays['met']), count=count).astype(bool),
-    reports={int(k): (s, w) for k, s, w in plain['reports']},
+    reports={int(k): tuple(sums) for k, *sums in plain['reports']},
     ever=tuple(plain['ever']),
     inherited=active(plain['inherited']),
     last=active(plain['last']),
     importance=plain['importance'],
     ledger=Entry(**plain['ledger']),
+    watch=plain['watch'],
     done=tuple(plain['done']),
   )

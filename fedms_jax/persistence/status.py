@@ -99,11 +99,12 @@ def text(path: str | pathlib.Path, status: Status) -> str:
     name, rounds = status.stages[record['stage']]
     of = f' of {rounds}' if rounds is not None else ''
     number = f'{record["stage"] + 1} of {len(status.stages)}'
+    score = record.get('score')
     rows += [
       ['stage', f'{name}, {number}'],
       ['round', f'{record["round"] + 1}{of}{_ago(status.idle)}'],
       ['depth', f'{record["depth"]:g} active blocks'],
-      ['score', '-' if record['score'] is None else f'{record["score"]:.4f}'],
+      ['score', '-' if score is None else f'{score:.4f}'],
     ]
   if status.rate is not None:
     rows.append(['speed', f'{status.rate:.3g} rounds per second'])

@@ -7,6 +7,7 @@ stages.json     name, rounds and served model of each stage
 lock.json       the process that writes here now, see `lock.py`
 metrics.jsonl   one line per stage and round
 summary.json    the final table
+per_client.csv  or .parquet: a row for each evaluated client
 checkpoints/    server state, schedule, round
 clients/        personal state of the clients
 tensorboard/    events

@@ -20,6 +20,12 @@ MODELS = {
 MODELS |= {
   f'{name}_shares': f'{title} + class shares' for name, title in MODELS.items()
 }
+METRIC_COLUMNS = {
+  'own_mean': 'own test: mean',
+  'own': 'own rows together',
+  'pooled': 'pooled test',
+  'unseen': 'unseen clients',
+}
 COLUMNS = {
   'own_mean': 'own test: mean',
   'own_worst_decile': 'worst decile',
@@ -43,7 +49,7 @@ def summary(
     total = total.plus(entry)
   return {
     **reading(simulation.stages[-1].algorithm.task),
-    **evaluation,
+    **_listed(evaluation),
     'depth': {
       stage.name: [r['depth'] for r in rounds if r['stage'] == stage.name]
       for stage in simulation.stages
@@ -61,10 +67,17 @@ def summary(
   }
 
 
+def _listed(evaluation: dict[str, Any]) -> dict[str, Any]:
+  """Without the values of very many clients: a file of their own has them."""
+  if isinstance(evaluation['client_ids'], list):
+    return evaluation
+  return evaluation | {'client_ids': [], 'per_client': {}}
+
+
 def text(result: dict[str, Any]) -> str:
   """The summary as a person reads it."""
   total, clients = result['total'], max(result['total']['client_rounds'], 1)
-  lines = [*scores(result), '']
+  lines = [*scores(result), '', *_target(result)]
   for name, depths in result['depth'].items():
     if depths:
       lines.append(f'active blocks, {name} stage: {_runs(depths)}')
@@ -101,7 +114,7 @@ def reading(task: Task) -> dict[str, Any]:
 def scores(result: dict[str, Any]) -> list[str]:
   """The lines that say how good the models are, from an evaluation and
   `reading`."""
-  lines = _models(result)
+  lines = [*_models(result), *_metrics(result)]
   if 'share_weights' in result:
     weights = _in_order(result['share_weights'])
     told = ', '.join(f'{MODELS.get(n, n)} {w:g}' for n, w in weights)
@@ -146,6 +159,40 @@ def _adapted(result: dict[str, Any]) -> list[str]:
   more = {'unseen_as_left': 'before'}
   title, *rows = _models(result | found, more)
   return [f'after every client has adapted for {epochs}, {title}', *rows]
+
+
+def _metrics(result: dict[str, Any]) -> list[str]:
+  """A line for each metric and model; of tables none."""
+  rows = []
+  for metric, models in result.get('metrics', {}).items():
+    for name, found in _in_order(models):
+      if 'own_mean' in found:
+        told = [found[key] for key in METRIC_COLUMNS]
+        rows.append([metric, MODELS.get(name, name), *map(_number, told)])
+  if not rows:
+    return []
+  return ['', *grid([['metric', '', *METRIC_COLUMNS.values()], *rows])]
+
+
+def _target(result: dict[str, Any]) -> list[str]:
+  """What it took to reach the target, if there was one."""
+  told = result.get('target')
+  if not told:
+    return []
+  aim = f'{told["metric"]} {told["value"]:g}'
+  if not told['reached']:
+    return [f'{aim} was not reached']
+  return [
+    f'{aim} was reached after {told["rounds"]} rounds ({told["stage"]} stage), '
+    f'{units.in_bytes(told["bytes_up"])} up, '
+    f'{units.in_bytes(told["bytes_down"])} down, '
+    f'{units.in_flops(told["client_flops"])} of clients, '
+    f'{result["target_seconds"]:.1f} s'
+  ]
+
+
+def _number(value: float | None) -> str:
+  return '-' if value is None else f'{value:.4g}'
 
 
 def _in_order(models: dict[str, Any]):

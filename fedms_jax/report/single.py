@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 
-from fedms_jax.report import page, views
+from fedms_jax.report import curves, page, views
 from fedms_jax.report.printed import COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
@@ -45,6 +45,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
         'quiet',
       ),
     ),
+    curves.section(run.records, score),
     page.section('Rounds', *_rounds(row)),
     page.section('Clients', page.charts([views.accuracies(per_client, score)])),
     views.gates([row]),

@@ -56,6 +56,8 @@ svg .number{font-size:10.5px}
 .whisker{stroke:var(--muted);opacity:.6}
 .leader{stroke:var(--muted);opacity:.5;fill:none}
 .course{fill:none;stroke:var(--accent);stroke-width:1.6}
+.course.pooled,.clients.pooled{stroke:var(--second)}
+.course.unseen,.clients.unseen{stroke:var(--muted)}
 .behind{fill:none;stroke:var(--behind)}
 .clients{fill:none;stroke:var(--accent);stroke-width:4;stroke-linecap:round;
 opacity:.55}

@@ -30,7 +30,8 @@ class Schedule(NamedTuple):
   trigger, with all scores that are known. by_scores: asked in place of
   `active`, with the scores [K, L] that the cohort's clients have just given
   their blocks, by a schedule that wants them (`simulation/tangents.py`); None:
-  it does not.
+  it does not. reads: whether what is active depends on scores of the model; if
+  not, there need be none.
   """
 
   init: Any
@@ -40,6 +41,7 @@ class Schedule(NamedTuple):
   over: Callable[[Any, int], bool] = lambda state, t: False
   told: Callable[[Any], Any] = lambda state: state
   by_scores: Callable[..., list[ActiveSet]] | None = None
+  reads: bool = True
 
 
 def schedule(
@@ -76,7 +78,7 @@ def schedule(
     clients = [int(i) for i in clients]
     return by_scores(depths_of(state, t, clients), t, scores)
 
-  found = Schedule(trigger.init, observe, active)
+  found = Schedule(trigger.init, observe, active, reads=trigger.reads)
   if by_scores:
     found = found._replace(by_scores=scored)
   settled = trigger.settled
@@ -155,6 +157,7 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     lambda state, t: inner.over(known(state, t), t),
     lambda state: inner.told(_told(state['inner'], state['late'])),
     scored if inner.by_scores else None,
+    inner.reads,
   )
 
 

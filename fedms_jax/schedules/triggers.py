@@ -13,17 +13,19 @@ from fedms_jax.core.streams import Stream
 
 class Trigger(NamedTuple):
   """When: `progress(state, round)` is the number of active blocks. settled:
-  whether training has settled at the most of them; None: it cannot tell."""
+  whether training has settled at the most of them; None: it cannot tell. reads:
+  whether it depends on scores."""
 
   init: Any
   observe: Callable[[Any, float], Any]
   progress: Callable[[Any, int], int]
   settled: Callable[[Any], bool] | None = None
+  reads: bool = True
 
 
 def _by_round(progress: Callable[[int], int]) -> Trigger:
   """A trigger that ignores the score."""
-  return Trigger(None, lambda s, _: s, lambda _, t: progress(t))
+  return Trigger(None, lambda s, _: s, lambda _, t: progress(t), reads=False)
 
 
 def _range(scores: Sequence[float]) -> float:

@@ -41,6 +41,7 @@ _ALIKE = {
     'unseen_clients',
   ),
   'schedule': ('depths',),
+  'eval': ('table',),
   'distributed': ('coordinator', 'process_id', 'processes'),
 }
 FLAGS = {

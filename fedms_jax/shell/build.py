@@ -31,7 +31,8 @@ from fedms_jax.shell.config import (
   ServerConfig,
   flatten,
 )
-from fedms_jax.simulation.state import Handover, Options
+from fedms_jax.shell.watched import NOTHING, Watched
+from fedms_jax.simulation.state import Curve, Handover, Options
 
 
 def federation(
@@ -279,7 +280,7 @@ def _numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
   return found
 
 
-def options(config: Config) -> Options:
+def options(config: Config, watched: Watched = NOTHING) -> Options:
   """How the simulation runs."""
   c, e = config.client, config.engine
   return Options(
@@ -300,8 +301,16 @@ def options(config: Config) -> Options:
     block=config.columns.batch,
     prefetch=e.prefetch,
     validation_rows=config.eval.validation_rows,
-    score=config.schedule.score,
+    score=watched.score,
     reports=config.schedule.reports,
+    validate_every=config.eval.validate_every,
+    metrics=watched.metrics,
+    curve=Curve(
+      config.eval.every,
+      config.eval.sample or config.eval.clients,
+      config.eval.readers,
+    ),
+    stop=watched.stop,
     on_nan=config.on_nan,
     slots=optimizers.slots(c.optimizer, c.momentum),
   )

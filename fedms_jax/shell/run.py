@@ -20,7 +20,7 @@ from fedms_jax.core import compile
 from fedms_jax.core.types import Federation, Roles
 from fedms_jax.data import partition
 from fedms_jax.models import attention
-from fedms_jax.persistence import files, run_store, writers
+from fedms_jax.persistence import client_table, files, run_store, writers
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
 from fedms_jax.shell import build, flags, foundation
@@ -33,6 +33,7 @@ from fedms_jax.simulation import (
   evaluation,
   observer,
   shares,
+  stopping,
 )
 from fedms_jax.simulation.state import Preempted
 
@@ -212,27 +213,36 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       raise
     keep.wait()
   watch.close()
-  scores = evaluated(config, simulation, state)
+  scores = evaluated(config, world, simulation, state)
   if not peers.primary:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
+  result |= stopping.to_target(world.watched.stop, records.records)
   if workdir is not None:
+    columns = evaluation.table(simulation, scores)
+    client_table.write(workdir.root, columns, config.eval.table)
     writers.write_summary(workdir.summary, result)
   print(printed.text(result))
   return 0
 
 
-def evaluated(config: Config, simulation, state) -> dict[str, Any]:
+def evaluated(
+  config: Config, world: worlds.World, simulation, state
+) -> dict[str, Any]:
   """The scores of the models of a state; with --eval.adapt also those after
   adaptation, as 'adapted'."""
-  scope, measure = evaluation.Scope(config.eval.clients), evaluation.evaluate
+  e = config.eval
+  scope = evaluation.Scope(
+    e.clients, metrics=world.watched.metrics, readers=e.readers
+  )
+  measure = evaluation.evaluate
   if config.algorithm.label_prior:
     prior = shares.Shares(config.algorithm.prior)
     measure = functools.partial(shares.evaluate, how=prior)
   scores = measure(simulation, state, scope)
-  if config.eval.adapt:
+  if e.adapt:
     p = config.partition
-    how = adaptation.Adaptation(config.eval.adapt, p.validation, p.test)
+    how = adaptation.Adaptation(e.adapt, p.validation, p.test)
     scores['adapted'] = adaptation.evaluate(
       simulation, state, scope, how, measure
     )
@@ -254,7 +264,7 @@ def simulated(
     evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
     Roles(loaded | made, {}, {}),
     world.stages,
-    build.options(config),
+    build.options(config, world.watched),
     keeper=keep,
     observer=watch,
     place=place,

@@ -18,13 +18,14 @@ from fedms_jax.models.family import Model
 from fedms_jax.persistence import peft, peft_names
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
-from fedms_jax.shell import build, foundation, methods, sizes
+from fedms_jax.shell import build, foundation, methods, sizes, watched
 from fedms_jax.shell.config import (
   Config,
   LoraConfig,
   ModelConfig,
   PretrainConfig,
 )
+from fedms_jax.shell.watched import Watched
 from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Stage
 
@@ -35,7 +36,7 @@ class World(NamedTuple):
   checkpoint: where the model is loaded from; None: the built-in one. data:
   sorted by client; of several processes each reads of it what it needs, when
   it does. stages: of the algorithm. head: that came with the adapter
-  of --lora.init, or None.
+  of --lora.init, or None. watched: metrics, and what of them ends a stage.
   """
 
   checkpoint: Checkpoint | None
@@ -43,6 +44,7 @@ class World(NamedTuple):
   model: Model
   stages: list[Stage]
   head: Tree | None
+  watched: Watched
 
 
 def world(config: Config, like: World | None = None) -> World:
@@ -71,7 +73,8 @@ def world(config: Config, like: World | None = None) -> World:
     config.lora, checkpoint, model, data.table.label_names
   )
   stages = methods.stages(config, model, classes, adapter)
-  return World(checkpoint, data, model, stages, head)
+  found = watched.watched(config, stages[-1].algorithm.task, data.table)
+  return World(checkpoint, data, model, stages, head, found)
 
 
 def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:

@@ -12,8 +12,15 @@ import numpy as np
 from fedms_jax.cluster.processes import SingleProcess
 from fedms_jax.core import metrics
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import ActiveSet, Plan
-from fedms_jax.simulation import cohorts, execution, tangents
+from fedms_jax.simulation import (
+  cohorts,
+  curves,
+  execution,
+  stopping,
+  tangents,
+)
 from fedms_jax.simulation.planner import padding_efficiency
 from fedms_jax.simulation.state import NonFiniteError, Options, StageState
 from fedms_jax.systems.ledger import Entry, Meter
@@ -21,8 +28,9 @@ from fedms_jax.systems.ledger import Entry, Meter
 
 class InFlight(NamedTuple):
   """A dispatched round whose metrics are still on the device. plans, ever,
-  derived, scope: for the ledger, see `Accounting._entry`. observe: of the
-  schedule. scored: rows that clients scored their blocks on."""
+  derived, scope: for the ledger, see `Accounting._entry`. validation: None if
+  there was none in this round. observe: of the schedule. scored: rows that
+  clients scored their blocks on. seen: scores on test rows, or None."""
 
   cohort: cohorts.Cohort
   plans: Sequence[Plan]
@@ -35,6 +43,7 @@ class InFlight(NamedTuple):
   record: dict[str, Any]
   observe: Callable[[Any, int, float], Any]
   scored: float = 0.0
+  seen: curves.Begun | None = None
 
 
 class Accounting:
@@ -55,6 +64,7 @@ class Accounting:
     """Another stage."""
     self._algorithm = algorithm
     self._meter = meter
+    self._settled = time.perf_counter()
 
   def settle(self, state: StageState, flight: InFlight) -> StageState:
     """Fetches a round's metrics, reports them, and notes its score."""
@@ -62,14 +72,18 @@ class Accounting:
     trained, held, derived = self._fetched(algorithm, flight)
     entry, met = self._entry(flight, derived, state.met)
     skipped = trained.pop('skipped')[:, 0] > 0
-    served = algorithm.served
     record = flight.record | entry._asdict()
-    record['seconds'] = time.perf_counter() - record.pop('started')
+    now = time.perf_counter()
+    record['seconds'] = now - record.pop('started')
+    record['wall_seconds'], self._settled = now - self._settled, now
     losses, scores = trained.pop('loss'), trained.pop('score')
     record['train_loss'] = metrics.mean_over_clients(losses)
     record['train_score'] = metrics.mean_over_clients(scores)
-    record['score'] = metrics.mean_over_clients(held[f'score/{served}'])
-    told = {name: held[name] for name in algorithm.stats}
+    told = {}
+    if held:
+      validated = held[f'score/{algorithm.served}']
+      record['score'] = metrics.mean_over_clients(validated)
+      told = {name: held[name] for name in algorithm.stats}
     for name, values in (trained | told).items():
       record[name] = metrics.mean_over_clients(values)
     measured = jax.device_get(flight.measured)
@@ -79,27 +93,50 @@ class Accounting:
       self._complain(flight.cohort, skipped, record)
     else:
       self._finite = record
-    reported = {
-      'validation': held[f'score/{served}'],
-      'train_accuracy': scores,
-      'train_loss': losses,
-    }[self._options.score]
-    came = ~flight.cohort.lost
-    reports = self._reports(
-      state.reports, flight.cohort.ids[came], reported[came]
-    )
-    # Over rows: a client with two rows would else be as loud as all others.
-    total = sum(map(np.array, reports.values()), np.zeros(2))
-    record['capability'] = float(metrics.mean(total))
+    sources = {'train_accuracy': scores, 'train_loss': losses}
+    came, reports = ~flight.cohort.lost, state.reports
+    reported = self._reported(sources, held)
+    if reported is not None:
+      ids = flight.cohort.ids[came]
+      reports = self._reports(state.reports, ids, reported[came])
+      record['capability'] = self._capability(reports)
+    if flight.seen is not None:
+      record |= curves.finish(
+        flight.seen, self._options, algorithm.served, self._peers
+      )
     self._observer.round(record)
-    ledger = state.ledger.plus(entry)
-    state = state._replace(met=met, reports=reports, ledger=ledger)
-    if not came.any():
+    state = state._replace(
+      met=met,
+      reports=reports,
+      ledger=state.ledger.plus(entry),
+      watch=stopping.observe(self._options.stop, state.watch, record),
+    )
+    if reported is None or not came.any():
       return state  # nobody has said anything
     progress = flight.observe(
       state.progress, flight.cohort.round, record['capability']
     )
     return state._replace(progress=progress)
+
+  def _reported(self, sources: dict[str, Any], held: dict[str, Any]):
+    """The sums [K, ...] of what the schedule watches; None if that was not
+    measured in this round."""
+    wanted, served = self._options.score, self._algorithm.served
+    if isinstance(wanted, Metric):
+      return held.get(f'metric/{wanted.name}/{served}')
+    return sources.get(wanted, held.get(f'score/{served}'))
+
+  def _capability(self, reports: dict[int, tuple[float, ...]]) -> float:
+    """What the schedule watches, over rows: a client with two rows would else
+    be as loud as all others."""
+    wanted = self._options.score
+    if not isinstance(wanted, Metric):
+      pairs = map(np.array, reports.values())
+      return float(metrics.mean(np.sum([*pairs, np.zeros(2)], axis=0)))
+    if not reports:
+      return float('nan')
+    total = np.sum(list(reports.values()), axis=0, dtype=np.float64)
+    return float(wanted.finish(total.reshape(wanted.shape)))
 
   def _entry(self, flight: InFlight, derived: float, met: np.ndarray):
     """(the ledger's entry of a round, who was met). derived: rows, by all
@@ -140,13 +177,24 @@ class Accounting:
     names = [*algorithm.update.sums, 'skipped']
     chunks = [(chunk.places, chunk.sums) for chunk in flight.chunks]
     trained = _gathered(count, names, chunks)
-    names = [f'score/{algorithm.served}', *algorithm.stats]
-    held = _gathered(count, names, flight.validation)
+    held = self._held(count, flight)
     stop = np.int32(self._observer.stop_requested())
     mine = (trained, held, np.int32(flight.derived), stop)
     trained, held, derived, stop = self._peers.summed(mine)
     self.stopping = bool(stop)
     return trained, held, float(derived)
+
+  def _held(self, count: int, flight: InFlight) -> dict[str, np.ndarray]:
+    """What the cohort scored on validation rows; {} if it was not asked."""
+    if flight.validation is None:
+      return {}
+    wanted, served = self._options.score, self._algorithm.served
+    names = [f'score/{served}', *self._algorithm.stats]
+    held = _gathered(count, names, flight.validation)
+    if isinstance(wanted, Metric):
+      name = f'metric/{wanted.name}/{served}'
+      held |= _gathered(count, [name], flight.validation, wanted.shape)
+    return held
 
   def _reports(self, before, ids, sums):
     """The newest report of each client, the latest ones of all.
@@ -155,7 +203,8 @@ class Accounting:
     of a schedule; the mean over everybody's newest report does not.
     """
     new = {
-      int(i): (float(s), float(w)) for i, (s, w) in zip(ids, sums, strict=True)
+      int(i): tuple(np.ravel(x).astype(float).tolist())
+      for i, x in zip(ids, sums, strict=True)
     }
     if not self._options.reports:
       return new
@@ -183,10 +232,10 @@ def fresh_rows(cohort: cohorts.Cohort, places) -> float:
   return float((cohort.fresh[places] >= 0).sum())
 
 
-def _gathered(count: int, names, parts) -> dict[str, np.ndarray]:
-  """Metrics [count, 2] on the host, from chunks of (places, sums); zero for
-  clients of other processes."""
-  out = {name: np.zeros((count, 2), np.float32) for name in names}
+def _gathered(count: int, names, parts, shape=(2,)) -> dict[str, np.ndarray]:
+  """Metrics [count, *shape] on the host, from chunks of (places, sums); zero
+  for clients of other processes."""
+  out = {name: np.zeros((count, *shape), np.float32) for name in names}
   for places, sums in jax.device_get(list(parts)):
     for name in names:
       out[name][places] = sums[name][: len(places)]

@@ -78,7 +78,7 @@ def evaluate(
   """
   data = simulation.federation
   most, seed = scope.clients, simulation.options.seed
-  ids = evaluation._some(data.test.num_clients, most, seed)
+  ids = evaluation.some(data.test.num_clients, most, seed)
   _check_memory(state.roles, len(ids) + data.unseen.num_clients)
   met = _Group(data, ids, 0, simulation.store(state), 0)
   own, whole, cost = _adapted(simulation, state, met, how)

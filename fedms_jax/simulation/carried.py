@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.core.types import Roles, Tree
+from fedms_jax.simulation import timeline
 from fedms_jax.simulation.state import Stage, StageState
 
 
@@ -33,6 +34,15 @@ def personal_shapes(roles: Roles, stages: Sequence[Stage]) -> Tree:
     begin = stage.algorithm.begin
     roles = jax.eval_shape(begin, jax.random.key(0), roles)
   return roles.personal
+
+
+def keep(store: Any, cohort: Any, chunks: Sequence[Any], version: int) -> None:
+  """Stores what the clients of a cohort have become."""
+  with timeline.span('store'):
+    for chunk in chunks:
+      count = len(chunk.places)
+      kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
+      store.scatter(cohort.ids[chunk.places], kept, version)
 
 
 class Carried:

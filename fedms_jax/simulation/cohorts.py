@@ -11,8 +11,10 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.data import cohorts
+from fedms_jax.schedules import Schedule
 from fedms_jax.simulation.state import Fresh, Options
 from fedms_jax.systems import arrivals as arrival
 from fedms_jax.systems.arrivals import Arrivals
@@ -110,6 +112,33 @@ def sampler(
     return Cohort(number, ids, lost, rows, counts, weights, held, state, more)
 
   return sample
+
+
+def score_rows(federation: Federation, options: Options) -> int:
+  """Validation rows that a score rests on, once enough clients were met."""
+  sizes = federation.validation.sizes()
+  clients = max(options.reports, options.cohort)
+  each = np.minimum(sizes, options.validation_rows).mean()
+  return round(min(clients, len(sizes)) * float(each))
+
+
+def asked(options: Options) -> tuple[Metric, ...]:
+  """The metrics of validation rows that the schedule watches."""
+  return (options.score,) if isinstance(options.score, Metric) else ()
+
+
+def validated(
+  schedule: Schedule, options: Options, number: int, rounds: int
+) -> bool:
+  """Whether the cohort of a round is validated: each time if the schedule, or
+  what may end the stage, waits for it; else every so many rounds, and in the
+  last one."""
+  watches = options.score not in ('train_accuracy', 'train_loss')
+  stop = options.stop
+  awaited = schedule.reads and watches
+  awaited |= stop is not None and stop.metric in ('score', 'capability')
+  often = (number + 1) % max(options.validate_every, 1) == 0
+  return awaited or often or number + 1 == rounds
 
 
 def ahead(

@@ -9,14 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, reduction, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles
-from fedms_jax.simulation import carried, cohorts, execution, planner, timeline
+from fedms_jax.simulation import (
+  carried,
+  cohorts,
+  curves,
+  execution,
+  planner,
+  stopping,
+  timeline,
+)
 from fedms_jax.simulation.accounting import Accounting, InFlight, record_of
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
@@ -83,26 +90,31 @@ class Simulation:
       tell=observer.note,
     )
     self.initial = roles
+    self.score_rows = cohorts.score_rows(federation, options)
     self.accounting = Accounting(options, self.place.peers, observer)
 
   def run(self, state: StageState | None = None) -> StageState:
     """Runs all stages, or goes on from `state`; gives the state after the
     last round."""
     if state is None:
-      state = self._begin(0, self.initial, None, None)
+      state = self._begin(0, self.initial, None)
     state = self._placed(state)
     while True:
       state = self._run_stage(state)
       self.ledgers[self.stages[state.stage].name] = state.ledger
       if state.stage + 1 == len(self.stages):
         return state
-      state = self._next(state)
+      state = self._begin(state.stage + 1, state.roles, state)
 
   def rounds(self, state: StageState) -> int:
-    """How many rounds the stage of a state has at most: its own, and what the
-    stages before have left of theirs."""
-    planned = sum(s.rounds for s in self.stages[: state.stage + 1])
-    return planned - sum(state.done)
+    """How many rounds the stage of a state has at most."""
+    return self._rounds(state.stage, state.done)
+
+  def _rounds(self, index: int, done: tuple[int, ...]) -> int:
+    """Those of a stage, and what open ones before it have left of theirs."""
+    before = zip(self.stages[:index], done, strict=True)
+    left = sum(stage.rounds - n for stage, n in before if stage.open)
+    return self.stages[index].rounds + left
 
   def plan(self, state: StageState) -> Plan:
     """The plan by which the models of a state are evaluated."""
@@ -122,47 +134,27 @@ class Simulation:
     """Rounds done over all stages."""
     return sum(s.rounds for s in self.stages[: state.stage]) + state.round
 
-  def _score_rows(self) -> int:
-    """Validation rows that a score rests on, once enough clients were met."""
-    sizes = self.federation.validation.sizes()
-    clients = max(self.options.reports, self.options.cohort)
-    each = np.minimum(sizes, self.options.validation_rows).mean()
-    return round(min(clients, len(sizes)) * float(each))
-
-  def _next(self, state: StageState) -> StageState:
-    """The state before the first round of the next stage."""
-    return self._begin(
-      state.stage + 1,
-      state.roles,
-      state.last,
-      state.importance,
-      state.clock,
-      (*state.done, state.round),
-      self._schedule(state).told(state.progress),
-    )
-
   def _begin(
-    self,
-    index: int,
-    before: Roles,
-    inherited,
-    importance,
-    clock: int = 0,
-    done: tuple[int, ...] = (),
-    trigger=None,
+    self, index: int, roles: Roles, before: StageState | None
   ) -> StageState:
-    """The state before the first round of a stage."""
+    """The state before the first round of a stage. roles, before: the last of
+    the stage before."""
     stage = self.stages[index]
     key = seeds.stream(self.options.seed, Stream.INIT, index)
-    roles = compile.jit(light=True)(stage.algorithm.begin)(key, before)
+    roles = compile.jit(light=True)(stage.algorithm.begin)(key, roles)
     roles = self._on_devices(roles)
-    measured = [importance]
+    inherited = before.last if before else None
+    measured = [before.importance if before else None]
 
     def measure():
       if measured[0] is None:
         measured[0] = block_importance(self, index, roles)
       return measured[0]
 
+    done, trigger = (), None
+    if before:
+      done = (*before.done, before.round)
+      trigger = self._schedule(before).told(before.progress)
     schedule = stage.schedule(
       self._handover(index, inherited, measure, done, trigger)
     )
@@ -172,7 +164,7 @@ class Simulation:
     return StageState(
       stage=index,
       round=0,
-      clock=clock,
+      clock=before.clock if before else 0,
       roles=roles,
       memory=memory,
       channel=channel,
@@ -185,15 +177,15 @@ class Simulation:
       last=inherited,
       importance=measured[0],
       ledger=Entry(),
+      watch=stopping.begin(),
       done=done,
     )
 
   def _handover(self, index: int, inherited, measure, done, trigger=None):
     """What the schedule of a stage may know when it begins."""
-    before = sum(done)
-    rounds = sum(s.rounds for s in self.stages[: index + 1]) - before
+    rounds = self._rounds(index, done)
     return Handover(
-      inherited, measure, self._score_rows(), rounds, before, trigger
+      inherited, measure, self.score_rows, rounds, sum(done), trigger
     )
 
   def _on_devices(self, roles: Roles) -> Roles:
@@ -222,6 +214,8 @@ class Simulation:
     self.observer.stage(stage.name, state.round, rounds)
     flight = None
     left = range(state.round, rounds)
+    if stopping.over(state.watch, state.round):
+      left = range(0)  # it was saved after its last round
     ahead = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
     for cohort in timeline.rounds(stage.name, ahead):
       if flight is not None and not schedule.delay:
@@ -236,6 +230,10 @@ class Simulation:
         self.keeper.after_round(self, state, store)
       stop = self._stop()
       last = cohort.round + 1 == rounds
+      last |= stopping.over(state.watch, state.round)
+      if curves.due(o, state.round, last):
+        with timeline.span('evaluate'):
+          flight = flight._replace(seen=curves.begin(self, state))
       due = self.keeper.due(state.round)
       if stop or last or due:
         state, flight = self.accounting.settle(state, flight), None
@@ -243,6 +241,8 @@ class Simulation:
           self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
+      if last:
+        break
     return state
 
   def _ended(self, state: StageState, flight, store) -> StageState:
@@ -288,7 +288,8 @@ class Simulation:
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
-    algorithm = self.stages[state.stage].algorithm
+    stage = self.stages[state.stage]
+    algorithm, rounds = stage.algorithm, self.rounds(state)
     sets = active_sets(self, schedule, state, store, cohort)
     ever, plans = self.plans(state, cohort.round, cohort.ids, sets)
     active = (plan.active for plan in plans)
@@ -311,16 +312,18 @@ class Simulation:
     here, held, how = self.here(task, self.plan(state), store)
     with timeline.span('train') as done:
       after = done(execution.train(task, here, how))
-    with timeline.span('evaluate') as done:
-      validation = done(
-        execution.validate(
-          algorithm, after.roles, after.chunks, here, held, self.plan(state),
-          how.scored,
-        )
-      )  # fmt: skip
+    validation = None
+    if cohorts.validated(schedule, self.options, cohort.round, rounds):
+      with timeline.span('evaluate') as done:
+        validation = done(
+          execution.validate(
+            algorithm, after.roles, after.chunks, here, held, self.plan(state),
+            how.scored, cohorts.asked(self.options),
+          )
+        )  # fmt: skip
     record = record_of(task, ever, last, after.chunks, how)
-    record |= {'stage': self.stages[state.stage].name, 'started': start}
-    self._keep(state, store, cohort, after.chunks)
+    record |= {'stage': stage.name, 'started': start}
+    carried.keep(store, cohort, after.chunks, self.version(state) + 1)
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),
@@ -364,12 +367,3 @@ class Simulation:
       place, table, translate(cohort.rows), own, personal, fresh
     )
     return here, translate(cohort.validation), how
-
-  def _keep(self, state: StageState, store, cohort, chunks) -> None:
-    """Stores what clients have become."""
-    version = self.version(state) + 1
-    with timeline.span('store'):
-      for chunk in chunks:
-        count = len(chunk.places)
-        kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
-        store.scatter(cohort.ids[chunk.places], kept, version)

@@ -43,7 +43,7 @@ class Scope(NamedTuple):
 def limited(federation: Federation, most: int, seed: int) -> Federation:
   """The federation with at most `most` pooled rows, drawn by the seed. Call it
   before a simulation reads its rows: the others are then never read."""
-  chosen = _some(len(federation.pooled), most, seed)
+  chosen = some(len(federation.pooled), most, seed)
   return federation._replace(pooled=federation.pooled[chosen])
 
 
@@ -60,16 +60,16 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     'gate_weight_by_class': {class: [n]} of those who read the pooled set.
   """
   federation, seed = simulation.federation, simulation.options.seed
-  ids = _some(federation.test.num_clients, scope.clients, seed)
+  ids = some(federation.test.num_clients, scope.clients, seed)
   pooled = federation.pooled
   unseen = np.arange(federation.unseen.num_clients)
-  own = _scores(simulation, state, scope, ids, _rows(federation.test, ids))
+  own = _scores(simulation, state, scope, ids, rows_of(federation.test, ids))
   groups, rows = _grouped(simulation, state, pooled)
   among = readers(state, scope, ids, seed)
   whole = _by_group(simulation, state, scope, among, rows)
   new = None
   if len(unseen):
-    rows = _rows(federation.unseen, unseen)
+    rows = rows_of(federation.unseen, unseen)
     new = _scores(simulation, state, scope, None, rows)
   found = _summary(own, whole, new)
   if groups is not None:
@@ -81,7 +81,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
   return found | {
     'metrics': scores.summary(scope.metrics, own, whole, new),
     'clients': len(ids),
-    'client_ids': ids.tolist(),
+    'client_ids': _listed(ids),
     'pooled_rows': len(pooled),
     'unseen_clients': len(unseen),
   }
@@ -92,7 +92,7 @@ def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:
   where nothing is personal."""
   if not jax.tree.leaves(state.roles.personal):
     return ids[:1]
-  return ids[_some(len(ids), scope.readers, seed)]
+  return ids[some(len(ids), scope.readers, seed)]
 
 
 def _grouped(simulation, state, pooled):
@@ -162,7 +162,7 @@ def _listed(values: np.ndarray):
   """Values of clients as JSON has them; very many stay an array."""
   if len(values) > MOST_LISTED:
     return values
-  return [float(x) if np.isfinite(x) else None for x in values]
+  return [x if np.isfinite(x) else None for x in values.tolist()]
 
 
 def _add_classes(found, whole, classes, federation, ids) -> None:
@@ -209,6 +209,17 @@ def _harmonic(a: float, b: float) -> float:
   return 2 * a * b / (a + b) if a + b else 0.0
 
 
+def table(simulation, found: dict[str, Any]) -> dict[str, Any]:
+  """The columns of a table of the clients of an evaluation: 'client',
+  'train_rows', 'test_rows' and what was measured of each."""
+  ids, data = np.asarray(found['client_ids']), simulation.federation
+  sizes = {'train_rows': data.train, 'test_rows': data.test}
+  columns = {'client': ids}
+  columns |= {name: part.sizes()[ids] for name, part in sizes.items()}
+  each = found['per_client'].items()
+  return columns | {k: v for k, v in each if not isinstance(v, dict)}
+
+
 def counts(table: Table, partition: Partition, ids) -> np.ndarray:
   """Rows of these clients by class, int64 [n, C]."""
   classes, labels = len(table.label_names), table.columns['labels']
@@ -217,14 +228,14 @@ def counts(table: Table, partition: Partition, ids) -> np.ndarray:
   )
 
 
-def _some(count: int, most: int, seed: int) -> np.ndarray:
+def some(count: int, most: int, seed: int) -> np.ndarray:
   """At most `most` numbers below `count`, in order, drawn by the seed."""
   if count <= most:
     return np.arange(count)
   return np.sort(cohorts.sample_cohort(seed, 1 << 20, 0, count, most))
 
 
-def _rows(partition: Partition, ids: np.ndarray) -> np.ndarray:
+def rows_of(partition: Partition, ids: np.ndarray) -> np.ndarray:
   """All rows of these clients, int32 [n, V], -1 is padding."""
   return cohorts.evaluation_rows(partition, ids, 0)
 

@@ -15,6 +15,7 @@ import numpy as np
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import reduction, rounds, scoring, tree
 from fedms_jax.core.contract import Algorithm, Clients, Moment, Received, Work
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
@@ -192,13 +193,14 @@ def validate(
   rows: np.ndarray,
   plan: Plan,
   at_once: int = 0,
+  asked: tuple[Metric, ...] = (),
 ) -> list[tuple[np.ndarray, dict[str, jax.Array]]]:
   """Scores of the served model on validation rows [K, V]: (places, sums).
 
   roles: after the round. at_once: clients scored together where nothing is
-  personal; 0: all.
+  personal; 0: all. asked: metrics of the model, beside its score.
   """
-  look = scoring.Look(algorithm, plan, (algorithm.served,))
+  look = scoring.Look(algorithm, plan, (algorithm.served,), asked)
 
   def scored(personal, places, lanes=0):
     held = np.full((max(lanes, len(places)), rows.shape[1]), -1, np.int32)

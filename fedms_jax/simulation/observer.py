@@ -64,7 +64,9 @@ class Progress(Silent):
     )
 
   def round(self, record):
-    shown = {'score': f'{record["score"]:.3f}'}
+    shown = {}
+    if 'score' in record:
+      shown['score'] = f'{record["score"]:.3f}'
     if 'depth' in record:
       shown['depth'] = f'{record["depth"]:g}'
     if 'gate_weight' in record:

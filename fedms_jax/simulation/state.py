@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import ActiveSet, Federation, Roles, Tree
 from fedms_jax.schedules import Schedule
+from fedms_jax.simulation.stopping import Stop
 from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry
 
@@ -59,6 +61,16 @@ class Stage(NamedTuple):
   open: bool = False
 
 
+class Curve(NamedTuple):
+  """Scores on test rows during a run: every so many rounds of a stage, and
+  after its last; 0: never. clients: at most so many, always the same. readers:
+  of these, whose models read the pooled set, at most."""
+
+  every: int = 0
+  clients: int = 50
+  readers: int = 200
+
+
 class Options(NamedTuple):
   """How a simulation runs; see the flags of the same names.
 
@@ -69,6 +81,10 @@ class Options(NamedTuple):
   columns on the device; 0: a share of what is free. host_budget: bytes for
   derived columns in host memory; 0: half of what is free. block: rows derived
   together. slots: optimizer arrays per trained parameter, for the ledger.
+  score: what the schedule watches: 'validation', 'train_accuracy',
+  'train_loss', or a metric on validation rows. validate_every: rounds between
+  validations that nobody waits for. metrics: of test rows. stop: what ends a
+  stage early; None: nothing.
   """
 
   seed: int = 0
@@ -88,8 +104,12 @@ class Options(NamedTuple):
   block: int = 256
   prefetch: bool = True
   validation_rows: int = 64
-  score: str = 'validation'
+  score: str | Metric = 'validation'
   reports: int = 0
+  validate_every: int = 1
+  metrics: tuple[Metric, ...] = ()
+  curve: Curve = Curve()
+  stop: Stop | None = None
   on_nan: str = 'stop'
   slots: int = 0
 
@@ -101,10 +121,11 @@ class StageState(NamedTuple):
   client's of each round. memory, channel: of the server and of the channel.
   progress, arrivals: states of the schedule and of the arrivals. met: which
   clients have received the model in this stage, bool [N]. reports: newest
-  score and weight of clients, by id. ever: blocks that have been active.
+  sums that the score is made of, of clients by id. ever: blocks that have been
+  active.
   inherited, last: last active set of the stage before, and of this one so far.
-  importance: block scores, once measured. ledger: of this stage. done: rounds
-  of each stage before.
+  importance: block scores, once measured. ledger: of this stage. watch: of
+  `stopping`. done: rounds of each stage before.
   """
 
   stage: int
@@ -116,13 +137,14 @@ class StageState(NamedTuple):
   progress: Any
   arrivals: Any
   met: np.ndarray
-  reports: dict[int, tuple[float, float]]
+  reports: dict[int, tuple[float, ...]]
   ever: ActiveSet
   inherited: ActiveSet | None
   last: ActiveSet | None
   importance: list[float] | None
   ledger: Entry
-  done: tuple[int, ...] = ()
+  watch: Any
+  done: tuple[int, ...]
 
 
 class NonFiniteError(ValueError):

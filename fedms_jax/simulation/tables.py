@@ -127,7 +127,8 @@ class Tables:
     padding.
 
     `translate` maps row numbers to rows of this table. usual: whether it is
-    one of those that `self.usual` is about.
+    one of those that `self.usual` is about, whose derived rows are counted,
+    and whose widths others may take.
     """
     rows = self._kept(rows)
     self._set_budget(roles)
@@ -139,14 +140,16 @@ class Tables:
     everything = self.scope == 'step' and tree.nbytes(self._raw) <= self._budget
     key = (algorithm.name, plan.boundary)
     if self.scope == 'run':
-      self._begin(key, needed)
+      self._begin(key, needed if usual else needed[:0])
     if everything or self.scope == 'run' and self.place == 'device':
       table = self._whole()
       if self.scope == 'run':
         table |= self._on_device(algorithm, roles, needed, plan, shapes)
       self.sent = 0
       return table, self._kept
-    table, translate = self._gathered(algorithm, roles, needed, plan, shapes)
+    table, translate = self._gathered(
+      algorithm, roles, needed, plan, shapes, usual
+    )
     self.sent = tree.nbytes(table)
     return table, lambda r: translate(self._kept(r))
 
@@ -247,16 +250,16 @@ class Tables:
     self._filled[missing] = True
     return self._derived
 
-  def _gathered(self, algorithm, roles, needed, plan, shapes):
+  def _gathered(self, algorithm, roles, needed, plan, shapes, usual):
     """A table of the needed blocks only."""
-    width = self._width(len(needed))
+    width = self._width(len(needed), usual)
     with timeline.span('load'):
       staged = self._raw_blocks(needed, width)
     with timeline.span('transfer') as done:
       table = done(self._sent(staged))
     places = np.arange(len(needed))
     if self.scope == 'round':
-      self.derived_rows += len(needed) * self.block
+      self.derived_rows += len(needed) * self.block * usual
       empty = self._empty(shapes, width)
       table |= self._fill(algorithm, roles, empty, needed, places, plan)
     elif self.scope == 'run':
@@ -270,12 +273,13 @@ class Tables:
 
     return table, translate
 
-  def _width(self, needed: int) -> int:
+  def _width(self, needed: int, usual: bool) -> int:
     """Blocks of a gathered table: as many as some table before has had, for
     each width is compiled apart, unless none fits within a factor of two."""
     fitting = [w for w in self._widths if needed <= w <= max(2 * needed, 1)]
     width = min(fitting, default=min(bucket(max(needed, 1)), self.blocks))
-    self._widths.add(width)
+    if usual:
+      self._widths.add(width)
     return width
 
   def _raw_blocks(self, needed, width: int) -> dict[str, np.ndarray]:

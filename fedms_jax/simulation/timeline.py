@@ -57,16 +57,18 @@ def rounds(stage: str, items: Iterable[_Item]) -> Iterator[_Item]:
   """The cohorts of a stage's rounds; waiting for one is the span `sample`,
   with which its round begins."""
   timeline, source = _current.get(), iter(items)
-  while True:
+  try:
+    while True:
+      if timeline is not None:
+        timeline.begin_round(stage)
+      with span('sample'):
+        next_one = list(itertools.islice(source, 1))
+      if not next_one:
+        break
+      yield next_one[0]
+  finally:  # also of a stage that ends early
     if timeline is not None:
-      timeline.begin_round(stage)
-    with span('sample'):
-      next_one = list(itertools.islice(source, 1))
-    if not next_one:
-      break
-    yield next_one[0]
-  if timeline is not None:
-    timeline.end_stage()
+      timeline.end_stage()
 
 
 class Timeline:

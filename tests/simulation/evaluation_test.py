@@ -67,12 +67,12 @@ def test_the_gate_is_told_for_each_client_and_class(found):
 
 
 def test_few_of_many_are_drawn_by_the_seed():
-  draws = [evaluation._some(1000, 20, seed).tolist() for seed in (0, 0, 1)]
+  draws = [evaluation.some(1000, 20, seed).tolist() for seed in (0, 0, 1)]
   assert draws[0] == draws[1] != draws[2]
   for draw in draws:
     assert draw == sorted(set(draw)) and len(draw) == 20
     assert 100 < draw[-1] < 1000
-  assert evaluation._some(3, 20, 0).tolist() == [0, 1, 2]
+  assert evaluation.some(3, 20, 0).tolist() == [0, 1, 2]
 
 
 def test_columns_are_left_out_only_where_no_client_has_a_row():

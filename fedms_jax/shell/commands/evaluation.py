@@ -23,7 +23,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     watch = observer.Observers()
     simulation = runner.simulated(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
-    scores = runner.evaluated(config, simulation, state)
+    scores = runner.evaluated(config, world, simulation, state)
   finally:
     snapshot.close()
   stage = simulation.stages[state.stage]

@@ -22,6 +22,7 @@ from fedms_jax.shell.config.engine import (
   DistributedConfig,
   EngineConfig,
   EvalConfig,
+  StopConfig,
 )
 from fedms_jax.shell.config.model import (
   LoraConfig,
@@ -58,6 +59,7 @@ __all__ = [
   'PromptConfig',
   'ScheduleConfig',
   'ServerConfig',
+  'StopConfig',
   'flatten',
   'from_values',
   'opt',

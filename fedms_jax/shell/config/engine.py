@@ -98,6 +98,62 @@ class EvalConfig:
   validation_rows: int = opt(
     64, 'most validation rows of a client per round', low=1, high=1 << 20
   )
+  validate_every: int = opt(
+    10,
+    "rounds between validations of the cohort's models where the schedule does "
+    'not wait for them (fixed, linear, geometric, dense, random, manual)',
+    low=1,
+  )
+  metrics: str = opt(
+    '',
+    'comma-separated metrics beside the score, such as f1,auc or rmse: '
+    '`fedms list` names them',
+  )
+  readers: int = opt(
+    200,
+    'most clients whose own models read the pooled test set',
+    low=1,
+    high=1 << 30,
+  )
+  every: int = opt(
+    0,
+    'rounds between evaluations on test rows during a run, and one after the '
+    'last round of a stage (0: only at the end of the run)',
+    low=0,
+  )
+  sample: int = opt(
+    50,
+    'clients of these evaluations, always the same (0: as many as '
+    'eval.clients)',
+    low=0,
+    high=1 << 30,
+  )
+  table: str = opt(
+    'auto',
+    'format of the file of all evaluated clients (auto: csv, from 100,000 '
+    'clients on parquet)',
+    choices=('auto', 'csv', 'parquet'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class StopConfig:
+  metric: str = opt(
+    'capability',
+    'what ends a stage early, a key of metrics.jsonl: capability (what the '
+    'schedule watches), train_loss, eval_own, eval_pooled_f1, ...',
+  )
+  target: str = opt(
+    '', 'end a stage when the metric reaches this (empty: none)'
+  )
+  patience: int = opt(
+    0,
+    'end a stage after so many rounds without a better value (0: never)',
+    low=0,
+  )
+  delta: float = opt(
+    0.0, 'by how much a value must be better to count', low=0.0
+  )
 
 
 @dataclasses.dataclass(frozen=True)

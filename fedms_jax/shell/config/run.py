@@ -17,6 +17,7 @@ from fedms_jax.shell.config.engine import (
   DistributedConfig,
   EngineConfig,
   EvalConfig,
+  StopConfig,
 )
 from fedms_jax.shell.config.model import (
   LoraConfig,
@@ -67,6 +68,7 @@ class Config:
   engine: EngineConfig = section(EngineConfig)
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)
+  stop: StopConfig = section(StopConfig)
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   distributed: DistributedConfig = section(DistributedConfig)
 

@@ -80,8 +80,8 @@ class ScheduleConfig:
   depths: str = opt('', 'depth of each round, for manual: 1,1,2,4')
   score: str = opt(
     'validation',
-    'what the queue watches',
-    choices=('validation', 'train_accuracy', 'train_loss'),
+    'what the queue watches: validation (the score on validation rows), '
+    'train_accuracy, train_loss, or a metric on validation rows, such as f1',
   )
   reports: int = opt(
     256,
