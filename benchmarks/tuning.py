@@ -82,7 +82,8 @@ def _attempt(
   contest: Contest, entry: Entry, share: float, seed: str, rate: str, more
 ) -> Job:
   """A shortened run of a row at a rate, and with `more` flags."""
-  flags = entry.flags | more | {'seed': seed}
+  # Rates are compared by the validation score of each round.
+  flags = entry.flags | more | {'seed': seed, 'eval.validate_every': '1'}
   config = contest.config(Job(entry.label, 'search', flags))
   parts = {'rate': rate} | more
   named = ''.join(f',{key}={value}' for key, value in parts.items())

@@ -15,12 +15,24 @@ def _named(flag: str, text: str, known) -> np.ndarray:
   return np.array([known.index(name) for name in found])
 
 
+def check(source: Source, said: str) -> None:
+  """Raises `ValueError` where labels are strata of values or tags, which no
+  row is without."""
+  outputs = source.table.outputs
+  if outputs is not None and outputs.kind != 'levels':
+    raise ValueError(
+      f'{said}: rows have {outputs.kind} here, and no classes of which some '
+      'could be set apart. Leave it out.'
+    )
+
+
 def novel(source: Source, classes: str, fraction: float) -> np.ndarray:
   """Numbers of the classes that nobody trains on: those of a comma-separated
   list, or the last `fraction` of all; raises `ValueError` if none is left."""
   known, labels = source.table.label_names, source.table.columns['labels']
   if not classes and not fraction:
     return np.zeros(0, int)
+  check(source, '`novel_classes`, `novel_fraction`')
   if classes and fraction:
     raise ValueError(
       f'`novel_classes`={classes} and `novel_fraction`={fraction} '
@@ -79,6 +91,7 @@ def divided(
     count = int(round(fraction * len(rows)))
     public = rng.permutation(len(rows)) < count
     return rows[public], rows[~public], source.test_rows
+  check(source, '`public_classes`')
   known = source.table.label_names
   wanted = _named('`public_classes`', classes, known)
   both = [known[c] for c in np.intersect1d(wanted, novel)]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedms_jax.core.types import Table
-from fedms_jax.data import files, images, inputs, labels, names
+from fedms_jax.data import answers, files, images, inputs, labels, names
+from fedms_jax.data.answers import Answers
 
 INPUT_NAMES = frozenset(
   'image images img picture pixels pixel_values input inputs x text sentence '
@@ -29,6 +30,7 @@ def read(
   encode_text: inputs.EncodeText | None,
   target_column: str = '',
   need_labels: bool = True,
+  answer: str = 'classes',
   prepare: images.Prepare | None = None,
   progress: bool = False,
   places: files.Places = (),
@@ -41,6 +43,7 @@ def read(
   target_column: texts that belong to the inputs: completions of texts, which
   `encode_text` gets beside them, or captions of images, which become the
   column 'texts'. need_labels: without, data that has no labels has one class.
+  answer: what the label column holds, one of `answers.KINDS`.
   prepare: makes each image what a model wants, in place of `image_size`. The
   groups are int32 [M], -1 outside the training split, or None without a
   `group_column`. progress: show a bar when rows are read. places: folders in
@@ -58,11 +61,13 @@ def read(
         kind = f'column of the {name} split'
         names.pick(f'`{flag}_column`', column, split.features, kind)
   groups = _groups(splits, group_column) if group_column else None
-  if label_column:
-    numbers, label_names = labels.read(splits, label_column, need_labels)
+  if label_column and answer != 'classes':
+    found = answers.read(splits, label_column, answer)
+  elif label_column:
+    found = Answers(*_classes(splits, label_column, need_labels))
   else:
     count = sum(len(split) for split in splits.values())
-    numbers, label_names = np.zeros(count, np.int32), ('all',)
+    found = Answers({'labels': np.zeros(count, np.int32)}, ('all',))
   columns = inputs.columns(
     splits,
     input_column,
@@ -73,7 +78,12 @@ def read(
     progress=progress,
     places=places,
   )
-  return Table(columns | {'labels': numbers}, label_names), groups
+  return Table(columns | found.columns, found.names, found.outputs), groups
+
+
+def _classes(splits, column: str, learned: bool):
+  numbers, names = labels.read(splits, column, learned)
+  return {'labels': numbers}, names
 
 
 def find_input(features: Any, column: str, others: tuple[str, ...]) -> str:

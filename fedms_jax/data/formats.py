@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fedms_jax.data import files
+from fedms_jax.data import answers, files
 
 MOST = 1 << 36  # bytes of a file, once it is unpacked
 _LEAF = re.compile(r'\s*\{\s*"(users|user_data|num_samples|hierarchies)"')
@@ -91,10 +91,15 @@ def _dataset(columns: dict[str, Any], where: str) -> Any:
     if isinstance(values, np.ndarray) and values.ndim > 1:
       array = {3: datasets.Array2D, 4: datasets.Array3D}[values.ndim]
       types[name] = array(values.shape[1:], 'uint8')
+    elif isinstance(values, list) and values and isinstance(values[0], list):
+      whole = all(isinstance(x, int) for row in values for x in row)
+      one = datasets.Value('int64' if whole else 'float64')
+      types[name] = datasets.Sequence(one)
     else:
       one = values[0] if len(values) else 0
-      text = isinstance(one, str)
-      types[name] = datasets.Value('string' if text else 'int64')
+      kind = 'string' if isinstance(one, str) else 'int64'
+      kind = 'float64' if isinstance(one, float) else kind
+      types[name] = datasets.Value(kind)
   return datasets.Dataset.from_dict(columns, features=datasets.Features(types))
 
 
@@ -136,6 +141,12 @@ def _numbers(values: np.ndarray, where: str) -> np.ndarray:
   if values.dtype.kind == 'U':
     return values.tolist()
   return values.astype(np.int64)
+
+
+def _labels(values: np.ndarray, where: str) -> np.ndarray | list:
+  """Labels, or other answers that arrays may hold."""
+  found = answers.of_array(values, where)
+  return _numbers(values, where) if found is None else found
 
 
 # LEAF
@@ -307,7 +318,7 @@ def _of_arrays(arrays, path: pathlib.Path) -> dict[str, Any]:
     if x is not None and y is not None:
       columns = {
         'image': pixels(arrays[x], f'array {x!r}'),
-        'label': _numbers(arrays[y], f'array {y!r}'),
+        'label': _labels(arrays[y], f'array {y!r}'),
       }
       out[name] = _dataset(columns, f'{path} ({x}, {y})')
   if not out:

@@ -15,6 +15,8 @@ from fedms_jax.core.types import Federation
 from fedms_jax.data import lazy
 from fedms_jax.data.names import DataWarning
 
+ANSWERS = ('labels', 'values', 'tags')  # columns that no model reads
+
 
 def check(data: Federation, learned: str) -> None:
   """Refuses what has nothing to learn; warns of test rows that are trained on.
@@ -62,7 +64,9 @@ def repeated(data: Federation) -> tuple[int, int]:
 
 def _prints(columns, rows):
   """A number for each row that tells its inputs from others."""
-  read = [np.ascontiguousarray(v) for k, v in columns.items() if k != 'labels']
+  read = [
+    np.ascontiguousarray(v) for k, v in columns.items() if k not in ANSWERS
+  ]
   for row in rows:
     yield hash(tuple(column[row].tobytes() for column in read))
 

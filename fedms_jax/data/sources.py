@@ -8,7 +8,7 @@ import numpy as np
 
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Table
-from fedms_jax.data import draws, features, images, inputs, splits
+from fedms_jax.data import answers, draws, features, images, inputs, splits
 
 EMBEDDED = ('digits', 'synthetic')
 
@@ -47,6 +47,7 @@ def load(
   encode_text: inputs.EncodeText | None = None,
   target_column: str = '',
   need_labels: bool = True,
+  answer: str = 'classes',
   prepare: images.Prepare | None = None,
   progress: bool = False,
 ) -> Source:
@@ -56,9 +57,9 @@ def load(
   are uint8, resized to `image_size` unless 0, or made ready by `prepare`.
   Labels of all splits share one map. Texts become the columns that
   `encode_text` makes of them. What is not embedded is lazy, but for labels
-  and groups. For `target_column`, `need_labels` and `progress` see
-  `features.read`. Raises `ValueError` if the source or a column cannot be
-  found or read.
+  and groups. For `target_column`, `need_labels`, `answer` and `progress` see
+  `features.read`; of embedded sources labels are classes, levels, or values.
+  Raises `ValueError` if the source or a column cannot be found or read.
   """
   if source in EMBEDDED:
     _check_unused(
@@ -72,9 +73,11 @@ def load(
     )
     prepare = prepare or images.square(image_size)
     if source == 'digits':
-      return _whole(*_digits(), prepare, max_rows, seed, 'dim')
-    examples = _synthetic(synthetic_rows, synthetic_classes, seed)
-    return _whole(*examples, prepare, max_rows, seed, 'none')
+      found = _whole(*_digits(), prepare, max_rows, seed, 'dim')
+    else:
+      examples = _synthetic(synthetic_rows, synthetic_classes, seed)
+      found = _whole(*examples, prepare, max_rows, seed, 'none')
+    return found._replace(table=_answering(source, found.table, answer))
   train, test = splits.read(
     source,
     embedded=EMBEDDED,
@@ -97,6 +100,7 @@ def load(
     encode_text=encode_text,
     target_column=target_column,
     need_labels=need_labels,
+    answer=answer,
     prepare=prepare,
     progress=progress,
     places=splits.places(source),
@@ -125,6 +129,23 @@ def _whole(pixels, labels, num_classes, prepare, max_rows, seed, shift):
   table = Table(columns, tuple(str(label) for label in range(num_classes)))
   rows = np.arange(len(kept), dtype=np.int32)
   return Source(table, rows, rows[:0], public_shift=shift)
+
+
+def _answering(source: str, table: Table, answer: str) -> Table:
+  """The table of an embedded source whose labels are read as an answer."""
+  if answer == 'classes':
+    return table
+  if answer == 'tags':
+    raise ValueError(
+      f'`source`={source} has one label a row, no lists of tags. Name data of '
+      'your own, whose `label_column` holds lists.'
+    )
+  numbers = table.columns['labels']
+  if answer == 'levels':
+    found = answers.levels(numbers, table.label_names)
+  else:
+    found = answers.values(numbers[:, None].astype(float), len(numbers))
+  return Table(table.columns | found.columns, found.names, found.outputs)
 
 
 def _kept(count, max_rows, seed, split):

@@ -32,6 +32,7 @@ def save(
   *,
   head: Tree | None = None,
   labels: Sequence[str] = (),
+  problem: str = '',
 ) -> None:
   """Writes a whole model as a Hugging Face folder.
 
@@ -45,7 +46,8 @@ def save(
     source: the checkpoint that it came from; what is not in `params`, its
       config.json and the files of its tokenizer and preprocessor are copied.
     head: of a classification.
-    labels: names of the classes, for config.json.
+    labels: names of the classes, for config.json. problem: its problem_type,
+      as transformers names them, where that is not one label a row.
 
   Raises:
     ValueError: no class of transformers has this head on this feature.
@@ -65,6 +67,8 @@ def save(
   if head and not labels:
     labels = [f'LABEL_{i}' for i in range(head['kernel'].shape[-1])]
   config = _config(model, source.config, out, labels if head else ())
+  if head and problem:
+    config['problem_type'] = problem
   text = json.dumps(config, indent=2) + '\n'
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.shell import data_flags, side_files
 from fedms_jax.shell.config import DataConfig, ModelConfig, PromptConfig
+from fedms_jax.shell.config.model import LINEAR
 
 _MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
 TASKS = {
@@ -35,7 +36,12 @@ TASKS = {
   'causal_lm': tasks.causal_lm,
   'masked_lm': tasks.masked_lm,
   'contrast': tasks.contrast,
+  'regression': tasks.regression,
+  'multi_label': tasks.multi_label,
+  'ordinal': tasks.ordinal,
 }
+# What the label column holds, where it is no class.
+ANSWERS = {'regression': 'values', 'multi_label': 'tags', 'ordinal': 'levels'}
 
 
 def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
@@ -69,11 +75,12 @@ def reading(
         f'--data.pack is for texts, and --model.name={m.name} reads images. '
         'Leave it out.'
       )
-    return {}
+    return {'answer': ANSWERS.get(m.head, 'classes')}
   data_flags.check(m, d, _reads_images(m, checkpoint))
   asked = {
     'target_column': d.target_column,
-    'need_labels': m.head in ('classification', 'zero_shot'),
+    'need_labels': m.head in (*LINEAR, 'zero_shot'),
+    'answer': ANSWERS.get(m.head, 'classes'),
   }
   if _reads_images(m, checkpoint):
     asked['prepare'] = images.for_checkpoint(
@@ -93,19 +100,26 @@ def text_length(m: ModelConfig, d: DataConfig, checkpoint: Checkpoint) -> int:
 
 
 class Facts(NamedTuple):
-  """What a checkpoint's model must know of the data: the names of the classes
-  and T of the texts (0: none)."""
+  """What a checkpoint's model must know of the data: the names of the classes,
+  or of the outputs in their place, and T of the texts (0: none). center,
+  spread: see `Outputs`."""
 
   label_names: tuple[str, ...]
   tokens: int
+  center: tuple[float, ...] = ()
+  spread: tuple[float, ...] = ()
 
 
 def facts(data: Federation) -> Facts:
   """The facts of the data."""
   columns = data.table.columns
   tokens = columns.get('texts', columns['inputs'])
+  outputs = data.table.outputs
   return Facts(
-    data.table.label_names, tokens.shape[-1] if tokens.ndim == 2 else 0
+    data.table.output_names,
+    tokens.shape[-1] if tokens.ndim == 2 else 0,
+    outputs.center if outputs else (),
+    outputs.spread if outputs else (),
   )
 
 
@@ -124,9 +138,9 @@ def model(
 
 def loadable(m: ModelConfig, checkpoint: Checkpoint, facts: Facts) -> Model:
   """The model of a checkpoint."""
-  names, tokens = facts
+  names, tokens = facts.label_names, facts.tokens
   options = Options(
-    head=m.head,
+    head='classification' if m.head in LINEAR else m.head,
     classes=len(names),
     pooling=m.pooling,
     tower=m.tower,
@@ -262,7 +276,7 @@ def _built_in(m: ModelConfig, data: Federation):
       image=height,
       channels=channels,
       patch=m.patch,
-      classes=len(data.table.label_names),
+      classes=len(data.table.output_names),
       pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
     )
   )

@@ -25,6 +25,7 @@ from fedms_jax.shell.config import (
   ModelConfig,
   PretrainConfig,
 )
+from fedms_jax.shell.config.model import LINEAR
 from fedms_jax.shell.watched import Watched
 from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Stage
@@ -68,9 +69,9 @@ def world(config: Config, like: World | None = None) -> World:
     )
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
-  classes = len(data.table.label_names)
+  classes = len(data.table.output_names)
   adapter, head = _adapter(
-    config.lora, checkpoint, model, data.table.label_names
+    config.lora, checkpoint, model, data.table.output_names
   )
   stages = methods.stages(config, model, classes, adapter)
   found = watched.watched(config, stages[-1].algorithm.task, data.table)
@@ -146,7 +147,7 @@ def initial(config: Config, world: World) -> Roles:
   """The model before this run has trained anything: random, or as loaded."""
   key = seeds.stream(config.seed, Stream.INIT)
   if world.checkpoint is not None:
-    names = world.data.table.label_names
+    names = world.data.table.output_names
     m = config.model
     base, head = foundation.load(
       m, config.data, world.model, names, world.checkpoint, key
@@ -177,7 +178,7 @@ def pretrain_mode(
         f'--pretrain.mode=full does not go with --model.storage={m.storage}: '
         'trained weights are float32. Change one of them.'
       )
-    if mode == 'probe' and m.head != 'classification':
+    if mode == 'probe' and m.head not in LINEAR:
       raise ValueError(
         f'--pretrain.mode=probe trains a linear head, which --model.head='
         f'{m.head} has not; allowed: full, none.'
@@ -185,7 +186,7 @@ def pretrain_mode(
     return mode
   if m.built_in:
     return 'full'
-  new = m.head == 'classification' and not m.keep_head and not headed
+  new = m.head in LINEAR and not m.keep_head and not headed
   return 'probe' if new else 'none'
 
 

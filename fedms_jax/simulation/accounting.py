@@ -132,10 +132,10 @@ class Accounting:
     wanted = self._options.score
     if not isinstance(wanted, Metric):
       pairs = map(np.array, reports.values())
-      return float(metrics.mean(np.sum([*pairs, np.zeros(2)], axis=0)))
+      return float(metrics.mean(np.asarray(sum(pairs, np.zeros(2)))))
     if not reports:
       return float('nan')
-    total = np.sum(list(reports.values()), axis=0, dtype=np.float64)
+    total = np.asarray(list(reports.values()), np.float64).sum(axis=0)
     return float(wanted.finish(total.reshape(wanted.shape)))
 
   def _entry(self, flight: InFlight, derived: float, met: np.ndarray):

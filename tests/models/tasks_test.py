@@ -137,3 +137,42 @@ def test_labels_that_belong_to_other_logits_are_refused():
     tasks.contrast().loss(LOGITS[0], batch())
   with pytest.raises(AssertionError):
     tasks.weighted_mean(jnp.zeros(3), jnp.ones((3, 1)))
+
+
+def test_numbers_are_scored_by_the_variance_that_is_explained():
+  task, values = tasks.regression(), np.array([[1.0, -1.0], [0.5, 2.0], [9, 9]])
+  known = batch(values=jnp.asarray(values, jnp.float32))
+  logits = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 0.0]], np.float32)
+  loss, weights = task.loss(logits, known)
+  assert loss[:2].tolist() == [0.5, 0.0] and weights.tolist() == [1, 1, 0]
+  score, _ = task.score(logits, known)
+  assert score[:2].tolist() == [0.5, 1.0]
+  with pytest.raises(AssertionError):
+    task.loss(logits[:, :1], known)
+
+
+def test_tags_are_scored_by_what_is_common():
+  task = tasks.multi_label()
+  tags = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]], np.uint8)
+  logits = np.array([[3, -1, 2], [-1, -1, -1], [0, 0, 0]], np.float32)
+  known = batch(tags=jnp.asarray(tags))
+  score, weights = task.score(logits, known)
+  np.testing.assert_allclose(score[:2], [1 / 3, 1.0])
+  assert weights.tolist() == [1, 1, 0]
+  loss, _ = task.loss(logits, known)
+  signed = np.where(tags > 0, -logits, logits)
+  np.testing.assert_allclose(loss, np.log1p(np.exp(signed)).mean(1), rtol=1e-6)
+
+
+def test_levels_are_steps_that_a_row_is_above():
+  task, labels = tasks.ordinal(), np.array([2, 0, 1])
+  logits = np.array([[2, 1, -3], [1, -1, -2], [0, 0, 0]], np.float32)
+  known = batch(labels=jnp.asarray(labels))
+  score, weights = task.score(logits, known)
+  assert score[:2].tolist() == [1, 0] and weights.tolist() == [1, 1, 0]
+  above = labels[:, None] > np.arange(3)
+  signed = np.where(above, -logits, logits)
+  loss, _ = task.loss(logits, known)
+  np.testing.assert_allclose(loss, np.log1p(np.exp(signed)).mean(1), rtol=1e-6)
+  with pytest.raises(AssertionError):
+    task.loss(logits, batch(labels=jnp.zeros(1, int)))

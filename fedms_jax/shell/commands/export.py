@@ -33,6 +33,12 @@ from fedms_jax.systems.units import in_bytes
 HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
 # What a model of `Algorithm.models` is asked for by.
 _ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
+# What transformers calls them: each step between levels is a label of its own.
+_PROBLEMS = {
+  'regression': 'regression',
+  'multi_label': 'multi_label_classification',
+  'ordinal': 'multi_label_classification',
+}
 # By what task_type PEFT knows a model, where a class of its own can be called
 # with the inputs of that model. (With SEQ_CLS, PEFT would save both layers of
 # RoBERTa's head; what it has for features cannot be called with images, nor
@@ -114,7 +120,8 @@ def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
   if not file.is_file():
     raise ValueError(f'{file} does not exist yet. Wait for the first round.')
   found = files.read_json(file)
-  facts = foundation.Facts(tuple(found['label_names']), found['tokens'])
+  unit = [tuple(found.get(name, ())) for name in ('center', 'spread')]
+  facts = foundation.Facts(tuple(found['label_names']), found['tokens'], *unit)
   return foundation.loadable(config.model, checkpoint, facts), facts
 
 
@@ -144,7 +151,23 @@ def _parts(
       f'--algorithm.name={config.algorithm.name} has no {name} model in its '
       f'stage {stage.name!r}; allowed: --what={allowed}.'
     )
-  return models[name]
+  return _in_units(models[name], facts)
+
+
+def _in_units(parts: Tree, facts: foundation.Facts) -> Tree:
+  """Parts whose head gives numbers as the data has them."""
+  if not facts.spread or not parts.get('head'):
+    return parts
+  spread = np.asarray(facts.spread, np.float32)
+  head = {k: np.asarray(x) * spread for k, x in parts['head'].items()}
+  if 'bias' not in head:
+    raise ValueError(
+      '--model.head=regression of this model has no bias that the mean of the '
+      'data could be added to, so that what is exported would give other '
+      'numbers; allowed: families whose heads have one, such as BERT and ViT.'
+    )
+  head['bias'] = head['bias'] + np.asarray(facts.center, np.float32)
+  return parts | {'head': head}
 
 
 def _adapter(
@@ -251,6 +274,7 @@ def _merged(
     checkpoint,
     head=head if known else None,
     labels=labels,
+    problem=_PROBLEMS.get(config.model.head, ''),
   )
   size = in_bytes(tree.nbytes(base))
   print(f'wrote {model_files.WEIGHTS} and config.json to {out}, {size}')

@@ -120,6 +120,7 @@ def text() -> str:
     'schedules (--schedule)': SCHEDULES,
     'orders (--schedule.order)': ORDERS,
     'partitions (--partition.name)': PARTITIONS,
+    'metrics (--eval.metrics, --schedule.score)': _metrics(),
     'models (--model.name: vit, or a folder or Hub id)': MODELS,
   }
   if PRESETS.is_dir():
@@ -134,6 +135,17 @@ def text() -> str:
       f'{default.model.name}.',
     ]
   )
+
+
+def _metrics() -> dict[str, Entry]:
+  """The metrics, with the tasks that have them."""
+  from fedms_jax.models import measures  # lazy: it starts JAX
+
+  found = {
+    name: (f'{entry.help} (of {", ".join(entry.kinds)})', '-')
+    for name, entry in measures.ALL.items()
+  }
+  return found | {'top<k>': ('the right one is among k (of classes)', '-')}
 
 
 def presets(folder: pathlib.Path) -> dict[str, Entry]:

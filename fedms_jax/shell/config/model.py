@@ -8,6 +8,8 @@ from fedms_jax.shell.fields import opt
 
 _BUILT_IN = 'vit'
 _MOST_HIDDEN = 1 << 20  # of the built-in model
+# Heads that are a linear layer on the feature of a model.
+LINEAR = ('classification', 'regression', 'multi_label', 'ordinal')
 # Options that say what a checkpoint says itself, and the reverse.
 OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
 OF_CHECKPOINT = (
@@ -31,14 +33,18 @@ class ModelConfig:
   revision: str = opt('', 'revision of a Hub checkpoint')
   head: str = opt(
     'classification',
-    'what a checkpoint is for: a new linear head on its feature, next or '
-    "masked tokens, CLIP's class prompts, or image-text contrast",
+    'what a checkpoint is for: a new linear head on its feature (of classes, '
+    'numbers, any number of tags, or levels in an order; of the built-in vit, '
+    "too), next or masked tokens, CLIP's class prompts, or image-text contrast",
     choices=(
       'classification',
       'causal_lm',
       'masked_lm',
       'zero_shot',
       'contrast',
+      'regression',
+      'multi_label',
+      'ordinal',
     ),
   )
   keep_head: bool = opt(
@@ -105,6 +111,8 @@ class ModelConfig:
       unused, why = OF_CHECKPOINT, 'for checkpoints, not for the built-in vit'
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
+      if field.name == 'head' and value in LINEAR:
+        continue
       if field.name in unused and value != field.default:
         raise ValueError(
           f'--model.{field.name}={value!r} does not go with --model.name='

@@ -99,6 +99,11 @@ def spec(builder: Builder) -> gate.GateSpec:
       f'--gate.kind=per_class weighs classes, which --model.head={head} has '
       'not; allowed: softmax, sigmoid, fixed.'
     )
+  if g.mix == 'probabilities' and learned.kind in ('values', 'tags', 'levels'):
+    raise ValueError(
+      f'--gate.mix=probabilities mixes those of classes, which --model.head='
+      f'{head} has not; allowed: logits, features, top1.'
+    )
   for name in ('tower', 'scope'):
     value, usual = getattr(g, name), getattr(type(g)(), name)
     if g.kind == 'fixed' and value != usual:
