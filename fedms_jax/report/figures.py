@@ -184,9 +184,10 @@ class Strip(NamedTuple):
 
 
 def strips(found: Sequence[Strip], title: str, high: float) -> str:
-  """A dot for each client, the middle half as a bar, the mean as a tick; 0 to
-  `high`."""
-  x = svg.Scale(0.0, high, 10.0, WIDTH - 12)
+  """A dot for each client, the middle half as a bar, the mean as a tick; 0, or
+  the least value under it, to `high`."""
+  low = min(0.0, *(min(strip.values) for strip in found))
+  x = svg.Scale(low, high, 10.0, WIDTH - 12)
   bottom = 38.0 * len(found) + 4
   parts = [_ruler(x, bottom)]
   for i, strip in enumerate(found):

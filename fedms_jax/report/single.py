@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from fedms_jax.report import curves, page, views
-from fedms_jax.report.printed import COLUMNS, MODELS
+from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
 _CLASSES = {
@@ -36,6 +36,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     f'{run.flags.get("algorithm.name")} on {run.flags.get("data.source")}',
     page.paragraph(f'{views.world([run])} Seed {run.seed}.', 'lead'),
     _scores(run, models),
+    _metrics(run, models),
     page.section(
       'Costs',
       _costs(run),
@@ -107,6 +108,23 @@ def _table(run: Run, models: list[str], summary, more=None) -> str:
     rows.append(cells)
   head = ['model', *map(html.escape, columns.values())]
   return page.table(head, rows, 'scores')
+
+
+def _metrics(run: Run, models: list[str]) -> str:
+  """The metrics beside the score, '' if there are none; of tables none."""
+  rows = []
+  for metric, found in run.summary.get('metrics', {}).items():
+    for model in models:
+      told = found.get(model, {})
+      if 'own_mean' in told:
+        cells = [told[key] for key in METRIC_COLUMNS]
+        cells = ['–' if value is None else f'{value:.4g}' for value in cells]
+        name = f'{metric}, {MODELS.get(model, model)}'
+        rows.append([html.escape(name), *cells])
+  if not rows:
+    return ''
+  head = ['metric', *map(html.escape, METRIC_COLUMNS.values())]
+  return page.section('Metrics', page.table(head, rows, 'metrics'))
 
 
 def _costs(run: Run) -> str:

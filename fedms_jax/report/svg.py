@@ -108,10 +108,11 @@ def around(values: Sequence[float], log: bool = False, floor=None, roof=None):
     return low / room, high * room
   room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
   low, high = low - room, high + room
+  # A bound that some value is beyond is none.
   if floor is not None:
-    low = max(low, floor)
+    low = max(low, min(floor, *values))
   if roof is not None:
-    high = min(high, roof)
+    high = min(high, max(roof, *values))
   return (low, high) if high > low else (low - 1.0, high + 1.0)
 
 

@@ -232,8 +232,13 @@ def evaluated(
   """The scores of the models of a state; with --eval.adapt also those after
   adaptation, as 'adapted'."""
   e = config.eval
+  clients = min(e.clients, world.data.test.num_clients)
   scope = evaluation.Scope(
-    e.clients, metrics=world.watched.metrics, readers=e.readers
+    e.clients,
+    # Of so many clients none has a large model or many rows.
+    width=8 if clients <= evaluation.MOST_LISTED else 64,
+    metrics=world.watched.metrics,
+    readers=e.readers,
   )
   measure = evaluation.evaluate
   if config.algorithm.label_prior:

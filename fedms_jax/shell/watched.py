@@ -4,10 +4,12 @@ flags, checked against the task before anything is compiled."""
 from __future__ import annotations
 
 import math
+import warnings
 from typing import NamedTuple
 
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Table, Task
+from fedms_jax.data.names import DataWarning
 from fedms_jax.models import measures
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation.stopping import Stop
@@ -49,7 +51,7 @@ def _metric(flag: str, name: str, task: Task, table: Table) -> Metric:
   try:
     return measures.make(name, task, len(table.label_names), table.outputs)
   except ValueError as e:
-    raise ValueError(f'--{flag}={name}: {e}') from None
+    raise ValueError(f'--{flag}={name!r}: {e}') from None
 
 
 def _score(config: Config, task: Task, table: Table) -> str | Metric:
@@ -79,7 +81,7 @@ def _stop(
     for name in ('metric', 'delta'):
       if getattr(s, name) != getattr(usual, name):
         raise ValueError(
-          f'--stop.{name}={getattr(s, name)} says nothing without '
+          f'--stop.{name}={getattr(s, name)!r} says nothing without '
           '--stop.target or --stop.patience. Give one of them, or leave it out.'
         )
     return None
@@ -97,8 +99,16 @@ def _stop(
   if s.metric not in directions:
     more = '' if config.eval.every else '; with --eval.every also eval_own, ...'
     raise ValueError(
-      f'--stop.metric={s.metric} is not measured in this run; allowed: '
+      f'--stop.metric={s.metric!r} is not measured in this run; allowed: '
       f'{", ".join(directions)}{more}.'
+    )
+  if s.patience and s.metric.startswith('eval_'):
+    warnings.warn(
+      f'--stop.patience with --stop.metric={s.metric} lets test rows say when '
+      'to stop: scores on them are then too good. Validation rows say it with '
+      '--stop.metric=capability.',
+      DataWarning,
+      stacklevel=2,
     )
   return Stop(
     s.metric, _target(s.target), s.patience, s.delta, directions[s.metric]

@@ -28,7 +28,7 @@ def test_numbers_are_in_units_of_their_spread(tmp_path):
   np.testing.assert_allclose(values.mean(), 0, atol=1e-6)
   np.testing.assert_allclose(values.std(), 1, rtol=1e-6)
   back = outputs.center[0] + outputs.spread[0] * values[:, 0]
-  np.testing.assert_allclose(back, rows, rtol=1e-6)
+  np.testing.assert_allclose(back, rows, rtol=1e-6, atol=1e-6)
   # Strata in the order of the numbers, for what deals rows by labels.
   order = np.argsort(rows)
   assert (np.diff(table.columns['labels'][order]) >= 0).all()

@@ -1,6 +1,7 @@
 """Scales, ticks, and places of marks."""
 
 import itertools
+import re
 import xml.etree.ElementTree as xml
 
 import numpy as np
@@ -70,3 +71,13 @@ def test_equal_costs_and_scores_can_be_drawn():
   same = [figures.Point(i, 'x', 0.0, 50.0, 0.0) for i in range(3)]
   drawn = figures.costs(same, 'bytes', '{:g}'.format)
   assert len(marks(drawn, 'number')) == 3
+
+
+def test_values_beyond_a_bound_are_on_the_scale():
+  """Such as a score that may be negative."""
+  assert svg.around([0.2, 0.9], floor=0, roof=1)[0] >= 0
+  low, high = svg.around([-0.4, 0.5], floor=0, roof=1)
+  assert low <= -0.4 and 0.5 < high <= 1
+  picture = figures.strips([figures.Strip('a', [-50.0, 100.0])], 'x', 100.0)
+  places = [float(x) for x in re.findall(r'M(-?[\d.]+) ', picture)]
+  assert len(places) == 2 and min(places) >= 10

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.core.types import Outputs, Table
+from fedms_jax.data.names import DataWarning
 from fedms_jax.models import tasks
 from fedms_jax.shell import config, watched
 from fedms_jax.simulation.stopping import Stop
@@ -64,8 +65,8 @@ def test_what_ends_a_stage_knows_which_way_is_better(values, stop):
 @pytest.mark.parametrize(
   ('values', 'words'),
   [
-    ({'eval__metrics': 'f1,mse'}, '--eval.metrics=mse: .*scores of classes'),
-    ({'schedule__score': 'rmse'}, 'schedule.score=rmse: .*Or validation'),
+    ({'eval__metrics': 'f1,mse'}, "--eval.metrics='mse': .*scores of classes"),
+    ({'schedule__score': 'rmse'}, "schedule.score='rmse': .*Or validation"),
     ({'schedule__score': 'confusion'}, 'confusion is no number'),
     ({'stop__target': 'high'}, "stop.target='high' is no finite number"),
     ({'stop__target': 'nan'}, 'no finite number'),
@@ -84,6 +85,11 @@ def test_what_ends_a_stage_knows_which_way_is_better(values, stop):
 def test_what_is_not_measured_is_refused(values, words):
   with pytest.raises(ValueError, match=words):
     found(**values)
+
+
+def test_patience_on_test_rows_is_warned_of():
+  with pytest.warns(DataWarning, match='test rows say when to stop'):
+    found(eval__every=2, stop__metric='eval_own', stop__patience=3)
 
 
 def test_a_report_of_too_many_sums_is_refused():
