@@ -61,7 +61,7 @@ def test_tags_come_from_data_of_ones_own(tmp_path):
     (('--model.head=zero_shot',), 'checkpoints'),
     (('--model.head=regression', '--data.novel_fraction=0.5'), 'no classes'),
     (('--model.head=regression', '--eval.metrics=f1'), 'rmse'),
-    (('--model.head=ordinal', '--algorithm.name=promptfl'), 'promptfl'),
+    (('--model.head=ordinal', '--algorithm.name=fedpgp'), 'fedpgp'),
   ],
 )
 def test_what_asks_for_classes_is_refused(words, said):
