@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.adapters import lora
-from fedms_jax.core import activation, client, metrics, tree
+from fedms_jax.core import activation, client, metrics, token_logits, tree
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
+from fedms_jax.core.token_logits import TokenLogits
 from fedms_jax.core.types import (
   Backbone,
   Batch,
@@ -112,6 +113,37 @@ def directions(setting: Setting, batch: Batch):
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
+def logits(backbone: Backbone, base: Tree, head: Tree, x, frozen: bool = True):
+  """Logits of features x: an array, or `TokenLogits` if it were too large."""
+  params = {key: v for key, v in base.items() if not tree.is_stacked(key)}
+
+  def read(whole, x):
+    params, head = whole
+    return backbone.logits(params, head, x)
+
+  # Of a table that trains, chunks add up their gradients as it is stored.
+  args = (read, (params, head), x)
+  if frozen:
+    return token_logits.of(*args, backbone.once)
+  return token_logits.of(*args)
+
+
+def learned(task: Task, batch: Batch, logits, *others):
+  """(the mean losses of logits and of others added up, metrics of the first).
+
+  All are arrays, or all are `TokenLogits`, which are read in one pass.
+  """
+  if isinstance(logits, TokenLogits) and task.together:
+    total, ((loss, score), *_) = task.together([logits, *others], batch)
+    found = {'loss': metrics.summed(*loss), 'score': metrics.summed(*score)}
+    return weighted_mean(*total), found
+  loss = task.loss(logits, batch)
+  total = weighted_mean(*loss)
+  for other in others:
+    total += weighted_mean(*task.loss(other, batch))
+  return total, sums(task, logits, loss, batch)
+
+
 def sums(task: Task, logits, loss, batch: Batch) -> metrics.Sums:
   """The metrics of a step."""
   return {
@@ -182,7 +214,7 @@ def one_model(
     base, blocks = roles.frozen['base'], roles.frozen['start']['blocks']
     return {'prefix': prefix(backbone, base, blocks, batch, plan.boundary)}
 
-  def logits(base, whole, batch: Batch, plan: Plan):
+  def predicted(base, whole, batch: Batch, plan: Plan):
     x = features(
       backbone,
       base,
@@ -191,16 +223,15 @@ def one_model(
       batch,
       plan.boundary,
     )
-    return backbone.logits(base, whole['head'], x)
+    return logits(backbone, base, whole['head'], x)
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
-    out = logits(roles.frozen['base'], model(roles), batch, start.plan)
-    loss = task.loss(out, batch)
-    total = weighted_mean(*loss)
+    out = predicted(roles.frozen['base'], model(roles), batch, start.plan)
+    total, found = learned(task, batch, out)
     if penalty is not None:
       total += penalty(roles, start.plan)
-    return total, sums(task, out, loss, batch)
+    return total, found
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     start = client.rest(roles.frozen['start'], backbone.blocks)
@@ -208,7 +239,7 @@ def one_model(
     base = roles.frozen['base']
     found = {'pretrained': start, served: now}
     return Prediction(
-      {name: logits(base, x, batch, plan) for name, x in found.items()}, {}
+      {name: predicted(base, x, batch, plan) for name, x in found.items()}, {}
     )
 
   def models(roles: Roles) -> dict[str, Tree]:

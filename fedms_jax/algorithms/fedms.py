@@ -27,7 +27,6 @@ from fedms_jax.core.contract import (
 )
 from fedms_jax.core.types import Batch, Plan, Roles, Tree
 from fedms_jax.models import gate
-from fedms_jax.models.tasks import weighted_mean
 
 
 def global_stage(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
@@ -196,11 +195,8 @@ def _personal_objective(setting: Setting, choice: Personal, experts):
     own = choice.local_loss == 'own'
     seen = experts.see(roles, batch, start.plan, detach=own)
     weights, mixed = experts.weigh(roles, seen)
-    loss = task.loss(mixed, batch)
-    total = weighted_mean(*loss)
-    if choice.local_loss != 'mixture':
-      total += weighted_mean(*task.loss(seen.local, batch))
-    sums = adapted.sums(task, mixed, loss, batch)
+    others = () if choice.local_loss == 'mixture' else (seen.local,)
+    total, sums = adapted.learned(task, batch, mixed, *others)
     stats = mixture.gate_stats(weights, adapted.mask(setting.backbone, batch))
     for name, value in stats.items():
       sums[name] = metrics.summed(value, batch['mask'])
@@ -215,11 +211,14 @@ def _personal_predict(setting: Setting, experts) -> Callable:
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     whole = adapted.at_rest(roles, backbone.blocks)
     base, head = roles.frozen['base'], roles.frozen['start']['head']
-    seen = experts.see(whole, batch, plan)
+    shared = mixture.looked_up(backbone, roles, batch)
+    seen = experts.see(whole, batch, plan, shared=shared)
     weights, mixed = experts.weigh(whole, seen)
     out = {
-      'pretrained': backbone.logits(base, head, batch['base_features']),
-      'global': mixture.looked_up(backbone, roles, batch),
+      'pretrained': adapted.logits(
+        backbone, base, head, batch['base_features']
+      ),
+      'global': shared,
       'local': seen.local,
       'mixture': mixed,
     }

@@ -86,9 +86,8 @@ def _own_loss(setting: Setting, choice: Personal) -> Callable:
 
   def logits(roles: Roles, batch: Batch, plan: Plan, key: str = ''):
     x = mixture.local_features(setting, choice, roles, batch, plan, key)
-    return backbone.logits(
-      roles.frozen['base'], roles.personal[f'{key}head'], x
-    )
+    base, head = roles.frozen['base'], roles.personal[f'{key}head']
+    return adapted.logits(backbone, base, head, x)
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key

@@ -15,7 +15,6 @@ from fedms_jax.core import client, columns
 from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
 from fedms_jax.core.types import Batch, Mask, Passes, Plan, Roles, Tree
 from fedms_jax.models import pretrained
-from fedms_jax.models.tasks import weighted_mean
 
 
 class Form(NamedTuple):
@@ -123,9 +122,8 @@ def method(
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
     out, more = (trained or plain_loss)(roles, batch, start)
-    loss = task.loss(out, batch)
-    sums = adapted.sums(task, out, loss, batch)
-    return weighted_mean(*loss) + more, sums
+    total, sums = adapted.learned(task, batch, out)
+    return total + more, sums
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan

@@ -12,7 +12,6 @@ from fedms_jax.core import activation, client
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Span, Tree
-from fedms_jax.models.tasks import weighted_mean
 
 
 def full_model(setting: Setting) -> Algorithm:
@@ -32,13 +31,14 @@ def full_model(setting: Setting) -> Algorithm:
       for s in activation.spans([shared['blocks']], 0)
     ]
     features = backbone.features(shared, backbone.run(spans, x, mask), mask)
-    return backbone.logits(shared, shared['head'], features)
+    return adapted.logits(
+      backbone, shared, shared['head'], features, frozen=False
+    )
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
     out = logits(roles.shared, batch, start.plan)
-    loss = task.loss(out, batch)
-    return weighted_mean(*loss), adapted.sums(task, out, loss, batch)
+    return adapted.learned(task, batch, out)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     shared = client.rest(roles.shared, backbone.blocks)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
+from fedms_jax.core import token_logits
 from fedms_jax.core.types import Backbone, Batch, Plan, Roles, Tree
 from fedms_jax.models import gate
 
@@ -93,8 +94,8 @@ def check(choice: Personal) -> None:
 
 
 class Seen(NamedTuple):
-  """What a mixture is made of: local logits [B, C], outputs of the experts
-  [B, E, C or D], what the gate reads."""
+  """What a mixture is made of: local logits [B, C], outputs [B, C or D] of the
+  global and the local expert, what the gate reads."""
 
   local: Any
   pair: Any
@@ -120,7 +121,7 @@ def gates(roles: Roles) -> Tree:
 
 def global_logits(backbone: Backbone, roles: Roles, features):
   head = roles.frozen['global']['head']
-  return backbone.logits(roles.frozen['base'], head, features)
+  return adapted.logits(backbone, roles.frozen['base'], head, features)
 
 
 def looked_up(backbone: Backbone, roles: Roles, batch: Batch):
@@ -149,8 +150,9 @@ def _stacked(below: Tree, above: Tree, limit: int) -> Tree:
 class Experts(NamedTuple):
   """Both experts and the gate, of roles as `client.join` gives them.
 
-  see: (roles, batch, plan, detach, apart) -> `Seen`. detach: no gradient to the
-  local expert. apart: its second stands for it. weigh: (roles, seen) ->
+  see: (roles, batch, plan, detach, apart, shared) -> `Seen`. detach: no
+  gradient to the local expert. apart: its second stands for it. shared: the
+  global expert's logits, where they are there already. weigh: (roles, seen) ->
   (weights [B, E, ...], mixed logits [B, C]).
   """
 
@@ -192,11 +194,12 @@ def _gate_features(setting: Setting, choice: Personal, roles, batch, plan):
   )
 
 
-def _measures(setting: Setting, choice: Personal, roles: Roles, batch, logits):
+def _measures(setting: Setting, choice: Personal, roles: Roles, batch, pair):
   """What the gate reads beside features, [B, m]; None: nothing."""
   found = []
   if 'confidence' in choice.gate.inputs:
-    found.append(gate.confidence(jax.lax.stop_gradient(logits)))
+    both = jnp.stack(pair, axis=-2)
+    found.append(gate.confidence(jax.lax.stop_gradient(both)))
   if choice.likeness:
     own, everyone = roles.personal['gate_profile'], roles.shared['gate_profile']
     x = adapted.directions(setting, batch)
@@ -208,19 +211,28 @@ def experts(setting: Setting, choice: Personal) -> Experts:
   """What mixes the two experts."""
   backbone, spec = setting.backbone, choice.gate
 
+  def mix(weights, *pair):
+    return gate.mix(spec, weights, jnp.stack(pair, axis=-2))
+
   def see(
-    roles: Roles, batch: Batch, plan: Plan, detach=False, apart=False
+    roles: Roles,
+    batch: Batch,
+    plan: Plan,
+    detach=False,
+    apart=False,
+    shared=None,
   ) -> Seen:
     key = APART if apart else ''
     base, head = roles.frozen['base'], roles.personal[f'{key}head']
     features = local_features(setting, choice, roles, batch, plan, key)
-    local = backbone.logits(base, head, features)
-    inner = jax.lax.stop_gradient(local) if detach else local
+    local = adapted.logits(backbone, base, head, features)
     if spec.mix == 'features':
-      pair = jnp.stack([batch['global_features'], features], axis=-2)
+      pair = (batch['global_features'], features)
       pair = jax.lax.stop_gradient(pair) if detach else pair
     else:
-      pair = jnp.stack([looked_up(backbone, roles, batch), inner], axis=-2)
+      inner = token_logits.constant(local) if detach else local
+      other = looked_up(backbone, roles, batch) if shared is None else shared
+      pair = (other, inner)
     return Seen(
       local,
       pair,
@@ -239,13 +251,20 @@ def experts(setting: Setting, choice: Personal) -> Experts:
       measures=seen.measures,
       odds=found.get('gate_odds'),
     )
-    mixed = gate.mix(spec, weights, seen.pair)
     if spec.mix == 'features':
       base, head = roles.frozen['base'], roles.personal['head']
-      mixed = backbone.logits(base, head, mixed)
-    return weights, mixed
+      x = mix(weights, *seen.pair)
+      return weights, adapted.logits(backbone, base, head, x)
+    by_token = _by_token(weights, seen.pair[0])
+    return weights, token_logits.combined(mix, by_token, *seen.pair)
 
   return Experts(see, weigh)
+
+
+def _by_token(weights, logits):
+  """Weights that fit logits [B, T, C]: those of a sequence hold for each of its
+  tokens."""
+  return weights[:, None] if weights.ndim < len(logits.shape) + 1 else weights
 
 
 def gate_stats(weights, mask) -> dict[str, Any]:

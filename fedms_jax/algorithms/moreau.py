@@ -17,7 +17,6 @@ from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, tree
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Message, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
-from fedms_jax.models.tasks import weighted_mean
 
 
 def pfedme(
@@ -40,8 +39,7 @@ def pfedme(
     del key
     own, plan = roles.personal, start.plan
     out = two_experts.logits(setting, roles.frozen, own, batch, plan)
-    values = task.loss(out, batch)
-    return weighted_mean(*values), adapted.sums(task, out, values, batch)
+    return adapted.learned(task, batch, out)
 
   update = envelope(loss, setting.optimizer, pull, steps, learning_rate)
   # A batch takes so many passes, one after another.

@@ -15,7 +15,6 @@ from fedms_jax.core import client, columns
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles
 from fedms_jax.models import pretrained
-from fedms_jax.models.tasks import weighted_mean
 
 
 def linear_probe(setting: Setting) -> Algorithm:
@@ -36,13 +35,12 @@ def linear_probe(setting: Setting) -> Algorithm:
 
   def logits(roles: Roles, batch: Batch):
     base, head = roles.frozen['base'], roles.shared['head']
-    return backbone.logits(base, head, batch['features'])
+    return adapted.logits(backbone, base, head, batch['features'])
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key, start
     out = logits(roles, batch)
-    loss = task.loss(out, batch)
-    return weighted_mean(*loss), adapted.sums(task, out, loss, batch)
+    return adapted.learned(task, batch, out)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan

@@ -87,7 +87,7 @@ def of_inputs(setting: Setting, length: int) -> Form:
     blocks = Span(0, backbone.blocks, (base['blocks'], None))
     x = backbone.run([blocks], x, held)[:, skipped:]
     x = backbone.features(base, x, mask)
-    return backbone.logits(base, parts.get('head', {}), x)
+    return adapted.logits(backbone, base, parts.get('head', {}), x)
 
   def plain(frozen: Tree, batch: Batch):
     return logits(frozen, frozen['start'], batch)

@@ -29,7 +29,7 @@ def features(setting: Setting, frozen, stack: Stack, batch: Batch, plan: Plan):
 def logits(setting: Setting, frozen, expert: Tree, batch: Batch, plan: Plan):
   """Logits of an expert in the form of `client.join` or `client.rest`."""
   x = features(setting, frozen, expert['blocks'], batch, plan)
-  return setting.backbone.logits(frozen['base'], expert['head'], x)
+  return adapted.logits(setting.backbone, frozen['base'], expert['head'], x)
 
 
 def pair(

@@ -14,10 +14,9 @@ import optax
 
 from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import client
+from fedms_jax.core import client, token_logits
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
-from fedms_jax.models.tasks import weighted_mean
 
 # Examples whose mixed LoRA are held at a time, in evaluation.
 _GROUP = 32
@@ -157,9 +156,8 @@ def _both(setting: Setting, own_loss: Callable, masks) -> ClientUpdate:
       setting, roles.frozen, roles.shared, batch, start.plan
     )
     own, more = own_loss(roles, batch, start)
-    loss = task.loss(own, batch)
-    total = weighted_mean(*task.loss(shared, batch)) + weighted_mean(*loss)
-    return total + more, adapted.sums(task, own, loss, batch)
+    total, sums = adapted.learned(task, batch, own, shared)
+    return total + more, sums
 
   return client.sgd(objective, setting.optimizer, masks)
 
@@ -190,11 +188,15 @@ def _mixture(setting: Setting, roles: Roles, weight, other, batch, plan: Plan):
   else:
     x = features(weight, batch)
   first, second = (
-    setting.backbone.logits(frozen['base'], model['head'], x)
+    adapted.logits(setting.backbone, frozen['base'], model['head'], x)
     for model in (own, other)
   )
   weight = weight.reshape(weight.shape + (1,) * (x.ndim - 1) * weight.ndim)
-  return weight * first + (1 - weight) * second
+
+  def mixed(weight, first, second):
+    return weight * first + (1 - weight) * second
+
+  return token_logits.combined(mixed, weight, first, second)
 
 
 def _by_example(features: Callable, weight, batch: Batch):

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from fedms_jax.core import columns, compile, metrics, tree
+from fedms_jax.core import columns, compile, metrics, token_logits
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.rounds import CLIENTS, mapped_over, over_clients
-from fedms_jax.core.types import Plan, Roles
+from fedms_jax.core.token_logits import TokenLogits
+from fedms_jax.core.types import Batch, Plan, Roles, Task
 
-GROUP_BYTES = 64e6  # of the logits of all models
+GROUP_BYTES = 64e6  # of the logits of all models, or of what they are made of
 
 
 class Look(NamedTuple):
@@ -71,8 +72,9 @@ def evaluate(look: Look, roles: Roles, table, rows):
   """Sums over rows [V]: 'score/<name>', 'loss/<name>' and the stats, float32
   [2] each, and 'metric/<metric>/<name>' of the shape of the metric.
 
-  A language model's logits are a vocabulary wide for each token, so its rows
-  are taken in groups that fit into `GROUP_BYTES`.
+  A language model's logits are a vocabulary wide for each token, or made of
+  features of each token, so its rows are taken in groups that fit into
+  `GROUP_BYTES`.
   """
 
   def group(rows):
@@ -81,9 +83,10 @@ def evaluate(look: Look, roles: Roles, table, rows):
   if not look.algorithm.task.perplexity:
     return group(rows)
   shapes = jax.eval_shape(
-    lambda row: _predicted(look, roles, table, row)[1], rows[:1]
+    lambda rows: _predicted(look, roles, table, rows)[1], rows
   )
-  size = max(1, int(GROUP_BYTES // tree.nbytes(shapes.logits)))
+  each = sum(map(token_logits.nbytes, shapes.logits.values())) / len(rows)
+  size = max(1, int(GROUP_BYTES // each))
   if size >= len(rows):
     return group(rows)
   rows = jnp.pad(rows, (0, -len(rows) % size), constant_values=-1)
@@ -104,13 +107,22 @@ def _evaluated(look: Look, roles: Roles, table, rows):
   """`evaluate`, on all rows at once."""
   batch, prediction = _predicted(look, roles, table, rows)
   task, sums = look.algorithm.task, {}
-  for name in look.names or prediction.logits:
-    logits = prediction.logits[name]
-    values, weights = task.score(logits, batch)
-    sums[f'score/{name}'] = metrics.summed(values, weights)
-    sums[f'loss/{name}'] = metrics.summed(*task.loss(logits, batch))
+  names = list(look.names or prediction.logits)
+  several = [prediction.logits[name] for name in names]
+  for name, logits, (loss, score) in zip(
+    names, several, _measured(task, several, batch), strict=True
+  ):
+    sums[f'score/{name}'] = metrics.summed(*score)
+    sums[f'loss/{name}'] = metrics.summed(*loss)
     for metric in look.metrics:
       sums[f'metric/{metric.name}/{name}'] = metric.sums(logits, batch)
   for name, values in prediction.stats.items():
     sums[name] = metrics.summed(values, batch['mask'])
   return sums
+
+
+def _measured(task: Task, several: list, batch: Batch) -> list:
+  """(loss, score) of each of several logits, in one pass if it can be one."""
+  if task.together and isinstance(several[0], TokenLogits):
+    return task.together(several, batch)[1]
+  return [(task.loss(x, batch), task.score(x, batch)) for x in several]

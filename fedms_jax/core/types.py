@@ -13,7 +13,7 @@ are always active.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -199,7 +199,10 @@ class Backbone(NamedTuple):
   """A foundation model as pure functions of its parameters.
 
   blocks, width: L and D. params: {'stem', 'blocks' [L, ...], 'final'}. run
-  takes pairs (weights, parameters of the adapter or None) in its spans.
+  takes pairs (weights, parameters of the adapter or None) in its spans. logits
+  reads no blocks, and of features by token each token by itself; once:
+  ((params, head), features) -> (params, head) that give the same logits, of
+  which nothing is converted at each call.
   """
 
   blocks: int
@@ -212,6 +215,7 @@ class Backbone(NamedTuple):
   init_head: Callable[[Any], Tree]  # key -> head
   logits: Callable[[Tree, Tree, Any], Any]  # params, head, features -> [B, C]
   cost: BackboneCost
+  once: Callable[[Tree, Any], Tree] = lambda whole, x: whole
 
   def adapted(self, adapter: Adapter) -> Backbone:
     """The same with an adapter, whose parameters `run` then applies."""
@@ -261,6 +265,9 @@ class Task(NamedTuple):
   the logits of a row compare it with the other rows of its batch. kind: what
   logits are scores of: 'classes', 'levels' (classes in an order), 'tags' (any
   number of which are right), 'values' (numbers), 'tokens', or 'pairs'.
+  together: of tasks of tokens: (sequence of `TokenLogits`, batch) -> (loss,
+  [(loss, score) of each]) in one pass; the first loss is all of them added up,
+  and through it alone a gradient passes.
   """
 
   name: str
@@ -269,3 +276,4 @@ class Task(NamedTuple):
   perplexity: bool = False
   within_batch: bool = False
   kind: str = 'classes'
+  together: Callable[[Sequence[Any], Batch], tuple[Any, list]] | None = None

@@ -144,11 +144,13 @@ class Model(NamedTuple):
 
 
 class Head(NamedTuple):
-  """The last layer. init, logits: as in `Backbone`. flops: of one example."""
+  """The last layer. init, logits, once: as in `Backbone`. flops: of one
+  example."""
 
   init: Callable[[Any], Tree]
   logits: Callable[[Tree, Tree, Any], Any]
   flops: float
+  once: Callable[[Tree, Any], Tree] = lambda whole, x: whole
 
 
 def choose(what: str, got: str, allowed: Collection[str]) -> str:
@@ -260,10 +262,18 @@ def readout(
   embedding if they are tied; `final/bias` is added where there is one. cap:
   logits y become cap tanh(y / cap), 0: not."""
 
+  def table(params):
+    final = params['final']
+    return final['readout'] if 'readout' in final else params['stem']['word']
+
+  def once(whole, x):
+    params, head = whole
+    rows = linear.cast(table(params), x)
+    return {'final': params['final'] | {'readout': rows}}, head
+
   def logits(params, head, x):
     final = params['final']
-    rows = final.get('readout', params['stem'].get('word'))
-    y = linear.readout(x, rows)
+    y = linear.readout(x, table(params))
     if cap:
       y = cap * jnp.tanh(y / cap)
     if 'bias' not in final:
@@ -271,7 +281,7 @@ def readout(
     return y + lead(final['bias'].astype(jnp.float32), y)
 
   flops = 2.0 * tokens * t.width * vocabulary
-  return Head(lambda key: {}, logits, flops)
+  return Head(lambda key: {}, logits, flops, once)
 
 
 def last(x, mask):
@@ -333,4 +343,5 @@ def backbone(
     init_head=head.init,
     logits=head.logits,
     cost=transformer.cost(t, tokens, stem_flops, head.flops),
+    once=head.once,
   )

@@ -50,6 +50,15 @@ def readout(x, table) -> jax.Array:
   return _product(x, table, 1, 'float32')
 
 
+def cast(table, x):
+  """The table in the type of x, for many products with parts of x."""
+  if table.dtype == x.dtype:
+    return table
+  # Tied to x, as in `_product`.
+  table, x = jax.lax.optimization_barrier((table, x))
+  return table.astype(x.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x, kernel, axis: int, result: str):
   """The product of the last axis of x with an axis of the kernel, in the type

@@ -6,11 +6,15 @@ of tokens as weight, so that sums of examples are sums of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedms_jax.core import token_logits
+from fedms_jax.core.token_logits import TokenLogits
 from fedms_jax.core.types import Batch, Task
 
 
@@ -127,16 +131,23 @@ def causal_lm() -> Task:
   its prompt), else 'inputs'; negative ones are not learned.
   """
 
-  def pairs(logits, batch: Batch):
-    return logits[:, :-1], batch.get('targets', batch['inputs'])[:, 1:]
+  def targets(batch: Batch):
+    return batch.get('targets', batch['inputs'])[:, 1:]
 
-  return _tokens(pairs)
+  def last(batch: Batch):
+    return jnp.pad(targets(batch), ((0, 0), (0, 1)), constant_values=-1)
+
+  return _tokens(lambda x, batch: (x[:, :-1], targets(batch)), last)
 
 
 def masked_lm() -> Task:
   """Masked tokens: logits [B, T, V] against 'targets' [B, T], of which the
   negative ones are not learned (BERT, arXiv 1810.04805)."""
-  return _tokens(lambda logits, batch: (logits, batch['targets']))
+
+  def targets(batch: Batch):
+    return batch['targets']
+
+  return _tokens(lambda x, batch: (x, targets(batch)), targets)
 
 
 def contrast() -> Task:
@@ -191,27 +202,54 @@ def weighted_mean(values, weights):
   return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def _tokens(pairs) -> Task:
-  """A task of tokens; pairs: logits, batch -> (logits, targets [B, T])."""
+def _tokens(pairs, aligned) -> Task:
+  """A task of tokens.
 
-  def per_example(measure):
-    def measured(logits, batch: Batch):
-      logits, targets = pairs(logits, batch)
-      chex.assert_rank(logits, 3)
-      chex.assert_shape(targets, logits.shape[:2])
-      counted = (targets >= 0) & batch['mask'][:, None]
-      values = jnp.sum(jnp.where(counted, measure(logits, targets), 0.0), -1)
-      weights = jnp.sum(counted, axis=-1).astype(jnp.float32)
-      return values / jnp.maximum(weights, 1.0), weights
+  pairs: logits, batch -> (logits, targets), as many as are learned. aligned:
+  batch -> targets [B, T], of logits [B, T, V] in the same place.
+  """
 
-    return measured
+  def per_example(values, targets, batch: Batch):
+    counted = (targets >= 0) & batch['mask'][:, None]
+    values = jnp.sum(jnp.where(counted, values, 0.0), -1)
+    weights = jnp.sum(counted, axis=-1).astype(jnp.float32)
+    return values / jnp.maximum(weights, 1.0), weights
+
+  def together(several: Sequence[TokenLogits], batch: Batch):
+    targets = aligned(batch)
+    chex.assert_shape(targets, several[0].shape[:2])
+    total, found = token_logits.measured(
+      (_cross_entropy, _hits), several, targets
+    )
+    pairs = [
+      tuple(per_example(values, targets, batch) for values in measures)
+      for measures in found
+    ]
+    return per_example(total, targets, batch), pairs
+
+  def loss(logits, batch: Batch):
+    if isinstance(logits, TokenLogits):
+      return together([logits], batch)[0]
+    return by_array(_cross_entropy, logits, batch)
+
+  def score(logits, batch: Batch):
+    if isinstance(logits, TokenLogits):
+      return together([logits], batch)[1][0][1]
+    return by_array(_hits, logits, batch)
+
+  def by_array(measure, logits, batch: Batch):
+    logits, targets = pairs(logits, batch)
+    chex.assert_rank(logits, 3)
+    chex.assert_shape(targets, logits.shape[:2])
+    return per_example(measure(logits, targets), targets, batch)
 
   return Task(
     'token accuracy',
-    per_example(_cross_entropy),
-    per_example(_hits),
+    loss,
+    score,
     perplexity=True,
     kind='tokens',
+    together=together,
   )
 
 
