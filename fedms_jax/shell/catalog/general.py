@@ -18,6 +18,21 @@ class FedProx:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class FedFn:
+  length: float = opt(
+    1.0,
+    'length of the features that the head sees',
+    above=0.0,
+  )
+  head_rate: float = opt(
+    10.0,
+    'factor of the learning rate of the head, whose features are shorter than '
+    'they were',
+    above=0.0,
+  )
+
+
 METHODS = {
   'fedavg': Method(
     'FedAvg of all weights: full fine-tuning', 'arXiv 1602.05629',
@@ -31,5 +46,8 @@ METHODS = {
   ),
   'scaffold': Method(
     'LoRA, with control variates against drift', 'arXiv 1910.06378',
+  ),
+  'fedfn': Method(
+    'LoRA, and a head on features of one length', 'arXiv 2311.13267', FedFn,
   ),
 }  # fmt: skip

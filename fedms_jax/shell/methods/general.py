@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from fedms_jax.algorithms import general, scaffold
+from fedms_jax.algorithms import fedfn, general, scaffold
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
@@ -21,14 +21,20 @@ def _fedavg(builder: Builder) -> list[Stage]:
   )
 
 
-def _probe(builder: Builder) -> list[Stage]:
+def _needs_head(builder: Builder, why: str) -> None:
+  """Raises `ValueError` if the model has no head that trains. why: what the
+  method does with it."""
   head = jax.eval_shape(builder.backbone.init_head, jax.random.key(0))
   if not jax.tree.leaves(head):
+    name, kind = builder.config.algorithm.name, builder.config.model.head
     raise ValueError(
-      '--algorithm.name=linear_probe trains a head, which --model.head='
-      f'{builder.config.model.head} has not; allowed: classification. Change '
-      'one of them.'
+      f'--algorithm.name={name} {why} a head, which --model.head={kind} has '
+      'not; allowed: classification. Change one of them.'
     )
+
+
+def _probe(builder: Builder) -> list[Stage]:
+  _needs_head(builder, 'trains')
   return builder.alone(
     'global', builder.setting(), general.probe, start='dense'
   )
@@ -52,9 +58,22 @@ def _scaffold(builder: Builder) -> list[Stage]:
   )
 
 
+def _fedfn(builder: Builder) -> list[Stage]:
+  _needs_head(builder, 'normalizes the features before')
+  own = builder.own
+  return builder.alone(
+    'global',
+    builder.setting(),
+    lambda s: fedfn.fedfn(
+      s, own.length, own.head_rate, adapter=builder.adapter
+    ),
+  )
+
+
 STAGES = {
   'fedavg': _fedavg,
   'linear_probe': _probe,
   'fedprox': _fedprox,
   'scaffold': _scaffold,
+  'fedfn': _fedfn,
 }

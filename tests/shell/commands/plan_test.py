@@ -159,7 +159,7 @@ DECODERS = {
 NEED_TEXT = (
   'fedclip', 'fedpgp', 'pfedmoap', 'pfedprompt', 'fedotp', 'pfedmma'
 )  # fmt: skip
-NEED_HEAD = ('linear_probe', 'fedper', 'fedrep', 'pfedlora')
+NEED_HEAD = ('linear_probe', 'fedper', 'fedrep', 'pfedlora', 'fedfn')
 SMALL = {'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 2}
 
 

@@ -23,7 +23,7 @@ STAGES = lora.STAGES | general.STAGES
 PERSONAL = {'fedsa_lora', 'hetlora', 'scaffold'}
 RESIDUAL = {
   'fedit', 'ffa_lora', 'rolora', 'flora', 'fedex_lora', 'flexlora', 'hetlora',
-  'fedprox', 'scaffold', 'lora_fair',
+  'fedprox', 'scaffold', 'lora_fair', 'fedfn',
 }  # fmt: skip
 USUAL = {
   'algorithm.stage1_rounds': 2,
@@ -71,7 +71,7 @@ def simulate(stages, options, folder, watch=None):
 
 
 # Others fold, or train a part, too; and these run elsewhere.
-SLOW = {'ffa_lora', 'flora', 'flexlora', 'fedprox'}
+SLOW = {'ffa_lora', 'flora', 'flexlora', 'fedprox', 'fedfn'}
 
 
 @pytest.mark.parametrize(

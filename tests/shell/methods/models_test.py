@@ -99,6 +99,9 @@ def whole(roles, parts):
     merged = lora.merge(base['blocks'], parts['blocks'], world.LORA.scale)
     base = base | {'blocks': merged}
   x = pretrained.encode(backbone, base, batch()['inputs'])
+  if 'feature_length' in parts:
+    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    x = parts['feature_length'] * x / length
   return backbone.logits(base, parts['head'], x)
 
 
