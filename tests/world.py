@@ -138,9 +138,19 @@ def close_round(algorithm, roles, totals, memory=None):
   if memory is None:
     _, memory, _ = reduction.begin(algorithm, roles, 0)
   roles, memory, _, measured = reduction.close(
-    algorithm, roles, memory, (), totals, jax.random.key(5), 0
-  )
+    algorithm, roles, memory, (), totals, jax.random.key(5), 0,
+    public(algorithm),
+  )  # fmt: skip
   return roles, memory, measured
+
+
+def public(algorithm):
+  """What the server of an algorithm reads of the public rows, or None."""
+  size = algorithm.public
+  if not size:
+    return None
+  rows = {name: x[-size:] for name, x in table().items()}
+  return rows | {'mask': jnp.ones(size, bool)}
 
 
 def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,

@@ -274,9 +274,12 @@ class Algorithm(NamedTuple):
   ever active, clients in the cohort) -> bytes that one client sends and
   receives in a round; None: what it trains, and what of shared may have
   changed. crossing: (shapes of the roles, plan) -> what passes in each step
-  beside that; None: nothing. channel: set by whoever builds the stage, never by
-  a method. stats: names of `Prediction.stats` that a round reports, of
-  validation rows.
+  beside that; None: nothing. public: rows of the public set that the server's
+  step gets in a round, drawn anew in each, as `Context.public`. held: (shapes
+  of the roles, plan) -> those that a client's device has, and the plan on the
+  blocks that it has, for the ledger; None: all. channel: set by whoever builds
+  the stage, never by a method. stats: names of `Prediction.stats` that a round
+  reports, of validation rows.
   """
 
   name: str
@@ -297,5 +300,7 @@ class Algorithm(NamedTuple):
     Callable[[Roles, Plan, ActiveSet, int], tuple[float, float]] | None
   ) = None
   crossing: Callable[[Roles, Plan], Crossing] | None = None
+  public: int = 0
+  held: Callable[[Roles, Plan], tuple[Roles, Plan]] | None = None
   channel: Channel = PLAIN
   stats: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from fedms_jax.core.contract import (
   Start,
 )
 from fedms_jax.core.streams import Stream
-from fedms_jax.core.types import Plan, Roles, Tree
+from fedms_jax.core.types import Batch, Plan, Roles, Tree
 
 _WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
 SERVER = 'server'  # the key of roles.frozen that the server's memory has
@@ -191,14 +191,15 @@ def close(
   totals: Received,
   key,
   number,
+  public: Batch | None = None,
 ):
-  """The server's step after a round.
+  """The server's step after a round. public: see `Context`.
 
   Returns:
     (roles, memory, channel's state, measured).
   """
   channel, received = algorithm.channel.decode(channel, totals, key)
-  context = Context(key, number)
+  context = Context(key, number, public)
   roles, memory, measured = algorithm.server.step(
     roles, memory, received, context
   )

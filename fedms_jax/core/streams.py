@@ -41,6 +41,8 @@ class Stream(enum.Enum):
   TURNS = HOST, 0xF30  # who chooses first in a balanced order
   RANKS = HOST, 0x4A4C  # of clients
   SEARCH = HOST, 0xF3C  # for which blocks a cohort trains
+  DEPTHS = HOST, 0xDE47  # of clients' models
+  PROXY = HOST, 0x9B0  # public rows that the server reads in a round
 
   @property
   def number(self) -> int:

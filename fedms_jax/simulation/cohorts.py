@@ -42,7 +42,7 @@ class Cohort(NamedTuple):
 
 class Round(NamedTuple):
   """What a round begins with. plans: one per client of the cohort. key: the
-  round's. clock: see `Moment`."""
+  round's. clock: see `Moment`. public: see `Context`."""
 
   algorithm: Algorithm
   roles: Roles
@@ -52,6 +52,7 @@ class Round(NamedTuple):
   plans: Sequence[Plan]
   key: jax.Array
   clock: int = 0
+  public: Any = None
 
 
 # (state of the arrivals, round) -> the cohort.

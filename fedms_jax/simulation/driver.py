@@ -21,6 +21,7 @@ from fedms_jax.simulation import (
   curves,
   execution,
   planner,
+  public_rows,
   stopping,
   timeline,
 )
@@ -91,6 +92,7 @@ class Simulation:
     )
     self.initial = roles
     self.score_rows = cohorts.score_rows(federation, options)
+    public_rows.check(stages, federation)
     self.accounting = Accounting(options, self.place.peers, observer)
 
   def run(self, state: StageState | None = None) -> StageState:
@@ -307,6 +309,7 @@ class Simulation:
       plans,
       key,
       state.clock,
+      public_rows.draw(self, state),
     )
     before = self.tables.derived_rows
     here, held, how = self.here(task, self.plan(state), store)

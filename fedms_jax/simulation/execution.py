@@ -114,6 +114,7 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
       totals,
       task.key,
       np.int32(task.cohort.round),
+      task.public,
     )
     return done(Outcome(roles, memory, channel, chunks, measured))
 

@@ -102,7 +102,7 @@ class Meter:
     fresh: rows of theirs beside those of the steps."""
     a, b = self._algorithm, self._backbone
     lora = self._lora()
-    args = (b.cost, a.passes, plan, lora)
+    args = (b.cost, a.passes, self._held(plan)[1], lora)
     up, down = self.traffic(plan, ever, cohort)
     up = a.channel.bytes(up)
     beside = self._beside(clients, steps)
@@ -196,10 +196,18 @@ class Meter:
     size = tree.nbytes_of(self._shapes.shared, shared)
     return size + tree.nbytes_of(self._shapes.personal, personal)
 
+  def _held(self, plan: Plan) -> tuple[Roles, Plan]:
+    """What a client's device has: shapes of roles, and the plan on them."""
+    if self._algorithm.held is None:
+      return self._shapes, plan
+    return self._algorithm.held(self._shapes, plan)
+
   def memory(self, plan: Plan, clients: int = 1) -> float:
     """Peak bytes of a device that trains so many clients at once; they share
     what is frozen."""
-    trained, total = self.trained(plan), tree.nbytes(self._shapes)
+    shapes, seen = self._held(plan)
+    trained, total = self.trained(plan), tree.nbytes(shapes)
+    plan = seen
     one = self._memory(plan, trained, total - trained)
     return one + (clients - 1) * (one - (total - trained))
 

@@ -75,8 +75,9 @@ def one_round(
     lambda *xs: jnp.concatenate(xs)[order], *(new for _, new in kept)
   )
   roles, memory, _, measured = reduction.close(
-    algorithm, roles, memory, channel, totals, work.key, 0
-  )
+    algorithm, roles, memory, channel, totals, work.key, 0,
+    world.public(algorithm),
+  )  # fmt: skip
   return After(roles, personal, totals, measured, memory)
 
 
