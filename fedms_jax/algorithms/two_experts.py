@@ -7,6 +7,8 @@ so that one frozen prefix, a derived column, serves them all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -119,6 +121,12 @@ def blend(weight, own: Stack, other: Stack) -> Stack:
   def joined(x: Tree, y: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(beside, x, y)
 
+  return combined(joined, own, other)
+
+
+def combined(joined: Callable, own: Stack, other: Stack) -> Stack:
+  """What `joined` makes of the trees of two stacks; what trains of `own`
+  decides what trains."""
   full = joined(own.full, other.full)
   if own.part is None:
     return at_rest(full, len(own.active))

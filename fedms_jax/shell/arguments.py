@@ -70,6 +70,7 @@ FLAGS = {
   'Options.validation_rows': 'eval.validation_rows',
   'Personal.local_loss': 'fedms.local_loss',
   'Personal.rows': 'gate.rows',
+  'Bottleneck.targets': 'feddat.targets',
   'Personal.tower': 'gate.tower',
   'Personal.upload': 'fedms.upload_blocks',
   'Placement.devices': 'engine.devices',

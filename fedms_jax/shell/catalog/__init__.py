@@ -14,6 +14,7 @@ from fedms_jax.shell.catalog import (
   personal,
   prompts,
   split,
+  transfer,
 )
 from fedms_jax.shell.catalog.entry import Method
 from fedms_jax.shell.fields import section
@@ -26,6 +27,7 @@ METHODS: dict[str, Method] = {
   **prompts.METHODS,
   **elastic.METHODS,
   **split.METHODS,
+  **transfer.METHODS,
 }
 
 # The options of all methods, a section for each that has any.

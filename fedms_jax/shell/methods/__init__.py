@@ -17,6 +17,7 @@ from fedms_jax.shell.methods import (
   personal,
   prompts,
   split,
+  transfer,
 )
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
@@ -33,6 +34,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **prompts.STAGES,
   **elastic.STAGES,
   **split.STAGES,
+  **transfer.STAGES,
 }
 
 
@@ -65,9 +67,11 @@ def stages(
 def _identity(config: Config) -> tuple[Hashable, ...]:
   """What of a config algorithms are made of."""
   c, name = config, config.algorithm.name
-  seed = c.seed if c.lora.mixed else None  # clients draw their ranks
   population = c.partition.num_clients
   own = getattr(c.methods, name, None)  # some have no options of their own
+  # Clients draw their ranks, or the depths of their models.
+  mixed = c.lora.mixed or ',' in getattr(own, 'depths', '')
+  seed = c.seed if mixed else None
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, population, seed)  # fmt: skip
 

@@ -1,6 +1,5 @@
 """What methods give to other programs is what they predict with."""
 
-import types
 import zlib
 
 import jax
@@ -9,14 +8,17 @@ import numpy as np
 import pytest
 
 from fedms_jax.adapters import lora
-from fedms_jax.core import reduction
+from fedms_jax.adapters.bottleneck import Bottleneck
+from fedms_jax.core import activation, reduction
 from fedms_jax.models import pretrained
+from fedms_jax.models.family import Model
 from fedms_jax.shell import config, methods
 from fedms_jax.shell.methods import prompts
 from tests import world
 from tests.algorithms import clip_world
 
 BATCH = 8
+BOTTLENECK = Bottleneck(16, ('mlp/down',))
 
 
 def stages(name, model, flags):
@@ -95,6 +97,21 @@ def whole(roles, parts):
   """Logits of the base with the parts in it, without any method."""
   backbone = world.backbone()
   base = parts.get('base') or roles.frozen['base']
+  if 'levels' in parts:
+    each = [
+      whole(roles, jax.tree.map(lambda x, n=n: x[n], parts['levels']))
+      for n in range(len(parts['kept']))
+    ]
+    return sum(k * x for k, x in zip(parts['kept'], each, strict=True))
+  if 'bottleneck' in parts:
+    backbone = backbone.adapted(BOTTLENECK)
+    spans = activation.prefix(
+      base['blocks'], parts['bottleneck'], backbone.blocks
+    )
+    x = backbone.run(spans, backbone.embed(base, batch()['inputs']), None)
+    # Where heads are personal, the shared model has none of its own.
+    head = parts.get('head', roles.personal.get('head'))
+    return backbone.logits(base, head, backbone.features(base, x, None))
   if 'blocks' in parts:
     merged = lora.merge(base['blocks'], parts['blocks'], world.LORA.scale)
     base = base | {'blocks': merged}
@@ -112,7 +129,7 @@ PLAIN = [(name, {}) for name in methods.STAGES if name not in prompts.STAGES]
 
 @pytest.mark.parametrize(('name', 'flags'), [*PLAIN, *FLAGS])
 def test_a_merged_model_predicts_what_the_method_does(name, flags):
-  model = types.SimpleNamespace(backbone=world.backbone())
+  model = Model(world.backbone(), {})
   algorithm, roles = last(stages(name, model, flags), world.start())
   wanted, models = predictor(algorithm)(roles), algorithm.models(roles)
   assert models.keys() == wanted.keys() & {'global', 'local'}

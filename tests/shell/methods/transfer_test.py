@@ -1,0 +1,66 @@
+"""Methods of the family `transfer`, from flags to figures."""
+
+import json
+import math
+
+import pytest
+
+from fedms_jax.shell import build
+from fedms_jax.shell.methods import transfer
+from fedms_jax.simulation.state import Preempted
+from tests import world
+from tests.shell.methods.methods_test import Stop, bench, simulate
+
+ALL = {'pretrained', 'global', 'local'}
+MODELS = {
+  'feddat': ALL,
+}
+
+
+SLOW = {'feddat'}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in transfer.STAGES
+  ],
+)
+def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
+  made = bench(name)
+  stages, options = transfer.STAGES[name](made), build.options(made.config)
+  whole = simulate(stages, options, tmp_path / 'whole')
+  found, simulation, state, records = whole
+  assert len(records) == 2
+  assert all(math.isfinite(record['train_loss']) for record in records)
+  assert set(found['models']) == MODELS[name]
+  entry = simulation.ledgers[stages[-1].name]
+  assert entry.bytes_up > 0 and entry.client_flops > 0
+
+  with pytest.raises(Preempted):
+    simulate(stages, options, tmp_path / 'pieces', Stop())
+  again, other, resumed, _ = simulate(stages, options, tmp_path / 'pieces')
+  world.same(resumed.roles, state.roles)
+  world.same(resumed.memory, state.memory)
+  assert json.dumps(again) == json.dumps(found)
+  assert other.ledgers == simulation.ledgers
+
+
+@pytest.mark.parametrize(
+  ('name', 'flags', 'said'),
+  [
+    ('feddat', {'lora__init': 'x'}, '--lora.init=x'),
+    (
+      'feddat',
+      {'model__head': 'contrast', 'model__name': 'a/b'},
+      '--model.head=contrast',
+    ),
+    ('feddat', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
+    ('feddat', {'feddat__targets': 'mlp/x'}, "'mlp/x' matches no layer"),
+  ],
+)
+def test_what_does_not_fit_is_refused(name, flags, said):
+  with pytest.raises(ValueError) as error:
+    transfer.STAGES[name](bench(name, **flags))
+  assert said in str(error.value)
