@@ -37,6 +37,8 @@ FLAGS = {
   'pfedmma.width': 3,
   # A difference of losses over a small step would be mostly their rounding.
   'fedvz.step': 0.1,
+  'koala.steps': 2,
+  'koala.batch_size': 4,
 }
 MORE = {'hetlora': {'lora.ranks': '1,2', 'hetlora.prune': 0.5}}
 PLAN = Plan((False, True, True), 1)
@@ -71,7 +73,9 @@ def case(name: str, stage: int) -> Case:
       break
   variant = algorithm.variant and algorithm.variant(0, 0)
   roles, memory, _ = reduction.begin(algorithm, roles, 0)
-  return Case(algorithm, roles, memory, PLAN._replace(variant=variant))
+  # Its clients may have the first blocks alone.
+  active = PLAN.active[: algorithm.backbone.blocks]
+  return Case(algorithm, roles, memory, Plan(active, PLAN.boundary, variant))
 
 
 def stages(name: str) -> range:

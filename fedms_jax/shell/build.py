@@ -170,8 +170,8 @@ def schedule(
         f'--schedule.{name}={depth} is more than the {blocks} blocks of the '
         f'model; allowed: 1 to {blocks}.'
       )
-  budgets = _numbers('schedule.budgets', s.budgets, blocks)
-  depths = _numbers('schedule.depths', s.depths, blocks)
+  budgets = numbers('schedule.budgets', s.budgets, blocks)
+  depths = numbers('schedule.depths', s.depths, blocks)
 
   def noise(rows: int) -> float:
     # A score of few rows moves in steps; what is under a few of them is noise.
@@ -261,7 +261,7 @@ def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):
   return orders.order(s.order, blocks, seed, measured)
 
 
-def _numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
+def numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
   """Depths written as 1,2,6."""
   try:
     found = tuple(int(part) for part in text.split(',') if part.strip())

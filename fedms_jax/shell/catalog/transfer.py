@@ -29,9 +29,34 @@ class FedDat:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Koala:
+  depths: str = opt(
+    '2',
+    "blocks of the clients' small models, the first ones of the model; 1,2: an "
+    'even draw for each client',
+  )
+  steps: int = opt(
+    8,
+    'batches of public rows that the server distills on in a round, each way',
+    low=1,
+    high=1_000_000,
+  )
+  batch_size: int = opt(32, 'public rows of such a batch', low=1, high=1 << 20)
+  learning_rate: float = opt(
+    0.001, "learning rate of the server's distillation", above=0.0
+  )
+  temperature: float = opt(3.0, 'temperature of the distillation', above=0.0)
+
+
 METHODS = {
   'feddat': Method(
     'shared and own bottleneck adapter that teach each other',
     'arXiv 2308.12305', FedDat,
+  ),
+  'koala': Method(
+    'small models at clients, distilled into a large one and back on public '
+    'rows',
+    'arXiv 2407.05268', Koala,
   ),
 }  # fmt: skip

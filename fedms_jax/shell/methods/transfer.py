@@ -10,9 +10,13 @@ import optax
 from fedms_jax.adapters import bottleneck
 from fedms_jax.algorithms import (
   feddat,
+  koala,
 )
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.streams import Stream
+from fedms_jax.data import draws
+from fedms_jax.shell import build
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
@@ -42,6 +46,47 @@ def _feddat(builder: Builder) -> list[Stage]:
   )
 
 
+def _koala(builder: Builder) -> list[Stage]:
+  _no_pairs(builder, 'compares predictions of classes or tokens')
+  own, config = builder.own, builder.config
+  if not (config.data.public_fraction or config.data.public_classes):
+    raise ValueError(
+      f'--data.public_fraction={config.data.public_fraction:g} leaves no '
+      'public rows, on which --algorithm.name=koala distills; allowed: above '
+      '0. Raise it, or set --data.public_classes.'
+    )
+  found = build.numbers('koala.depths', own.depths, builder.backbone.blocks)
+  depths = tuple(sorted(set(found)))
+  if not depths:
+    raise ValueError(
+      '--koala.depths is empty; allowed: 1 to '
+      f'{builder.backbone.blocks}, the blocks of the model, comma-separated.'
+    )
+
+  def depth(client: int) -> int:
+    rng = draws.generator(config.seed, Stream.DEPTHS, client)
+    return depths[int(rng.integers(len(depths)))]
+
+  choice = koala.Choice(
+    depths,
+    depth,
+    own.steps,
+    own.batch_size,
+    own.learning_rate,
+    own.temperature,
+  )
+  clients = builder._replace(
+    model=builder.model._replace(
+      backbone=koala.small(builder.backbone, max(depths))
+    )
+  )
+  return clients.alone(
+    'global',
+    builder.setting(),
+    lambda s: koala.koala(s, choice, adapter=builder.adapter),
+  )
+
+
 def _no_lora(builder: Builder, why: str) -> None:
   """Raises `ValueError` if there is an adapter to start from."""
   name, given = builder.config.algorithm.name, builder.config.lora.init
@@ -64,4 +109,5 @@ def _no_pairs(builder: Builder, why: str) -> None:
 
 STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'feddat': _feddat,
+  'koala': _koala,
 }

@@ -14,10 +14,11 @@ from tests.shell.methods.methods_test import Stop, bench, simulate
 ALL = {'pretrained', 'global', 'local'}
 MODELS = {
   'feddat': ALL,
+  'koala': {'pretrained', 'global', 'small_2'},
 }
 
 
-SLOW = {'feddat'}
+SLOW = {'feddat', 'koala'}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,9 @@ def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
       '--model.head=contrast',
     ),
     ('feddat', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
+    ('koala', {'koala__depths': '4'}, '--koala.depths='),
+    ('koala', {'koala__depths': ''}, '--koala.depths is empty'),
+    ('koala', {'data__public_fraction': 0.0}, '--data.public_fraction=0'),
     ('feddat', {'feddat__targets': 'mlp/x'}, "'mlp/x' matches no layer"),
   ],
 )
