@@ -9,7 +9,6 @@ reconstruction; each such choice is an argument here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from fedms_jax.algorithms import adapted, fresh_gate, mixture
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
 from fedms_jax.algorithms.mixture import Personal as Personal
-from fedms_jax.core import activation, client, metrics, tree
+from fedms_jax.core import client, metrics
 from fedms_jax.core.contract import (
   Algorithm,
   ClientUpdate,
@@ -64,7 +63,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     backbone=backbone,
     task=setting.task,
     begin=_begin_personal(setting, choice),
-    columns=_personal_columns(setting, choice),
+    columns=mixture.columns(setting, choice),
     derived=('prefix', 'base_features'),
     update=_personal_update(setting, choice, experts, masks),
     predict=_personal_predict(setting, experts),
@@ -95,15 +94,10 @@ def _upload_masks(blocks: int, upload: float) -> Callable:
   return masks
 
 
-def _origin(choice: Personal) -> str:
-  """Which frozen expert the local one starts as a copy of."""
-  return 'global' if choice.local_start == 'global' else 'start'
-
-
 def _begin_personal(setting: Setting, choice: Personal) -> Callable:
   def begin(key, before: Roles) -> Roles:
     frozen = before.frozen | {'global': before.shared}
-    local = frozen[_origin(choice)]
+    local = frozen[mixture.origin(choice)]
     gates = {}
     learned = gate.init(key, choice.gate)
     if learned:
@@ -125,51 +119,6 @@ def _begin_personal(setting: Setting, choice: Personal) -> Callable:
     return Roles(frozen, gates | uploads, local)
 
   return begin
-
-
-def _personal_columns(setting: Setting, choice: Personal) -> Callable:
-  """The local prefix, and the frozen features of the base and of the global
-  expert. The expert that the local one starts from shares its prefix."""
-  backbone, origin = setting.backbone, _origin(choice)
-
-  def prefixes(frozen: Tree, batch: Batch, boundary: int) -> dict[str, Any]:
-    base = frozen['base']
-    stacks = {name: frozen[name]['blocks'] for name in ('start', 'global')}
-
-    def of(name):
-      return adapted.prefix(backbone, base, stacks[name], batch, boundary)
-
-    start = of('start')
-    # Stage 1 has moved nothing below the depth that it reached.
-    below = jax.tree.map(lambda x: x[:boundary], stacks)
-    same = tree.equal(below['start'], below['global'])
-    other = jax.lax.cond(same, lambda: start, lambda: of('global'))
-    return {'start': start, 'global': other}
-
-  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
-    base = roles.frozen['base']
-    entering = prefixes(roles.frozen, batch, plan.boundary)
-    features = {}
-    for name, x in entering.items():
-      stack = activation.at_rest(roles.frozen[name]['blocks'], backbone.blocks)
-      features[name] = adapted.features(
-        backbone, base, [stack], x, batch, plan.boundary
-      )
-    out = {'prefix': entering[origin], 'base_features': features['start']}
-    if choice.tower == 'lora':
-      out['gate_prefix'] = entering['start']
-    logits = mixture.global_logits(backbone, roles, features['global'])
-    # A column holds what is smaller, and a vocabulary is wider than D; logits
-    # against other rows of the batch are no column at all.
-    wide = features['global'].ndim > 2 or logits.size > features['global'].size
-    wide = wide or setting.task.within_batch
-    if wide or choice.gate.mix == 'features':
-      out['global_features'] = features['global']
-    if not wide:
-      out['global_logits'] = logits
-    return out
-
-  return columns
 
 
 def _personal_update(

@@ -22,7 +22,7 @@ from fedms_jax.core.alone import alone, personal
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles, Tree
 from fedms_jax.data.federation import newcomers
-from fedms_jax.simulation import cohorts, evaluation, execution
+from fedms_jax.simulation import cohorts, evaluation, execution, handover
 from fedms_jax.simulation.accounting import fresh_rows
 from fedms_jax.simulation.state import StageState
 from fedms_jax.systems.arrivals import synchronous
@@ -159,7 +159,9 @@ def _adapted(simulation, state: StageState, group: _Group, how: Adaptation):
   stage, roles = simulation.stages[state.stage], state.roles
   algorithm = alone(stage.algorithm)
   start = personal(roles.shared, roles.personal)
-  ever, plans = simulation.plans(state, state.round, group.ids + group.first)
+  ever, plans = handover.plans(
+    simulation, state, state.round, group.ids + group.first
+  )
   state = state._replace(
     roles=Roles(roles.frozen, {}, start), memory=(), channel=(), ever=ever
   )

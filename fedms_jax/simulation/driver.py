@@ -20,6 +20,7 @@ from fedms_jax.simulation import (
   cohorts,
   curves,
   execution,
+  handover,
   planner,
   public_rows,
   stopping,
@@ -28,7 +29,6 @@ from fedms_jax.simulation import (
 from fedms_jax.simulation.accounting import Accounting, InFlight, record_of
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
-  Handover,
   Options,
   Preempted,
   Stage,
@@ -108,16 +108,6 @@ class Simulation:
         return state
       state = self._begin(state.stage + 1, state.roles, state)
 
-  def rounds(self, state: StageState) -> int:
-    """How many rounds the stage of a state has at most."""
-    return self._rounds(state.stage, state.done)
-
-  def _rounds(self, index: int, done: tuple[int, ...]) -> int:
-    """Those of a stage, and what open ones before it have left of theirs."""
-    before = zip(self.stages[:index], done, strict=True)
-    left = sum(stage.rounds - n for stage, n in before if stage.open)
-    return self.stages[index].rounds + left
-
   def plan(self, state: StageState) -> Plan:
     """The plan by which the models of a state are evaluated."""
     return Plan((True,) * len(state.ever), activation.boundary(state.ever))
@@ -156,9 +146,9 @@ class Simulation:
     done, trigger = (), None
     if before:
       done = (*before.done, before.round)
-      trigger = self._schedule(before).told(before.progress)
+      trigger = handover.schedule(self, before).told(before.progress)
     schedule = stage.schedule(
-      self._handover(index, inherited, measure, done, trigger)
+      handover.of(self, index, inherited, measure, done, trigger)
     )
     roles, memory, channel = reduction.begin(
       stage.algorithm, roles, self.options.seed
@@ -183,13 +173,6 @@ class Simulation:
       done=done,
     )
 
-  def _handover(self, index: int, inherited, measure, done, trigger=None):
-    """What the schedule of a stage may know when it begins."""
-    rounds = self._rounds(index, done)
-    return Handover(
-      inherited, measure, self.score_rows, rounds, sum(done), trigger
-    )
-
   def _on_devices(self, roles: Roles) -> Roles:
     """Roles where the devices of this process need them."""
     frozen = self.place.frozen(roles.frozen)
@@ -204,7 +187,7 @@ class Simulation:
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
     stage, o = self.stages[state.stage], self.options
-    schedule = self._schedule(state)
+    schedule = handover.schedule(self, state)
     store = self.store(state)
     sample, _ = self.sampler(state.stage)
     self.tables.forget()
@@ -212,7 +195,7 @@ class Simulation:
       stage.algorithm, state.roles, batch=o.batch_size, slots=o.slots
     )
     self.accounting.begin(stage.algorithm, meter)
-    rounds = self.rounds(state)
+    rounds = handover.rounds(self.stages, state)
     self.observer.stage(stage.name, state.round, rounds)
     flight = None
     left = range(state.round, rounds)
@@ -264,36 +247,13 @@ class Simulation:
     """The clients' personal states in the stage of a state."""
     return carried.store(self.keeper, self.stages, self.initial, state)
 
-  def plans(self, state: StageState, number: int, ids, active=None):
-    """(blocks ever active, the plans of clients in a round). active: of each
-    of them; None: what the stage's schedule says without asking them."""
-    algorithm = self.stages[state.stage].algorithm
-    if active is None:
-      active = self._schedule(state).active(state.progress, number, ids)
-    ever = tuple(map(any, zip(state.ever, *active, strict=True)))
-    boundary = activation.boundary(ever)
-    variant = algorithm.variant or (lambda number, client: None)
-    return ever, [
-      Plan(a, boundary, variant(number, int(i)))
-      for a, i in zip(active, ids, strict=True)
-    ]
-
-  def _schedule(self, state: StageState):
-    """The schedule of the stage of a state."""
-    importance = state.importance or []
-    return self.stages[state.stage].schedule(
-      self._handover(
-        state.stage, state.inherited, lambda: importance, state.done
-      )
-    )
-
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
     stage = self.stages[state.stage]
-    algorithm, rounds = stage.algorithm, self.rounds(state)
+    algorithm, rounds = stage.algorithm, handover.rounds(self.stages, state)
     sets = active_sets(self, schedule, state, store, cohort)
-    ever, plans = self.plans(state, cohort.round, cohort.ids, sets)
+    ever, plans = handover.plans(self, state, cohort.round, cohort.ids, sets)
     active = (plan.active for plan in plans)
     last = max(active, key=sum, default=state.last)
     state = state._replace(ever=ever, last=last)

@@ -10,7 +10,7 @@ from fedms_jax.core.alone import alone, personal
 from fedms_jax.core.types import Roles
 from fedms_jax.data import cohorts
 from fedms_jax.data.federation import newcomers
-from fedms_jax.simulation import adaptation, evaluation
+from fedms_jax.simulation import adaptation, evaluation, handover
 from tests import world
 
 HOW = adaptation.Adaptation(1, 0.2, 0.2)
@@ -71,7 +71,7 @@ def test_every_client_trains_as_its_round_would():
     simulation.federation.train, [4], batch_size=4, epochs=1, steps=0, seed=0,
     stage=adaptation._STAGE, round=0,
   )  # fmt: skip
-  _, (plan, *_) = simulation.plans(state, state.round, [4])
+  _, (plan, *_) = handover.plans(simulation, state, state.round, np.array([4]))
   expected, _, _ = world.train(algorithm, state.roles, rows, plan)
   world.close(jax.tree.map(lambda x: x[4], got), expected, atol=1e-4)
   moved = np.abs(got['head']['kernel'] - state.roles.shared['head']['kernel'])

@@ -9,7 +9,7 @@ from fedms_jax import schedules
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.schedules import orders, triggers
-from fedms_jax.simulation import driver, observer
+from fedms_jax.simulation import driver, handover, observer
 from fedms_jax.simulation.state import Preempted
 from tests import world
 from tests.algorithms import fresh_gate_test
@@ -50,7 +50,7 @@ def test_the_next_stage_has_the_rounds_that_are_left(whole):
   simulation, state, records, seen = whole
   names = [record['stage'] for record in records]
   assert names == ['global'] * 3 + ['personal'] * 4
-  assert state.done == (3,) and simulation.rounds(state) == 4
+  assert state.done == (3,) and handover.rounds(simulation.stages, state) == 4
   assert simulation.ledgers['global'].client_rounds == 9
   assert (seen[0].rounds, seen[0].before) == (6, 0)
   assert (seen[-1].rounds, seen[-1].before) == (4, 3)

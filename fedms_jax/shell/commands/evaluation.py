@@ -10,7 +10,7 @@ from fedms_jax.report import printed
 from fedms_jax.shell import flags
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
-from fedms_jax.simulation import observer
+from fedms_jax.simulation import handover, observer
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -27,7 +27,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   finally:
     snapshot.close()
   stage = simulation.stages[state.stage]
-  task, rounds = stage.algorithm.task, simulation.rounds(state)
+  task, rounds = stage.algorithm.task, handover.rounds(simulation.stages, state)
   print(f'{stage.name} stage, after {state.round} of {rounds} rounds')
   print('\n'.join(printed.scores(scores | printed.reading(task))))
   return 0
