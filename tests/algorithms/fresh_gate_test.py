@@ -55,7 +55,7 @@ def relabeled(row):
 
 def differ(a, b):
   return max(
-    float(np.abs(x - y).max())
+    float(np.abs(np.asarray(x) - np.asarray(y)).max())
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )
 

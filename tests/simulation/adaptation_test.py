@@ -74,7 +74,8 @@ def test_every_client_trains_as_its_round_would():
   _, (plan, *_) = handover.plans(simulation, state, state.round, np.array([4]))
   expected, _, _ = world.train(algorithm, state.roles, rows, plan)
   world.close(jax.tree.map(lambda x: x[4], got), expected, atol=1e-4)
-  moved = np.abs(got['head']['kernel'] - state.roles.shared['head']['kernel'])
+  kernel = np.asarray(state.roles.shared['head']['kernel'])
+  moved = np.abs(np.asarray(got['head']['kernel']) - kernel)
   assert (moved.max(axis=(1, 2)) > 1e-4).all()  # met or not
 
 
