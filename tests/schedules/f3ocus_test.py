@@ -125,7 +125,7 @@ def test_a_schedule_that_is_delayed_asks_with_what_it_may_know():
 
   plain = schedules.schedule(trigger, order)
   assert schedules.delayed(plain, 1).by_scores is None
-  made = schedules.schedule(trigger, order, budgets=(2,), by_scores=by_scores)
+  made = schedules.schedule(trigger, order, budgets=(3,), by_scores=by_scores)
   made = schedules.delayed(made, 1)
   state = made.init
   for t in range(2):
