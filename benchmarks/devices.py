@@ -150,6 +150,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
 
   from fedms_jax.core import reduction, rounds
   from fedms_jax.core.contract import Clients, Work
+  from fedms_jax.simulation import needs
 
   if place.mesh is None:
     return '', ''
@@ -166,9 +167,10 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   totals = place.empty(reduction.empty(algorithm, roles))
   roles, table = place.whole((roles, table))
   work = Work(table, jax.random.key(0))
-  trained = rounds.train_spread.program().lower(
-    algorithm, plan, roles, work, totals, clients, place.mesh
+  given = needs.arguments(
+    algorithm, plan, roles, work, totals, clients, mesh=place.mesh
   )
+  trained = rounds.step_chunk.program().lower(*given.step)
   added = rounds.add_devices.program().lower(totals, place.mesh)
   return _compiled(trained), _compiled(added)
 

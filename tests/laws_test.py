@@ -8,11 +8,12 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
-from fedms_jax.core import activation, client, columns, reduction, rounds, tree
-from fedms_jax.core.contract import Start, Work
+from fedms_jax.core import activation, columns, reduction, rounds, tree
+from fedms_jax.core.contract import Work
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate
 from fedms_jax.schedules import triggers
+from fedms_jax.simulation import needs
 from tests import world
 
 PLANS = {'dense': world.DENSE, 'top': world.TOP, 'gap': world.GAP}
@@ -238,7 +239,7 @@ def test_a_block_is_averaged_over_those_who_held_it():
   work = Work(world.table(), jax.random.key(5))
   for i, plan in enumerate([world.TOP, world.GAP]):
     one = world.clients(rows[i : i + 1], weights=weights[i : i + 1])
-    totals, _, _ = rounds.train_chunk(algorithm, plan, roles, work, totals, one)
+    totals, _, _ = rounds.train(algorithm, plan, roles, work, totals, one)
   shared = world.close_round(algorithm, roles, totals)[0].shared
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *alone)
   both, one, none = [2], [0], [1]
@@ -297,15 +298,15 @@ def test_narrow_and_widen_are_inverse():
 
 
 def test_nothing_is_traced_again_at_the_same_depth():
-  """One program per depth, stage and width of a chunk (three clients in two
-  chunks), for any number of rounds and runs."""
+  """One program per depth and stage, for any number of rounds and runs: a
+  chunk of one client, too, has two lanes."""
   stages = world.stages(2, triggers.dense(world.BLOCKS))
   run = {'clients': 'chunk', 'chunk': 2, 'steps': 2}
-  before = rounds.train_chunk.program()._cache_size()
+  before = rounds.step_chunk.program()._cache_size()
   world.simulate(stages, **run)
-  assert rounds.train_chunk.program()._cache_size() == before + 4
+  assert rounds.step_chunk.program()._cache_size() == before + 2
   world.simulate([stage._replace(rounds=4) for stage in stages], **run)
-  assert rounds.train_chunk.program()._cache_size() == before + 4
+  assert rounds.step_chunk.program()._cache_size() == before + 2
 
 
 def test_a_client_update_may_be_any_three_functions():
@@ -333,10 +334,11 @@ def test_the_base_model_is_not_copied_per_client():
   program has a client axis before the two axes of a frozen kernel."""
   algorithm, roles = world.first_stage()
   rows = world.cohort_rows(clients=7)
-  text = rounds.train_chunk.program().lower(
+  args = needs.arguments(
     algorithm, world.DENSE, roles, Work(world.table(), jax.random.key(0)),
     reduction.empty(algorithm, roles), world.clients(rows),
-  ).as_text()  # fmt: skip
+  )  # fmt: skip
+  text = rounds.step_chunk.program().lower(*args.step).as_text()
   assert 'tensor<7x8x12xf32>' not in text  # K x D x MLP
   assert 'tensor<7x8x2xf32>' in text  # K x D x R: LoRA has one per client
 
@@ -353,13 +355,14 @@ def test_gate_starts_undecided_or_biased():
 
 def test_update_without_a_step_changes_nothing():
   algorithm, roles = world.first_stage()
-  rows = np.full((1, 2, 4), -1, np.int32)
-  result = client.run(
-    algorithm, Start(roles, world.TOP), world.table(), rows[0],
-    jax.random.key(0),
-  )  # fmt: skip
-  before = tree.narrow(roles.shared, world.TOP.active)
-  world.same(result.message.update, before)
+  none = np.full((2, 2, 4), -1, np.int32)
+  weights = np.ones(2, np.float32)
+  for count in (1, 2):
+    shared, _, sums = world.train(
+      algorithm, roles, none[:count], world.TOP, weights=weights[:count]
+    )
+    world.same(shared, roles.shared)
+    assert not np.asarray(sums['loss']).any()
 
 
 def test_plans_are_values():

@@ -166,15 +166,13 @@ def train(algorithm, roles, rows, plan=DENSE, *, how='vmap', data=None,
   totals = reduction.empty(algorithm, roles)
   work = Work(data, jax.random.key(5), channel=channel)
   width = count if how == 'vmap' else 1
-  function, last = rounds.train_chunk, ()
-  if how in ('loop', 'unrolled'):
-    function, last = rounds.train_stepwise, ({'loop': 1, 'unrolled': 2}[how],)
+  together = 2 if how == 'unrolled' else 1
   parts = []
   for i in range(0, count, width):
     cut = slice(i, i + width)
     mine = Clients(ids[cut], tree.rows(personal, cut), rows[cut], weights[cut])
-    totals, new, sums = function(
-      algorithm, plan, roles, work, totals, mine, *last
+    totals, new, sums = rounds.train(
+      algorithm, plan, roles, work, totals, mine, together=together
     )
     parts.append((new, sums))
   roles, *_ = reduction.close(

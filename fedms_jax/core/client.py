@@ -19,7 +19,6 @@ from fedms_jax.core import columns, metrics, tree
 from fedms_jax.core.activation import Stack, at_rest
 from fedms_jax.core.contract import (
   Algorithm,
-  ClientResult,
   ClientUpdate,
   Message,
   Moment,
@@ -120,30 +119,6 @@ def sgd(
     return Message(train['shared']), own
 
   return ClientUpdate(begin, step, finish, sums)
-
-
-def run(
-  algorithm: Algorithm, start: Start, table: Tree, rows, key, steps=None
-) -> ClientResult:
-  """Local training over row numbers [S, B]; a padded step keeps its carry.
-
-  steps: how many of the S are run, a number that may be known at run time
-  only; None: all. So S may be generous, and compilations few.
-  """
-  update, rows = algorithm.update, jnp.asarray(rows)
-  total = jnp.sum(jnp.any(rows >= 0, axis=1))
-  start = start._replace(moment=start.moment._replace(steps=total))
-  first = (update.begin(start), zero_sums(algorithm))
-
-  def body(number, carry):
-    now = at_step(start, number)
-    new = one_step(algorithm, carry, now, table, rows[number], key)
-    return tree.where(jnp.any(rows[number] >= 0), new, carry)
-
-  count = rows.shape[0] if steps is None else steps
-  state, sums = jax.lax.fori_loop(0, count, body, first)
-  message, personal = update.finish(state, start)
-  return ClientResult(message, personal, sums)
 
 
 def with_fresh(algorithm: Algorithm, start: Start, table: Tree, numbers):

@@ -72,23 +72,36 @@ def sent(
 
 def empty(algorithm: Algorithm, roles: Roles) -> Received:
   """What no client sends, of all blocks; of 'stack' without the axis K."""
+  leaves, structure = jax.tree.flatten(empty_shapes(algorithm, roles))
+  leaves = _zeros(tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves))
+  return jax.tree.unflatten(structure, leaves)
+
+
+def empty_shapes(algorithm: Algorithm, roles: Roles) -> Received:
+  """Shapes of `empty`; those of the roles are enough for it."""
   update, extras, cover = message_shapes(algorithm, roles)[1]
   blocks = algorithm.backbone.blocks
 
   def role(part: Tree) -> Tree:
-    return {key: zeros(value, key) for key, value in part.items()}
+    return {key: whole(value, key) for key, value in part.items()}
 
-  def zeros(value: Tree, key: str) -> Tree:
+  def whole(value: Tree, key: str) -> Tree:
     if not tree.is_stacked(key):
-      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), value)
+      return value
     # A method may keep some blocks to itself.
     return jax.tree.map(
-      lambda x: jnp.zeros((blocks, *x.shape[1:]), x.dtype), value
+      lambda x: jax.ShapeDtypeStruct((blocks, *x.shape[1:]), x.dtype), value
     )
 
   extras = {name: role(part) for name, part in extras.items()}
-  count, stale = jnp.float32(0), jnp.float32(0)
-  return Received(role(update), extras, role(cover), count, stale)
+  number = jax.ShapeDtypeStruct((), jnp.float32)
+  return Received(role(update), extras, role(cover), number, number)
+
+
+@compile.jit(static=(0,), light=True)
+def _zeros(shapes):
+  """Arrays of zeros of these (shape, dtype), by one program."""
+  return [jnp.zeros(*shape) for shape in shapes]
 
 
 def message_shapes(algorithm: Algorithm, roles: Roles):

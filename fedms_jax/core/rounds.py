@@ -1,23 +1,29 @@
 """THE round: the only map over clients.
 
-A cohort is executed as chunks of clients; `train_chunk` adds a chunk to the
-totals, which `reduction.close` turns into the roles of the next round. A chunk
-of one client is executed without `vmap`, which is what XLA:CPU likes best. On a
-mesh of devices, `train_spread` gives each device its share of a chunk and
-totals of its own; `add_devices` adds them up, once per round.
+A cohort is executed as chunks of clients; `train` adds a chunk to the totals,
+which `reduction.close` turns into the roles of the next round. The loop over
+local steps is on the host, which knows their number: it dispatches one program
+again and again and never waits, whereas a loop on the device, whose length it
+alone knows, would wait for the host at each step. So no number of steps is
+compiled, and no step that nobody has is run.
+
+A chunk of one client is executed without `vmap`, which is what XLA:CPU likes
+best. On a mesh, each device has its share of a chunk and totals of its own;
+`add_devices` adds them up, once per round.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedms_jax.core import client, compile, seeds
+from fedms_jax.core import client, compile, seeds, tree
 from fedms_jax.core.contract import (
   Algorithm,
   ClientResult,
@@ -27,63 +33,214 @@ from fedms_jax.core.contract import (
   Work,
 )
 from fedms_jax.core.reduction import collect, sent
-from fedms_jax.core.types import Plan, Roles
+from fedms_jax.core.types import Plan, Roles, Tree
 
 CLIENTS = 'clients'  # the mesh axis that clients are spread over
+_WHOLE, _SPLIT = P(), P(CLIENTS)
 
 
-@compile.jit(static=(0, 1), donate=(4,))
-def train_chunk(
+class Carry(NamedTuple):
+  """What clients of a chunk carry from step to step, [K, ...]; of one alone,
+  without this axis.
+
+  keys: of each client. state: of the client updates. sums: metrics so far.
+  """
+
+  keys: Any
+  state: Tree
+  sums: dict[str, Any]
+
+
+def train(
   algorithm: Algorithm,
   plan: Plan,
   roles: Roles,
   work: Work,
   totals: Received | None,
   clients: Clients,
+  *,
+  together: int = 1,
+  mesh: Mesh | None = None,
 ):
   """Trains a chunk of clients and adds what they send to the totals.
 
   Args:
     algorithm, plan: static.
     roles: frozen and shared; its personal part is not read.
-    work, clients: see `Work` and `Clients`.
-    totals: donated; None to get messages apart ('stack').
+    work, clients: see `Work` and `Clients`. Rows are the host's; padded steps
+      come after all others.
+    totals: donated; those of each device, [D, ...], on a mesh; None to get
+      messages apart ('stack').
+    together: steps in a row that are one program; what is left over is run one
+      by one.
+    mesh: whose axis `CLIENTS` divides K; None: one device.
 
   Returns:
     (totals, personal [K, ...], sums of each client [K, 2]).
   """
-  return _chunk(algorithm, plan, roles, work, totals, clients)
+  roles = roles._replace(personal=None)
+  rows = np.asarray(clients.rows)
+  steps = (rows >= 0).any(axis=2).sum(axis=1).astype(np.int32)
+  its = clients._replace(rows=None)
+  static = algorithm, plan, mesh
+  carry = begin_chunk(*static, roles, work, its, steps)
+  number, last = 0, int(steps.max())
+  while number < last:
+    size = together if number + together <= last else 1
+    some = its._replace(rows=rows[:, number : number + size])
+    carry = step_chunk(
+      *static, carry, roles, work, some, steps, np.int32(number)
+    )
+    number += size
+  return finish_chunk(*static, totals, carry, roles, work, its, steps)
 
 
-@compile.jit(static=(0, 1, 6), donate=(4,))
-def train_spread(
+@compile.jit(static=(0, 1, 2), light=True)
+def begin_chunk(
+  algorithm: Algorithm,
+  plan: Plan,
+  mesh: Mesh | None,
+  roles: Roles,
+  work: Work,
+  clients: Clients,
+  steps,
+) -> Carry:
+  """What a chunk carries into its first step. steps: of each client [K]."""
+  alone = _alone(mesh, clients)
+
+  def one_device(roles, work, clients, steps):
+    def one(its: Clients, steps):
+      state = algorithm.update.begin(
+        _start(algorithm, plan, roles, work, its, steps)
+      )
+      return state, client.zero_sums(algorithm)
+
+    keys = seeds.per_client(work.key, clients.ids)
+    carry = Carry(keys, *over_clients(one)(clients, steps))
+    return jax.tree.map(lambda x: x[0], carry) if alone else carry
+
+  inputs = _WHOLE, _WHOLE, _SPLIT, _SPLIT
+  return _on(mesh, one_device, inputs)(roles, work, clients, steps)
+
+
+@compile.jit(static=(0, 1, 2), donate=(3,))
+def step_chunk(
+  algorithm: Algorithm,
+  plan: Plan,
+  mesh: Mesh | None,
+  carry: Carry,
+  roles: Roles,
+  work: Work,
+  clients: Clients,
+  steps,
+  number,
+) -> Carry:
+  """Steps on row numbers [K, n, B], one after another, from step `number`.
+
+  carry: donated; a client that has taken its own `steps` [K] keeps it.
+  """
+  alone = _alone(mesh, clients)  # and takes all steps that are run
+
+  def one_device(carry, roles, work, clients, steps, number):
+    def one(state, its: Clients, steps, key):
+      start = _start(algorithm, plan, roles, work, its, steps)
+      for i, row in enumerate(its.rows):
+        now = client.at_step(start, number + i)
+        new = client.one_step(algorithm, state, now, work.table, row, key)
+        state = new if alone else tree.where(number + i < steps, new, state)
+      return state
+
+    state = carry.state, carry.sums
+    if alone:
+      its, steps = jax.tree.map(lambda x: x[0], (clients, steps))
+      return Carry(carry.keys, *one(state, its, steps, carry.keys))
+    state = over_clients(one)(state, clients, steps, carry.keys)
+    return Carry(carry.keys, *state)
+
+  inputs = _SPLIT, _WHOLE, _WHOLE, _SPLIT, _SPLIT, _WHOLE
+  return _on(mesh, one_device, inputs)(
+    carry, roles, work, clients, steps, number
+  )
+
+
+@compile.jit(static=(0, 1, 2), donate=(3,))
+def finish_chunk(
+  algorithm: Algorithm,
+  plan: Plan,
+  mesh: Mesh | None,
+  totals: Received | None,
+  carry: Carry,
+  roles: Roles,
+  work: Work,
+  clients: Clients,
+  steps,
+):
+  """What comes of a chunk after its last step, see `train`."""
+
+  alone = _alone(mesh, clients)
+
+  def one_device(totals, carry, roles, work, clients, steps):
+    if alone:
+      carry = jax.tree.map(lambda x: x[None], carry)
+
+    def one(state, sums, its: Clients, steps, key):
+      start = _start(algorithm, plan, roles, work, its, steps)
+      message, personal = algorithm.update.finish(state, start)
+      result = ClientResult(message, personal, sums)
+      return sent(algorithm, start, result, its.weights, key, work.channel)
+
+    messages, counts, personal, sums = over_clients(one)(
+      carry.state, carry.sums, clients, steps, carry.keys
+    )
+    if mesh is None or totals is None:
+      return collect(algorithm, totals, messages, counts, plan), personal, sums
+    totals = jax.tree.map(lambda x: x[0], totals)
+    totals = collect(algorithm, totals, messages, counts, plan)
+    return jax.tree.map(lambda x: x[None], totals), personal, sums
+
+  inputs = _SPLIT, _SPLIT, _WHOLE, _WHOLE, _SPLIT, _SPLIT
+  return _on(mesh, one_device, inputs)(
+    totals, carry, roles, work, clients, steps
+  )
+
+
+def _alone(mesh: Mesh | None, clients: Clients) -> bool:
+  """Whether a chunk is a single client's."""
+  return mesh is None and len(clients.ids) == 1
+
+
+def _start(
   algorithm: Algorithm,
   plan: Plan,
   roles: Roles,
   work: Work,
-  totals,
-  clients: Clients,
-  mesh: Mesh,
-):
-  """`train_chunk` with the clients spread over the D devices of a mesh.
+  its: Clients,
+  steps,
+) -> Start:
+  """What one client begins a round with, that takes so many steps."""
+  moment = work.moment._replace(steps=steps)
+  start = Start(roles._replace(personal=its.personal), plan, moment)
+  return client.with_fresh(algorithm, start, work.table, its.fresh)
 
-  Args:
-    mesh: static; its axis `CLIENTS` divides K.
-    totals: [D, ...], those of each device; None for 'stack'.
-  """
 
-  def one_device(roles, work, had, clients):
-    if had is not None:
-      had = jax.tree.map(lambda x: x[0], had)
-    totals, personal, sums = _chunk(algorithm, plan, roles, work, had, clients)
-    if had is not None:
-      totals = jax.tree.map(lambda x: x[None], totals)
-    return totals, personal, sums
+def over_clients(function) -> Callable[..., Any]:
+  """`vmap` over the leading axis; a single client is run without it."""
 
-  whole, split = P(), P(CLIENTS)
-  return mapped_over(mesh, (whole, whole, split, split), split)(one_device)(
-    roles._replace(personal=None), work, totals, clients
-  )
+  def mapped(*args):
+    count = len(jax.tree.leaves(args)[-1])
+    if count > 1:
+      return jax.vmap(function)(*args)
+    out = function(*jax.tree.map(lambda x: x[0], args))
+    return jax.tree.map(lambda x: x[None], out)
+
+  return mapped
+
+
+def _on(mesh: Mesh | None, function, inputs):
+  """The function on one device, or on each of a mesh with its own clients."""
+  if mesh is None:
+    return function
+  return mapped_over(mesh, inputs, _SPLIT)(function)
 
 
 def mapped_over(mesh: Mesh, inputs, outputs):
@@ -110,107 +267,3 @@ def add_devices(totals: Received, mesh: Mesh) -> Received:
     return jax.lax.psum(mine, CLIENTS)
 
   return mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)
-
-
-def _chunk(algorithm, plan, roles: Roles, work: Work, totals, clients: Clients):
-  """The body of `train_chunk`."""
-  # Known to the device alone, or each number of steps would be compiled.
-  steps = jnp.sum(jnp.any(clients.rows >= 0, axis=(0, 2)))
-  keys = seeds.per_client(work.key, clients.ids)
-
-  def one(its: Clients, key):
-    start = Start(roles._replace(personal=its.personal), plan, work.moment)
-    start = client.with_fresh(algorithm, start, work.table, its.fresh)
-    result = client.run(algorithm, start, work.table, its.rows, key, steps)
-    return sent(algorithm, start, result, its.weights, key, work.channel)
-
-  messages, counts, personal, sums = over_clients(one)(clients, keys)
-  totals = collect(algorithm, totals, messages, counts, plan)
-  return totals, personal, sums
-
-
-def over_clients(function):
-  """`vmap` over the leading axis; a single client is run without it."""
-
-  def mapped(*args):
-    count = len(jax.tree.leaves(args)[-1])
-    if count > 1:
-      return jax.vmap(function)(*args)
-    out = function(*jax.tree.map(lambda x: x[0], args))
-    return jax.tree.map(lambda x: x[None], out)
-
-  return mapped
-
-
-def train_stepwise(
-  algorithm: Algorithm,
-  plan: Plan,
-  roles: Roles,
-  work: Work,
-  totals,
-  clients: Clients,
-  together: int = 1,
-):
-  """`train_chunk` for one client, without a loop in the compiled programs.
-
-  No padded step is executed, nothing is compiled per number of steps, and
-  convolutions stay outside loops: the way to run on XLA:CPU.
-
-  together: steps in a row that are one program; what is left over is run one
-  by one.
-  """
-  roles = roles._replace(
-    personal=jax.tree.map(lambda x: x[0], clients.personal)
-  )
-  total = int((np.asarray(clients.rows)[0] >= 0).any(axis=1).sum())
-  work = work._replace(moment=work.moment._replace(steps=total))
-  key, carry = _begin_stepwise(
-    algorithm, plan, roles, work.key, clients.ids[0], work.moment
-  )
-  fresh = None if clients.fresh is None else clients.fresh[0]
-  number = 0
-  while number < total:
-    size = together if number + together <= total else 1
-    rows = clients.rows[0][number : number + size]
-    carry = _steps(
-      algorithm, plan, carry, roles, work, key, rows, number, fresh
-    )
-    number += size
-  return _finish_stepwise(
-    algorithm, plan, carry, totals, roles, work, key, clients.weights, fresh
-  )
-
-
-@compile.jit(static=(0, 1), light=True)
-def _begin_stepwise(algorithm, plan, roles, key, identity, moment):
-  state = algorithm.update.begin(Start(roles, plan, moment))
-  sums = client.zero_sums(algorithm)
-  return jax.random.fold_in(key, identity), (state, sums)
-
-
-@compile.jit(static=(0, 1), donate=(2,))
-def _steps(algorithm, plan, carry, roles, work: Work, key, rows, number, fresh):
-  """Steps on row numbers [n, B], one after another."""
-  start = Start(roles, plan, work.moment)
-  start = client.with_fresh(algorithm, start, work.table, fresh)
-  for i, row in enumerate(rows):
-    now = client.at_step(start, number + i)
-    carry = client.one_step(algorithm, carry, now, work.table, row, key)
-  return carry
-
-
-@compile.jit(static=(0, 1), donate=(3,))
-def _finish_stepwise(
-  algorithm, plan, carry, totals, roles, work, key, weights, fresh
-):
-  state, sums = carry
-  start = Start(roles, plan, work.moment)
-  start = client.with_fresh(algorithm, start, work.table, fresh)
-  message, personal = algorithm.update.finish(state, start)
-  result = ClientResult(message, personal, sums)
-  message, counts, personal, sums = jax.tree.map(
-    lambda x: x[None],
-    sent(algorithm, start, result, weights[0], key, work.channel),
-  )
-  totals = collect(algorithm, totals, message, counts, plan)
-  return totals, personal, sums

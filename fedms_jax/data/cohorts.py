@@ -96,6 +96,28 @@ def chunks(
   return found[::-1]
 
 
+def best_width(steps: np.ndarray, width: int, least: int = 1) -> int:
+  """The one width for all chunks of a cohort: of those that `chunks` tries, the
+  one by which all of them together take the least time, as it is counted there.
+
+  steps, width, least: as in `chunks`.
+  """
+  longest, found = np.sort(steps)[::-1], {}
+  while True:
+    rows = longest[::width].sum()
+    found[width] = rows * (width + max(found, default=width) / 32)
+    if width <= least:
+      return min(found, key=found.__getitem__)
+    width = max(least, -(-width // 2))
+
+
+def lengths(sizes: np.ndarray, batch_size: int, epochs: int, steps: int):
+  """Local steps of clients of so many rows, int64 [K], see `batches`."""
+  if steps:
+    return np.full_like(sizes, steps)
+  return epochs * -(-sizes // batch_size)
+
+
 def batches(
   partition: Partition,
   ids: np.ndarray,
@@ -125,7 +147,7 @@ def batches(
       f'client {ids[sizes.argmin()]} has no training rows. Raise `min_rows`.'
     )
   per_epoch = -(-sizes // batch_size)
-  counts = np.full_like(sizes, steps) if steps else epochs * per_epoch
+  counts = lengths(sizes, batch_size, epochs, steps)
   passes = -(-counts // per_epoch)
   # One segment per client and epoch; one entry per row of a segment.
   client, epoch = _ragged(passes)

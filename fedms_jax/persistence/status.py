@@ -26,7 +26,8 @@ class Status(NamedTuple):
   the last line of metrics.jsonl, None before the first round. rate: rounds
   per second, None before the second one. idle: seconds since the last round.
   checkpoint: rounds that the last checkpoint has seen, over all stages; None
-  without one. holder: the lock's content.
+  without one. holder: the lock's content. activity: what activity.json holds,
+  None if nothing holds up the round.
   """
 
   state: str
@@ -36,6 +37,7 @@ class Status(NamedTuple):
   idle: float | None = None
   checkpoint: int | None = None
   holder: dict[str, Any] | None = None
+  activity: dict[str, Any] | None = None
 
   @property
   def done(self) -> int:
@@ -84,6 +86,7 @@ def read(path: str | pathlib.Path, now: float | None = None) -> Status:
     idle=None if last is None else now - last['unix_seconds'],
     checkpoint=_checkpoint(folder.checkpoints),
     holder=held and held[0],
+    activity=_activity(folder),
   )
 
 
@@ -106,6 +109,8 @@ def text(path: str | pathlib.Path, status: Status) -> str:
       ['depth', f'{record["depth"]:g} active blocks'],
       ['score', '-' if score is None else f'{score:.4f}'],
     ]
+  if status.activity is not None and status.state.startswith('running'):
+    rows.append(['compiling', f'for {status.activity["compiling"]}'])
   if status.rate is not None:
     rows.append(['speed', f'{status.rate:.3g} rounds per second'])
   if status.left is not None and status.state.startswith('running'):
@@ -129,6 +134,12 @@ def _state(folder: workdir.Workdir, held) -> str:
   if folder.result() is not None:
     return 'finished'
   return 'saved' if held is None else 'killed'
+
+
+def _activity(folder: workdir.Workdir) -> dict[str, Any] | None:
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    return files.read_json(folder.activity)
+  return None
 
 
 def _stages(folder: workdir.Workdir) -> list[tuple[str, int | None]]:

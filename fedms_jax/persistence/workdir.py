@@ -6,6 +6,7 @@ partition.json  rows of each class that clients have
 stages.json     name, rounds and served model of each stage
 lock.json       the process that writes here now, see `lock.py`
 metrics.jsonl   one line per stage and round
+activity.json   what a round waits for now, if it does: its programs
 summary.json    the final table
 per_client.csv  or .parquet: a row for each evaluated client
 checkpoints/    server state, schedule, round
@@ -15,6 +16,7 @@ tensorboard/    events
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -187,6 +189,17 @@ class Workdir:
   @property
   def stages(self) -> pathlib.Path:
     return self.root / 'stages.json'
+
+  @property
+  def activity(self) -> pathlib.Path:
+    return self.root / 'activity.json'
+
+  def say(self, activity: dict[str, Any] | None) -> None:
+    """Tells readers of the folder what goes on; None: nothing of note."""
+    if activity is None:
+      self.activity.unlink(missing_ok=True)
+    else:
+      files.write_atomic(self.activity, json.dumps(activity) + '\n')
 
   @property
   def metrics(self) -> pathlib.Path:

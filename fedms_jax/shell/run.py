@@ -186,8 +186,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   stack.push(_closing(watch.close))
   if peers.primary:
     watch.add(observer.Notes())
-    if config.progress:
-      watch.add(observer.Progress())
+    watch.add(observer.Progress() if config.progress else observer.Log())
   keep = run_store.Memory(peers)
   if workdir is not None:
     keep = run_store.Disk(
@@ -325,6 +324,7 @@ def _attach(
   names = [stage.name for stage in simulation.stages]
   events = writers.TensorBoard(workdir.tensorboard, at) if board else None
   watch.add(observer.Writers(metrics, events, names))
+  watch.add(observer.Activity(workdir.say))
   records.records += [
     {**line, 'stage': names[line['stage']]}
     for line in writers.read_metrics(workdir.metrics)

@@ -40,8 +40,9 @@ def keep(store: Any, cohort: Any, chunks: Sequence[Any], version: int) -> None:
   """Stores what the clients of a cohort have become."""
   with timeline.span('store'):
     for chunk in chunks:
-      count = len(chunk.places)
-      kept = jax.tree.map(lambda x, n=count: x[:n], chunk.personal)
+      count, kept = len(chunk.places), chunk.personal
+      if count < len(chunk.sums['skipped']):
+        kept = jax.tree.map(lambda x, n=count: x[:n], kept)
       store.scatter(cohort.ids[chunk.places], kept, version)
 
 

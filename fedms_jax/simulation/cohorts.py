@@ -15,7 +15,7 @@ from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.data import cohorts
 from fedms_jax.schedules import Schedule
-from fedms_jax.simulation.state import Fresh, Options
+from fedms_jax.simulation.state import Fresh, Options, Stage
 from fedms_jax.systems import arrivals as arrival
 from fedms_jax.systems.arrivals import Arrivals
 
@@ -140,6 +140,23 @@ def validated(
   awaited |= stop is not None and stop.metric in ('score', 'capability')
   often = (number + 1) % max(options.validate_every, 1) == 0
   return awaited or often or number + 1 == rounds
+
+
+def typical(
+  stage: Stage, federation: Federation, options: Options, processes: int
+) -> np.ndarray:
+  """Local steps of as many clients as a process has of a cohort, such as they
+  usually are, int64 [k]; none where nobody knows who takes part."""
+  if stage.arrivals is not None:
+    return np.zeros(0, np.int64)
+  data, o = stage.view(federation) if stage.view else federation, options
+  sizes = data.train.at(0).sizes()
+  steps = cohorts.lengths(sizes[sizes > 0], o.batch_size, o.epochs, o.steps)
+  if not len(steps):
+    return steps
+  count = -(-min(o.cohort, len(steps)) // processes)
+  places = (np.arange(count) + 0.5) / count * len(steps)
+  return np.sort(steps)[places.astype(int)]
 
 
 def ahead(

@@ -6,6 +6,7 @@ round t runs, where the schedule can wait for its score.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from fedms_jax.core import activation, compile, reduction, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.simulation import (
+  ahead,
   carried,
   cohorts,
   curves,
@@ -102,7 +104,9 @@ class Simulation:
       state = self._begin(0, self.initial, None)
     state = self._placed(state)
     while True:
-      state = self._run_stage(state)
+      self._ahead = ahead.Ahead(self.planner, self.tables)
+      with contextlib.closing(self._ahead):
+        state = self._run_stage(state)
       self.ledgers[self.stages[state.stage].name] = state.ledger
       if state.stage + 1 == len(self.stages):
         return state
@@ -195,14 +199,17 @@ class Simulation:
       stage.algorithm, state.roles, batch=o.batch_size, slots=o.slots
     )
     self.accounting.begin(stage.algorithm, meter)
+    processes = self.place.peers.processes
+    usual = cohorts.typical(stage, self.federation, o, processes)
+    self.planner.begin(usual, getattr(store, 'nbytes', 0))
     rounds = handover.rounds(self.stages, state)
     self.observer.stage(stage.name, state.round, rounds)
     flight = None
     left = range(state.round, rounds)
     if stopping.over(state.watch, state.round):
       left = range(0)  # it was saved after its last round
-    ahead = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
-    for cohort in timeline.rounds(stage.name, ahead):
+    source = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
+    for cohort in timeline.rounds(stage.name, source):
       if flight is not None and not schedule.delay:
         state, flight = self.accounting.settle(state, flight), None
       if schedule.over(state.progress, cohort.round):
@@ -273,6 +280,8 @@ class Simulation:
     )
     before = self.tables.derived_rows
     here, held, how = self.here(task, self.plan(state), store)
+    self._ahead.tell(self.observer, plans, how)
+    self._ahead.wait(plans)
     with timeline.span('train') as done:
       after = done(execution.train(task, here, how))
     validation = None
@@ -284,9 +293,12 @@ class Simulation:
             how.scored, cohorts.asked(self.options),
           )
         )  # fmt: skip
+    self.observer.compiling('')
     record = record_of(task, ever, last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
+    left = range(cohort.round, rounds)
+    self._ahead.look(task, here, how, schedule, state.progress, left)
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),

@@ -37,7 +37,9 @@ def layout(
   plans: Sequence[Plan], steps: np.ndarray, how: Execution, least: int = 1
 ) -> list[tuple[np.ndarray, int]]:
   """Chunks of clients of one plan, of like length: their places, and lanes for
-  them, at least `least`."""
+  them, at least `least`. Where all have the same plan, all chunks have the same
+  lanes, so that a plan is compiled once; of several plans each may have a few
+  clients, who are not to wait in many lanes."""
   if not plans:
     return []
   kinds = {plan: i for i, plan in enumerate(dict.fromkeys(plans))}
@@ -48,6 +50,7 @@ def layout(
   ]
   groups = np.split(order, cuts)
   if how.mode == 'chunk':
+    least = max(least, how.width) if len(kinds) == 1 else least
     return [
       (group[places], lanes)
       for group in groups
@@ -124,26 +127,26 @@ def _chunk(task: Round, plan, clients: Clients, here: Here, totals, how):
   zero = np.int32(0)
   moment = Moment(np.int32(task.cohort.round), zero, zero, np.int32(task.clock))
   work = Work(here.table, task.key, moment, task.channel)
-  args = (task.algorithm, plan, task.roles, work, totals, clients)
-  if how.mode == 'loop':
-    return rounds.train_stepwise(*args, how.steps)
-  if here.place.mesh is not None:
-    return rounds.train_spread(*args, here.place.mesh)
-  return rounds.train_chunk(*args)
+  return rounds.train(
+    task.algorithm,
+    plan,
+    task.roles,
+    work,
+    totals,
+    clients,
+    together=how.steps,
+    mesh=here.place.mesh,
+  )
 
 
 def _padded(cohort: Cohort, here: Here, chosen, lanes: int) -> Clients:
   """The clients of a chunk, filled up to its lanes.
 
-  chosen: of `here.places`. The steps have room for twice as many at most: they
-  are not run, but shapes are few."""
+  chosen: of `here.places`. Rows stay on the host, which runs the steps."""
   place, places = here.place, here.places[chosen]
   fill = -(-lanes // place.width) * place.width - len(places)
   padded = np.concatenate([places, np.repeat(places[:1], fill)])
-  room = 1 << int(cohort.steps[places].max() - 1).bit_length()
-  chunk_rows = here.rows[padded, :room]
-  missing = ((0, 0), (0, room - chunk_rows.shape[1]), (0, 0))
-  chunk_rows = np.pad(chunk_rows, missing, constant_values=-1)
+  chunk_rows = here.rows[padded]
   weights = cohort.weights[padded]
   if fill:
     chunk_rows[-fill:], weights[-fill:] = -1, 0.0
@@ -151,7 +154,8 @@ def _padded(cohort: Cohort, here: Here, chosen, lanes: int) -> Clients:
   chosen = np.concatenate([chosen, np.repeat(chosen[:1], fill)])
   personal = tree.rows(here.personal, chosen)
   fresh = None if here.fresh is None else here.fresh[padded]
-  return place.split(Clients(ids, personal, chunk_rows, weights, fresh))
+  ids, personal, weights, fresh = place.split((ids, personal, weights, fresh))
+  return Clients(ids, personal, chunk_rows, weights, fresh)
 
 
 def _apart(none: Received, parts, count: int, place: Placement) -> Received:

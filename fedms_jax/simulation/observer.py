@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -20,6 +21,10 @@ class Silent:
 
   def note(self, text: str) -> None:
     """Called with a decision of the engine that a user may want to know."""
+
+  def compiling(self, what: str) -> None:
+    """Called before a round that may have to wait for its programs, with what
+    they are for; and with '' when it has begun."""
 
   def stop_requested(self) -> bool:
     """Whether the run shall save and stop."""
@@ -43,18 +48,56 @@ class Notes(Silent):
       tqdm.tqdm.write(text)  # above a bar, if there is one
 
 
+class Log(Silent):
+  """Prints what a round waits for, where no bar shows it."""
+
+  def __init__(self):
+    self._stage = ''
+
+  def stage(self, name, done, total):
+    self._stage = name
+
+  def compiling(self, what):
+    if what:
+      print(f'{self._stage}: compiling for {what}', flush=True)
+
+
+class Activity(Silent):
+  """Tells other processes what a round waits for: `fedms status` reads it.
+
+  write: puts a JSON value into the file of the workdir; None removes it.
+  """
+
+  def __init__(self, write: Callable[[Any], None]):
+    self._write = write
+    self._there = True  # of a run that was killed
+    self.compiling('')
+
+  def compiling(self, what):
+    if what:
+      self._write({'compiling': what, 'unix_seconds': time.time()})
+    elif self._there:
+      self._write(None)
+    self._there = bool(what)
+
+  def close(self):
+    self.compiling('')
+
+
 class Progress(Silent):
-  """A tqdm bar per stage, with the running score and depth; and one for a
-  long pass that derives columns."""
+  """A tqdm bar per stage, with the running score and depth, and what it waits
+  for; and one for a long pass that derives columns."""
 
   def __init__(self):
     self._bar = None
     self._pass = None
+    self._shown = ''
 
   def stage(self, name, done, total):
     import tqdm
 
     self.close()
+    self._shown = ''
     self._bar = tqdm.tqdm(
       total=total,
       initial=done,
@@ -73,7 +116,13 @@ class Progress(Silent):
       shown['gate'] = f'{record["gate_weight"]:.2f}'
     if self._bar is not None:
       self._bar.set_postfix(shown, refresh=False)
+      self._shown = self._bar.postfix
       self._bar.update()
+
+  def compiling(self, what):
+    if self._bar is not None:
+      text = f'compiling for {what}' if what else self._shown
+      self._bar.set_postfix_str(text, refresh=bool(what))
 
   def derived(self, done, total):
     if self._pass is None:
@@ -172,6 +221,10 @@ class Observers(Silent):
   def note(self, text):
     for observer in self._observers:
       observer.note(text)
+
+  def compiling(self, what):
+    for observer in self._observers:
+      observer.compiling(what)
 
   def stop_requested(self):
     return any(o.stop_requested() for o in self._observers)

@@ -1,7 +1,9 @@
 """Predicts how many clients can be computed together.
 
-Programs for a few clients are compiled, not run. XLA reports the memory that
-they take, which grows linearly with the number of clients.
+Programs for a few clients are compiled, not run: of the dense plan and, if that
+does not fit, of the last block alone. XLA reports the memory that they take,
+which grows linearly with the number of clients, and with the blocks that a
+client goes back through.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import jax
 import numpy as np
 
 from fedms_jax.cluster import memory
-from fedms_jax.core import reduction, rounds, scoring, tree
-from fedms_jax.core.contract import Algorithm, Clients, Moment, Work
-from fedms_jax.core.types import Plan, Roles, Tree
-from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation.cohorts import Cohort, Round
+from fedms_jax.core import tree
+from fedms_jax.core.types import Plan
+from fedms_jax.data.cohorts import best_width
+from fedms_jax.simulation.cohorts import Round
+from fedms_jax.simulation.needs import Scene, of_scoring, of_training
 from fedms_jax.systems.units import in_bytes
 
-_SMALL = (2, 4)  # clients of the programs that are measured
+_FEW = 4  # clients of the programs that are measured, at most
 _SHARE = 0.9  # of the free memory; the rest is lost to fragmentation
 _IN_FLIGHT = 2  # rounds whose results may be on the device
 
@@ -45,18 +47,6 @@ class Fit(NamedTuple):
   scored: int
   each: float
   free: float
-
-
-class Scene(NamedTuple):
-  """The shapes of a round, and how many of its clients one device has: what
-  programs are compiled for."""
-
-  algorithm: Algorithm
-  roles: Roles
-  table: dict[str, jax.Array]
-  cohort: Cohort
-  clients: int
-  channel: Tree = ()
 
 
 class Planner:
@@ -93,8 +83,22 @@ class Planner:
     self._steps = steps
     self._tell = tell
     self._most = 0
-    # By algorithm and plan: bytes free, and taken by programs for `_SMALL`.
+    self._held = 0.0
+    # Whether the last choice holds for every other plan, too.
+    self.settled = True
+    self._steps_of_all: np.ndarray | None = None
+    # By algorithm and plan: bytes free, clients, and bytes that they need.
     self._found: dict[tuple, tuple] = {}
+    # Bytes by program, algorithm, plan and clients.
+    self._measured: dict[tuple, float] = {}
+
+  def begin(self, steps: np.ndarray, held: float = 0.0) -> None:
+    """A stage begins. steps: of as many clients as take part in a round here,
+    that stand for all, int [K]: by them one width is chosen for all rounds.
+    held: bytes that lie on the device beside models and tables."""
+    self._held = held
+    self._most = max(self._most, len(steps))
+    self._steps_of_all = steps
 
   def choose(
     self,
@@ -131,12 +135,14 @@ class Planner:
       task.algorithm, task.roles, table, task.cohort, most, task.channel
     )
     fits = [self._fit(scene, plan, sent) for plan in dict.fromkeys(plans)]
+    every = {Plan((True,) * len(p.active), 0, p.variant) for p in plans}
+    dense = [self._predicted(scene, plan, sent) for plan in every]
+    self.settled = min(min(f.trained, f.scored) for f in dense) >= most
     scored = self._devices * min(most, *(fit.scored for fit in fits))
     width = self._devices * min(most, *(fit.trained for fit in fits))
     if jax.tree.leaves(task.roles.personal):
       width = min(width, scored)  # chunks are scored as they were trained
-    # As many chunks as that makes, but of equal width.
-    width = -(-self._most // -(-self._most // width))
+    width = self._narrowed(width)
     self._tell(
       f'{task.algorithm.name}: {width} clients at a time: '
       f'{in_bytes(max(fit.each for fit in fits))} each, '
@@ -152,9 +158,17 @@ class Planner:
       return Execution('loop', 1, steps=self._steps)
     return Execution('chunk', self._devices)
 
+  def _narrowed(self, width: int) -> int:
+    """The width of chunks at most so wide by which clients of unlike length
+    wait the least; as many chunks as that makes, of equal width."""
+    steps = self._steps_of_all
+    if steps is not None and len(steps):
+      width = best_width(steps, width, self._devices)
+    return -(-self._most // -(-self._most // width))
+
   def _fit(self, scene: Scene, plan: Plan, sent: int) -> Fit:
     """What fits under a plan. Where all clients fit under the dense one, they
-    fit under every other, which then need not be measured."""
+    fit under every other, for which then nothing is compiled."""
     dense = Plan((True,) * len(plan.active), 0, plan.variant)
     if plan != dense:
       # A split of the blocks may copy them.
@@ -163,7 +177,7 @@ class Planner:
       if min(fit.trained, fit.scored) >= scene.clients:
         return fit
     fit = self._predicted(scene, plan, sent)
-    for what, program in (('trained', _training), ('scored', _scoring)):
+    for what, program in (('trained', of_training), ('scored', of_scoring)):
       if not getattr(fit, what):
         need = program(scene, plan, 1)
         if need > fit.free:
@@ -175,19 +189,44 @@ class Planner:
     """What fits beside `taken` bytes."""
     key = (scene.algorithm, plan)
     if key not in self._found:
+      few = max(1, min(_FEW, scene.clients))
+      # Backpropagation ends at the lowest active block, a score at the prefix.
+      lowest = plan.active.index(True) if any(plan.active) else 0
       self._found[key] = (
         self._free(scene),
-        [_training(scene, plan, count) for count in _SMALL],
-        [_scoring(scene, plan, count) for count in _SMALL],
+        few,
+        self._needed(of_training, scene, plan, lowest, few),
+        self._needed(of_scoring, scene, plan, plan.boundary, few),
       )
-    free, *needs = self._found[key]
+    free, few, *needs = self._found[key]
     free = _SHARE * (free - taken) - _results(scene)
-    (trained, each), (scored, _) = (_fitting(need, free) for need in needs)
-    return Fit(trained, scored, each, free)
+    fixed = tree.nbytes(scene.roles.frozen)
+    trained, scored = (_fitting(need, few, fixed, free) for need in needs)
+    return Fit(trained, scored, needs[0] / few, free)
+
+  def _needed(self, program, scene: Scene, plan: Plan, lowest: int, few: int):
+    """Bytes that a program for a few clients takes of which `lowest` is the
+    first block that counts: between the bytes of the dense plan and those of
+    the last block alone, which are measured."""
+    blocks = len(plan.active)
+    last = tuple(b == blocks - 1 for b in range(blocks))
+
+    def measured(active, boundary):
+      ours = Plan(active, boundary, plan.variant)
+      key = program, scene.algorithm, ours, few
+      if key not in self._measured:
+        self._measured[key] = program(scene, ours, few)
+      return self._measured[key]
+
+    whole = measured((True,) * blocks, 0)
+    if not lowest:
+      return whole
+    part = measured(last, blocks - 1)
+    return part + (whole - part) * (blocks - 1 - lowest) / (blocks - 1)
 
   def _free(self, scene: Scene) -> float:
     if self._memory:
-      return self._memory - tree.nbytes((scene.roles, scene.table))
+      return self._memory - tree.nbytes((scene.roles, scene.table)) - self._held
     # What earlier programs still use is not free yet, but will be.
     jax.block_until_ready((scene.roles, scene.table))
     return memory.device()
@@ -220,82 +259,13 @@ def _results(scene: Scene) -> float:
   return float(_IN_FLIGHT * scene.clients * one)
 
 
-def _fitting(need: Sequence[float], free: float) -> tuple[int, float]:
-  """(how many clients fit, bytes that each takes), from what `_SMALL` take."""
-  each = max(need[1] - need[0], 1.0) / (_SMALL[1] - _SMALL[0])
-  fixed = need[0] - _SMALL[0] * each
-  return max(0, math.floor((free - fixed) / each)), each
-
-
-def _training(scene: Scene, plan: Plan, width: int) -> float:
-  """Bytes that the training of a chunk takes beside what is there."""
-  algorithm, roles, cohort = scene.algorithm, scene.roles, scene.cohort
-  given = _shapes(roles._replace(personal=None))
-  totals = None
-  if algorithm.server.reduction == 'sum':
-    totals = jax.eval_shape(lambda: reduction.empty(algorithm, _shapes(roles)))
-  _, _, batch = cohort.rows.shape
-  steps = bucket(cohort.steps.max())
-  own = Clients(
-    ids=jax.ShapeDtypeStruct((width,), np.uint32),
-    personal=_personal(roles, width),
-    rows=jax.ShapeDtypeStruct((width, steps, batch), np.int32),
-    weights=jax.ShapeDtypeStruct((width,), np.float32),
-    fresh=cohort.fresh
-    if cohort.fresh is None
-    else jax.ShapeDtypeStruct((width, cohort.fresh.shape[1]), np.int32),
-  )
-  moment = Moment(*[jax.ShapeDtypeStruct((), np.int32)] * 4)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  work = Work(_shapes(scene.table), key, moment, _shapes(scene.channel))
-  compiled = (
-    rounds.train_chunk.program()
-    .lower(algorithm, plan, given, work, totals, own)
-    .compile()
-  )
-  return tree.nbytes(own) + _taken(compiled)
-
-
-def _scoring(scene: Scene, plan: Plan, width: int) -> float:
-  """Bytes that scoring the served model for so many clients takes."""
-  algorithm, roles = scene.algorithm, scene.roles
-  held = scene.cohort.validation.shape[1]
-  personal = _personal(roles, width)
-  whole = Plan((True,) * len(plan.active), plan.boundary)
-  compiled = (
-    scoring.evaluate_chunk.program()
-    .lower(
-      scoring.Look(algorithm, whole, (algorithm.served,)),
-      _shapes(roles._replace(personal=None)),
-      _shapes(scene.table),
-      personal,
-      jax.ShapeDtypeStruct((width, held), np.int32),
-    )
-    .compile()
-  )
-  return tree.nbytes(personal) + _taken(compiled)
-
-
-def _taken(compiled) -> float:
-  """Bytes that a program allocates: its workspace and its results."""
-  found = compiled.memory_analysis()
-  if found is None:
-    raise ValueError(
-      'this back-end does not say what memory a program takes, so that '
-      'chunks cannot be planned. Give `Options.chunk`=<clients>.'
-    )
-  results = found.output_size_in_bytes - found.alias_size_in_bytes
-  return float(found.temp_size_in_bytes + results)
-
-
-def _shapes(values: Tree) -> Tree:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
-
-
-def _personal(roles: Roles, width: int) -> Tree:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), roles.personal
-  )
+def _fitting(need: float, few: int, fixed: float, free: float) -> int:
+  """How many clients fit, if a few of them need so many bytes, of which at
+  most `fixed` are the same for any number: no more than do in either case."""
+  if need <= free:
+    return math.floor(free / max(need, 1.0) * few)
+  fixed = min(fixed, need - 1.0)
+  return max(0, math.floor((free - fixed) / (need - fixed) * few))
 
 
 def _refusal(what: str, scene: Scene, plan: Plan, need, free: float) -> str:

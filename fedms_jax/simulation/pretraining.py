@@ -43,8 +43,7 @@ def train(
   raw = lazy.take(federation.table.columns, public)
   rows = np.arange(len(public))
   table, _ = Tables(raw, scope='run').view(algorithm, roles, rows, plan)
-  first = Start(roles, plan)
-  carry = (algorithm.update.begin(first), client.zero_sums(algorithm))
+  carry = _begin(algorithm, roles, plan)
   steps = steps_per_epoch(len(public), batch_size)
   observer.stage('pretrain', 0, epochs)
   for epoch in range(epochs):
@@ -62,7 +61,8 @@ def train(
       plan,
     )
     sums = jax.device_get(carry[1])
-    carry = (carry[0], jax.tree.map(jnp.zeros_like, carry[1]))
+    zeros = {name: np.zeros_like(x) for name, x in sums.items()}
+    carry = carry[0], zeros
     observer.round(
       {
         'stage': 'pretrain',
@@ -72,7 +72,7 @@ def train(
         'seconds': time.perf_counter() - start,
       }
     )
-  message, _ = algorithm.update.finish(carry[0], first)
+  message, _ = algorithm.update.finish(carry[0], Start(roles, plan))
   return message.update
 
 
@@ -87,6 +87,13 @@ def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
   rows = np.full(steps * batch_size, -1, np.int32)
   rows[:count] = order
   return rows.reshape(steps, batch_size)
+
+
+@compile.jit(static=(0, 2), light=True)
+def _begin(algorithm, roles: Roles, plan):
+  """What is carried into the first epoch."""
+  state = algorithm.update.begin(Start(roles, plan))
+  return state, client.zero_sums(algorithm)
 
 
 @compile.jit(static=(0, 8), donate=(1,))

@@ -16,30 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.cluster import memory
-from fedms_jax.core import columns, compile, tree
+from fedms_jax.core import columns, tree
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation import timeline
+from fedms_jax.simulation import derivation, timeline
 from fedms_jax.simulation.host_columns import UNDER_WAY, HostColumns, TableDict
-
-
-@compile.jit(static=(0, 3))
-def _derive(algorithm: Algorithm, roles: Roles, raw, plan: Plan):
-  """The derived columns of one block of raw rows."""
-  return algorithm.columns(roles, raw, plan)
-
-
-@compile.jit(donate=(0,), light=True)
-def _write(derived, new, start):
-  """The derived columns with a block's at row `start`."""
-  return {
-    name: jax.lax.dynamic_update_slice_in_dim(
-      derived[name], new[name].astype(derived[name].dtype), start, axis=0
-    )
-    for name in derived
-  }
 
 
 class Tables:
@@ -180,6 +163,19 @@ class Tables:
     self._host: HostColumns | None = None
     self._known: dict[tuple, dict] = {}
 
+  def ahead(self, algorithm: Algorithm, roles: Roles, now: Plan, plan: Plan):
+    """What will derive columns after `now`, by `plan`, to compile it before:
+    pairs of a function and its arguments. Raises `ValueError` if a table will
+    then have other shapes."""
+    derived = self._shapes(algorithm, roles, plan)
+    if self._shapes(algorithm, roles, now) != derived:
+      raise ValueError('The columns of the next plan have other shapes.')
+    if self.scope == 'step' or not derived:
+      return []
+    shared = Roles(roles.frozen, roles.shared, None)
+    plan = Plan((True,) * len(plan.active), plan.boundary)
+    return [(derivation.derive, (algorithm, shared, self._raw_shapes(), plan))]
+
   def counted(self) -> list:
     """What `derived_rows` has counted for the present prefix, as JSON: a
     resumed run derives it again, but an uninterrupted one would not."""
@@ -195,12 +191,18 @@ class Tables:
     which takes longer than a small model's round."""
     key = (algorithm, plan.boundary)
     if key not in self._known:
-      raw = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((self.block, *x.shape[1:]), x.dtype),
-        self._raw,
+      self._known[key] = columns.shapes(
+        algorithm, roles, self._raw_shapes(), plan
       )
-      self._known[key] = columns.shapes(algorithm, roles, raw, plan)
     return self._known[key]
+
+  def _raw_shapes(self):
+    """Shapes of the raw columns of a block."""
+
+    def of(x):
+      return jax.ShapeDtypeStruct((self.block, *x.shape[1:]), x.dtype)
+
+    return jax.tree.map(of, self._raw)
 
   def _set_budget(self, roles: Roles) -> None:
     """Fixes the budget, once the roles are on the device, and before anything
@@ -330,8 +332,8 @@ class Tables:
     with timeline.span('columns') as done:
       for count, (number, place) in enumerate(zip(blocks, places, strict=True)):
         raw = self._split(self._block(int(number)))
-        new = self._put(_derive(algorithm, shared, raw, plan))
-        derived = _write(derived, new, int(place) * self.block)
+        new = self._put(derivation.derive(algorithm, shared, raw, plan))
+        derived = derivation.write(derived, new, int(place) * self.block)
         if keep:
           keep(int(number), new)
         under_way.append(new)

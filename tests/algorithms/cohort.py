@@ -54,7 +54,6 @@ def one_round(
     channel = ()
   totals = reduction.empty(algorithm, roles) if summing else None
   work = Work(world.table(), jax.random.key(key), channel=channel)
-  function = rounds.train_stepwise if how == 'loop' else rounds.train_chunk
   parts, kept = [], []
   for places in _groups(plans, 1 if how != 'vmap' else count):
     mine = Clients(
@@ -64,7 +63,7 @@ def one_round(
       weights[places],
     )
     plan = plans[places[0]]
-    out, new, _ = function(algorithm, plan, roles, work, totals, mine)
+    out, new, _ = rounds.train(algorithm, plan, roles, work, totals, mine)
     totals = out if summing else None
     parts.append(out)
     kept.append((places, new))

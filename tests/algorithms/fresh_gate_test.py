@@ -40,9 +40,8 @@ def client(rows, how='vmap', held=HELD, data=None, count=1, **kwargs):
     np.ones(count, np.float32),
     None if held is None else np.repeat(held, count, 0),
   )
-  function = rounds.train_stepwise if how == 'loop' else rounds.train_chunk
   totals = reduction.empty(algorithm, roles)
-  totals, own, _ = function(algorithm, world.TOP, roles, work, totals, mine)
+  totals, own, _ = rounds.train(algorithm, world.TOP, roles, work, totals, mine)
   sent = jax.tree.map(lambda x, y: x + y / count, roles.shared, totals.update)
   return sent, own
 

@@ -10,12 +10,12 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms
-from fedms_jax.core import client, scoring
-from fedms_jax.core.contract import Start
+from fedms_jax.core import reduction, rounds, scoring, tree
+from fedms_jax.core.contract import Work
 from fedms_jax.core.types import Plan
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.server import averaged
-from tests import folders
+from tests import folders, world
 from tests.models import references
 
 ROWS = 12
@@ -166,14 +166,12 @@ def test_mixed_probabilities_lose_less_than_their_experts_on_average():
 def test_a_client_learns_next_tokens():
   kind = 'next'
   algorithm, roles, plan = stage(kind)
-  rows = jnp.tile(jnp.arange(ROWS, dtype=jnp.int32), (8, 1))
-  train = jax.jit(
-    lambda r, t: client.run(
-      algorithm, Start(r, plan), t, rows, jax.random.key(0)
-    )
-  )
-  result = train(roles, derived(kind))
-  after = roles._replace(personal=result.personal)
+  rows = np.tile(np.arange(ROWS, dtype=np.int32), (1, 8, 1))
+  one = world.clients(rows, world.stacked(roles.personal, 1))
+  work = Work(derived(kind), jax.random.key(0))
+  totals = reduction.empty(algorithm, roles)
+  _, personal, _ = rounds.train(algorithm, plan, roles, work, totals, one)
+  after = roles._replace(personal=tree.rows(personal, 0))
   before = evaluate(kind, table(kind))
   now = evaluate(kind, table(kind), roles=after)
   assert now['loss/local'][0] < before['loss/local'][0]

@@ -95,10 +95,11 @@ def test_a_step_knows_how_far_its_client_is():
     return carry, client.zero_sums(algorithm)
 
   watched = algorithm._replace(update=algorithm.update._replace(step=note))
-  rows = np.full((1, 4, 4), -1, np.int32)
-  rows[0, :2] = 1
-  for how in ('loop', 'chunk'):
+  rows = np.full((2, 4, 4), -1, np.int32)
+  rows[0, :2] = rows[1] = 1
+  own = [0.0, 0.0, 0.25, 0.5, 0.5, 0.75]
+  for how, after in (('loop', []), ('vmap', [1.0, 1.5])):
     seen.clear()
     jax.block_until_ready(world.train(watched, roles, rows, how=how))
     jax.effects_barrier()
-    assert sorted(seen)[:2] == [0.0, 0.5] if how == 'loop' else 0.5 in seen
+    assert sorted(seen) == own + after

@@ -14,11 +14,12 @@ from fedms_jax.core.scoring import Look
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import triggers
 from fedms_jax.server import averaged
-from fedms_jax.simulation import driver, execution, observer, tables
+from fedms_jax.simulation import derivation, driver, execution, needs, observer
 from fedms_jax.simulation.state import Options
 from tests import world
 
 DENSE = triggers.dense(world.BLOCKS)  # one program a stage
+PROGRAMS = rounds.begin_chunk, rounds.step_chunk, rounds.finish_chunk
 COLLECTIVES = (
   'all-reduce(',
   'all-gather(',
@@ -82,14 +83,14 @@ def test_order_statistics_see_all_clients_of_all_devices():
 
 
 def test_each_device_derives_its_share_of_a_block(monkeypatch):
-  shares, derive = [], tables._derive
+  shares, derive = [], derivation.derive
 
   def watched(algorithm, roles, raw, plan):
     rows = raw['inputs']
     shares.append((len(rows), rows.sharding.shard_shape(rows.shape)[0]))
     return derive(algorithm, roles, raw, plan)
 
-  monkeypatch.setattr(tables, '_derive', watched)
+  monkeypatch.setattr(derivation, 'derive', watched)
   agree(run(Placement(4), block=30), single())
   assert set(shares) == {(32, 8)}  # 30 rows, filled up
 
@@ -105,11 +106,12 @@ def test_training_needs_no_collective_and_a_round_one_all_reduce():
   chunk = place.split(world.clients(rows))
   totals = place.empty(reduction.empty(algorithm, roles))
   roles, table = place.whole((roles, world.table()))
-  trained = rounds.train_spread.program().lower(
+  args = needs.arguments(
     algorithm, world.TOP, roles, Work(table, jax.random.key(0)), totals, chunk,
-    place.mesh,
+    mesh=place.mesh,
   )  # fmt: skip
-  assert not counted(trained.compile().as_text())
+  for program, its in zip(PROGRAMS, args, strict=True):
+    assert not counted(program.program().lower(*its).compile().as_text())
   added = rounds.add_devices.program().lower(totals, place.mesh)
   assert counted(added.compile().as_text()) == {'all-reduce(': 1}
 

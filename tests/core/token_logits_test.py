@@ -226,7 +226,10 @@ def trained(name, head, mix='logits', dtype='float32'):
 
   def step(roles, table):
     start = Start(roles, plan)
-    found = client.run(algorithm, start, table, rows[None], jax.random.key(0))
+    carry = algorithm.update.begin(start), client.zero_sums(algorithm)
+    key = jax.random.key(0)
+    carry, sums = client.one_step(algorithm, carry, start, table, rows, key)
+    found = algorithm.update.finish(carry, start), sums
     look = scoring.Look(algorithm, plan)
     return found, scoring.evaluate(look, roles, table, rows)
 

@@ -24,9 +24,10 @@ from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
-from fedms_jax.simulation import pretraining, tables
+from fedms_jax.simulation import derivation, needs, pretraining
 
 CLIENTS, BATCH, STEPS, ROWS, HELD, DEVICES = 7, 3, 12, 29, 19, 2
+TOGETHER = 2  # steps that are one program
 BLOCKS, WIDTH, MLP, WORDS, CLASSES, RANK = 4, 32, 48, 40, 13, 11
 PROJECTED, HEADS, PER_HEAD = 34, 2, 16
 TOKENS = {False: 10, True: 9}
@@ -199,7 +200,7 @@ def _wide(tree, *axes: int):
 def _cohort(scene: Scene, clients: int):
   """Arguments of a round's training, but for what is static."""
   roles = scene.roles
-  totals = jax.eval_shape(lambda: reduction.empty(scene.algorithm, roles))
+  totals = reduction.empty_shapes(scene.algorithm, roles)
   its = Clients(
     ids=shape(clients, dtype='uint32'),
     personal=_wide(roles.personal, clients),
@@ -210,28 +211,26 @@ def _cohort(scene: Scene, clients: int):
   return roles._replace(personal=None), work, totals, its
 
 
-def _train(case: Case) -> Program:
-  """A chunk of clients on one device."""
-  scene = _scene(case)
-  algorithm = scene.algorithm
+def _of_a_chunk(which: str, devices: int = 1):
+  """A program of the training of `CLIENTS` on each of the devices, two steps
+  at a time."""
+  function = getattr(rounds, f'{which}_chunk').__wrapped__
 
-  def run(*args):
-    return rounds.train_chunk.__wrapped__(algorithm, case.plan, *args)
+  def made(case: Case) -> Program:
+    scene, mesh = _scene(case), Placement(devices).mesh
+    roles, work, totals, its = _cohort(scene, devices * CLIENTS)
+    if mesh is not None:
+      totals = _wide(totals, devices)
+    args = needs.arguments(
+      scene.algorithm, case.plan, roles, work, totals, its,
+      together=TOGETHER, mesh=mesh,
+    )  # fmt: skip
+    static, given = args._asdict()[which][:3], args._asdict()[which][3:]
+    return Program(
+      lambda *rest: function(*static, *rest), given, scene.roles.frozen
+    )
 
-  return Program(run, _cohort(scene, CLIENTS), scene.roles.frozen)
-
-
-def _spread(case: Case) -> Program:
-  """A chunk of which each of two devices has `CLIENTS`."""
-  scene, mesh = _scene(case), Placement(DEVICES).mesh
-  algorithm = scene.algorithm
-
-  def run(*args):
-    return rounds.train_spread.__wrapped__(algorithm, case.plan, *args, mesh)
-
-  roles, work, totals, its = _cohort(scene, DEVICES * CLIENTS)
-  args = (roles, work, _wide(totals, DEVICES), its)
-  return Program(run, args, scene.roles.frozen)
+  return made
 
 
 def _evaluate(case: Case) -> Program:
@@ -257,7 +256,7 @@ def _columns(case: Case) -> Program:
   scene = _scene(case)
 
   def run(roles, raw):
-    return tables._derive.__wrapped__(scene.algorithm, roles, raw, case.plan)
+    return derivation.derive.__wrapped__(scene.algorithm, roles, raw, case.plan)
 
   roles = scene.roles._replace(personal=None)
   return Program(run, (roles, scene.raw), scene.roles.frozen)
@@ -304,14 +303,17 @@ def _server(case: Case) -> Program:
   roles, memory, channel = jax.eval_shape(
     lambda: reduction.begin(algorithm, scene.roles, 0)
   )
-  totals = jax.eval_shape(lambda: reduction.empty(algorithm, roles))
+  totals = reduction.empty_shapes(algorithm, roles)
   args = (roles, memory, channel, totals, KEY, shape())
   return Program(run, args, roles.frozen)
 
 
 KINDS: dict[str, Callable[[Case], Program]] = {
-  'train': _train,
-  'spread': _spread,
+  'begin': _of_a_chunk('begin'),
+  'train': _of_a_chunk('step'),
+  'finish': _of_a_chunk('finish'),
+  'spread': _of_a_chunk('step', DEVICES),
+  'spread-finish': _of_a_chunk('finish', DEVICES),
   'evaluate': _evaluate,
   'columns': _columns,
   'pretrain': _pretrain,

@@ -99,9 +99,7 @@ def test_both_stages_train_and_columns_change_nothing(name):
       totals = reduction.empty(algorithm, roles)
       work = Work(columns, jax.random.key(5))
       chunk = Clients(ids, personal, rows, counts)
-      results.append(
-        rounds.train_chunk(algorithm, plan, roles, work, totals, chunk)
-      )
+      results.append(rounds.train(algorithm, plan, roles, work, totals, chunk))
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
       np.testing.assert_allclose(x, y, atol=1e-4)
     totals, trained, sums = results[0]

@@ -9,6 +9,7 @@ import pytest
 from fedms_jax.persistence import status, workdir, writers
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import flags
+from fedms_jax.simulation import observer
 
 STAGES = config_lib.AlgorithmConfig(stage1_rounds=30, stage2_rounds=20)
 TEXT = flags.to_text(config_lib.Config(algorithm=STAGES))
@@ -35,6 +36,20 @@ def lines(path):
   """What is shown, by the first word."""
   shown = status.text(path, status.read(path)).splitlines()[1:]
   return {line[2:14].strip(): line[14:] for line in shown}
+
+
+def test_a_round_that_waits_for_its_programs_says_so(tmp_path):
+  with write(tmp_path, 7) as run:
+    watch = observer.Activity(run.say)
+    watch.compiling('depth 2')
+    assert lines(tmp_path)['compiling'] == 'for depth 2'
+    watch.compiling('')
+    assert 'compiling' not in lines(tmp_path)
+    watch.compiling('depth 3')
+  assert 'compiling' not in lines(tmp_path)  # nobody runs here
+  with workdir.Workdir.open(tmp_path, TEXT, resume=True) as run:
+    observer.Activity(run.say)
+    assert not run.activity.exists()
 
 
 def test_the_stages_are_those_that_the_run_has_written(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.core import rounds, tree
-from fedms_jax.core.types import Partition
+from fedms_jax.core.types import Partition, Plan
 from fedms_jax.data.cohorts import chunks
 from fedms_jax.schedules import triggers
 from fedms_jax.simulation import cohorts, planner
@@ -53,7 +53,7 @@ def model_bytes(stage=world.first_stage):
 
 def memory_for(clients, plan, stage=world.first_stage, program=None):
   """Memory in which that many clients fit under a plan, by a whisker."""
-  program = program or planner._training
+  program = program or planner.of_training
   few, more = (program(scene(stage), plan, n) for n in (2, 4))
   need = few + (clients - 2) * (more - few) / 2
   return 1.001 * need / 0.9 + model_bytes(stage)
@@ -63,7 +63,7 @@ def memory_for(clients, plan, stage=world.first_stage, program=None):
 def compile_once():
   """The same programs are measured by many of these tests."""
   patch = pytest.MonkeyPatch()
-  for name in ('_training', '_scoring'):
+  for name in ('of_training', 'of_scoring'):
     patch.setattr(planner, name, remembered(getattr(planner, name)))
   yield
   patch.undo()
@@ -84,7 +84,7 @@ def remembered(program):
 
 def test_memory_grows_by_the_same_for_each_client():
   """The law that the prediction rests on."""
-  found = [planner._training(scene(), world.DENSE, n) for n in (2, 4, 8)]
+  found = [planner.of_training(scene(), world.DENSE, n) for n in (2, 4, 8)]
   each = (found[1] - found[0]) / 2
   assert found[2] == pytest.approx(found[0] + 6 * each, rel=0.1)
   assert each > 0.5 * found[0] / 2
@@ -126,17 +126,38 @@ def test_deeper_plans_get_narrower_chunks():
 
 def test_a_plan_that_holds_for_all_depths_is_made_once(monkeypatch):
   measured = []
-  training = planner._training
+  training = planner.of_training
 
   def counted(scene, plan, width):
     measured.append(plan)
     return training(scene, plan, width)
 
-  monkeypatch.setattr(planner, '_training', counted)
+  monkeypatch.setattr(planner, 'of_training', counted)
   plan = Planner('chunk', memory=1e9)
   for plans in (PLANS, [world.DENSE] * 6, [world.GAP] * 6, PLANS):
     plan.choose(*task(plans=plans))
-  assert len(measured) == 2 and set(measured) == {world.DENSE}
+  assert measured == [world.DENSE]
+
+
+def test_depths_between_are_not_measured(monkeypatch):
+  """Two programs do for any number of depths, and do not say too little."""
+  measured, real = [], planner.of_training
+  memory = memory_for(4, world.TOP)
+
+  def counted(scene, plan, width):
+    if width > 1:  # of one client, only before it is refused
+      measured.append(plan)
+    return real(scene, plan, width)
+
+  monkeypatch.setattr(planner, 'of_training', counted)
+  middle = Plan((False, True, True), 1)
+  plan = Planner('chunk', memory=memory)
+  for one in (world.TOP, middle, world.DENSE, middle):
+    plan.choose(*task(plans=[one] * 6))
+  assert measured == [world.DENSE, world.TOP]
+  predicted = plan._needed(counted, scene(), middle, 1, 4)
+  found = real(scene(), middle, 4)
+  assert found <= predicted <= 1.1 * found
 
 
 def test_a_client_that_does_not_fit_is_refused():
@@ -153,8 +174,9 @@ def test_nor_one_whose_validation_rows_do_not():
   algorithm, roles = world.first_stage()
   many = cohort(clients=1)._replace(validation=np.zeros((1, 900), np.int32))
   one = planner.Scene(algorithm, roles, world.table(), many, 1)
-  memory = planner._scoring(one, world.DENSE, 1) / 0.9 + model_bytes() - 5000
-  assert planner._training(one, world.DENSE, 1) < 0.9 * (memory - model_bytes())
+  memory = planner.of_scoring(one, world.DENSE, 1) / 0.9 + model_bytes() - 5000
+  free = 0.9 * (memory - model_bytes())
+  assert planner.of_training(one, world.DENSE, 1) < free
   with pytest.raises(ValueError, match='scored .*`Options.validation_rows`'):
     Planner('chunk', memory=memory).choose(*task(of=many, plans=[world.DENSE]))
 
@@ -181,33 +203,72 @@ def test_a_plan_is_for_one_of_several_devices():
   assert how.width == 6
 
 
-def test_chunks_compile_a_few_programs_and_then_no_more():
-  """Of clients whose numbers of steps differ widely: one per width and power
-  of two. Only steps that some client of a chunk has are run."""
+def compiled(function):
+  """Names of the functions that are compiled while this one runs."""
+  names = []
+  watched = [names]
+
+  def note(event, seconds, **about):
+    if event.endswith('backend_compile_duration'):
+      for found in watched:
+        found.append(about.get('fun_name', ''))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  try:
+    function()
+  finally:
+    watched.clear()
+  return names
+
+
+@pytest.mark.parametrize('tight', [False, True])
+def test_a_stage_compiles_a_program_for_each_depth_and_two_more(tight):
+  """Three depths in four rounds: where all clients fit, and where two do."""
+  stage = world.stages(4, triggers.fixed(1, 3, interval=1, step=1))[0]
+  stage = stage._replace(algorithm=stage.algorithm._replace(name='counted'))
+  memory = memory_for(2, world.DENSE) if tight else 1e9
+  names = compiled(
+    lambda: world.simulate([stage], clients='chunk', memory=memory)
+  )
+  found = [name for name in names if 'step_chunk' in name]
+  assert 3 <= len(found) <= 5
+
+
+def test_chunks_compile_one_program_and_then_no_more():
+  """Of clients whose numbers of steps differ widely. Only steps that some
+  client of a chunk has are run."""
   data = world.federation()
   offsets = np.array([0, 2, 6, 14, 30, 60, 108])
   rows = np.concatenate([data.train.rows] * 3)
   data = data._replace(train=Partition(offsets, rows))
   run = {'clients': 'chunk', 'chunk': 2, 'cohort': 4, 'data': data}
   stage = world.stages(6, triggers.dense(world.BLOCKS))[0]
-  count = rounds.train_chunk.program()._cache_size
+  count = rounds.step_chunk.program()._cache_size
   before = count()
   simulation, _, records = world.simulate([stage], **run)
   steps = -(-np.diff(offsets) // 4)
-  compiled = count() - before
-  assert compiled <= 2 * len({int(s - 1).bit_length() for s in steps})
+  assert count() == before + 1
   world.simulate([stage], **run)
-  assert count() - before == compiled
+  assert count() == before + 1
   sample, arrivals = simulation.sampler(0)
   for record in records:
     ids = sample(arrivals.init, record['round']).ids
     executed = sum(
       lanes * steps[ids][places].max()
-      for places, lanes in chunks(steps[ids], 2, int)
+      for places, lanes in chunks(steps[ids], 2, int, 2)
     )
     found = steps[ids].sum() / executed
     assert record['padding_efficiency'] == pytest.approx(found)
-    assert found > 0.9
+
+
+def test_one_width_serves_clients_of_like_length_and_another_those_of_unlike():
+  args = task()
+  how = {}
+  for name, steps in (('like', [5] * 6), ('unlike', [60, 9, 8, 2, 2, 1])):
+    plan = Planner('chunk', memory=1e9)
+    plan.begin(np.array(steps))
+    how[name] = plan.choose(*args).width
+  assert how['like'] == 6 and how['unlike'] == 1
 
 
 def test_one_by_one_nothing_is_padded():

@@ -1,0 +1,79 @@
+"""What comes next is compiled early, and changes no number."""
+
+import threading
+
+import jax
+import pytest
+
+from fedms_jax import schedules
+from fedms_jax.schedules import orders, triggers
+from fedms_jax.simulation import ahead
+from tests import world
+
+TOP, TWO = (False, False, True), (False, True, True)
+
+
+def schedule(trigger, delay=0):
+  order = orders.order('top_down', 3, 0)
+  made = schedules.schedule(trigger, order)
+  return schedules.delayed(made, delay) if delay else made
+
+
+QUEUE = triggers.queue(1, 3, length=3, eps=0.01, step=1)
+
+
+@pytest.mark.parametrize('delay', [0, 1])
+def test_a_queue_is_asked_what_it_would_do_if_the_score_did_not_move(delay):
+  waits = schedule(QUEUE, delay)
+  assert ahead.foreseen(waits, waits.init, range(9), 0) == TWO
+  assert ahead.foreseen(waits, waits.init, range(3 + delay), 0) is None
+  deepest = schedule(triggers.dense(3))
+  assert ahead.foreseen(deepest, deepest.init, range(99), 0) is None
+
+
+def test_a_schedule_by_rounds_is_asked_for_later_ones():
+  made = schedule(triggers.fixed(1, 3, interval=5, step=1))
+  assert ahead.foreseen(made, None, range(1, 9), 0) == TWO
+  assert ahead.foreseen(made, None, range(1, 5), 0) is None
+  assert ahead.foreseen(made, None, range(5, 99), 0) == (True,) * 3
+
+
+def compiled(**options):
+  """(thread and name of each program of a run's training, its end, records).
+  The name of the algorithm makes its programs new ones."""
+  names, stage = [], world.stages(7, TRIGGER)[0]
+  algorithm = stage.algorithm._replace(name=f'ahead{len(RUNS)}')
+  RUNS.append(algorithm)
+  watched = [names]
+
+  def note(event, seconds, **about):
+    if event.endswith('backend_compile_duration') and watched:
+      thread = threading.current_thread().name
+      watched[0].append((thread.split('_')[0], about.get('fun_name', '')))
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  _, state, records = world.simulate(
+    [stage._replace(algorithm=algorithm)], **options
+  )
+  watched.clear()
+  ours = ('step_chunk', 'begin_chunk', 'finish_chunk', 'evaluate_chunk')
+  found = [x for x in names if any(name in x[1] for name in ours)]
+  return found, state.roles, records
+
+
+RUNS, TRIGGER = [], triggers.fixed(1, 3, interval=3, step=1)
+
+
+@pytest.mark.parametrize('options', [{}, {'clients': 'chunk', 'chunk': 2}])
+def test_programs_are_compiled_once_in_a_thread_and_numbers_stay(
+  monkeypatch, options
+):
+  early, roles, records = compiled(**options)
+  monkeypatch.setattr(ahead.Ahead, 'look', lambda *args: None)
+  late, others, again = compiled(**options)
+  world.same(roles, others)
+  assert [r['train_loss'] for r in records] == [r['train_loss'] for r in again]
+  # Each once, but those of the first depth by the thread.
+  assert sorted(name for _, name in early) == sorted(name for _, name in late)
+  assert {thread for thread, _ in late} == {'MainThread'}
+  assert sum(thread == 'compile' for thread, _ in early) == 2 * len(late) / 3
