@@ -294,6 +294,7 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
     chunk=e.chunk,
     unroll=e.unroll,
     memory=e.memory_mb * 1e6,
+    personal=e.personal_mb * 1e6,
     scope=config.columns.scope,
     place=config.columns.place,
     budget=config.columns.budget_mb * 1e6,

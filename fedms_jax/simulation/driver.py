@@ -25,6 +25,7 @@ from fedms_jax.simulation import (
   handover,
   planner,
   public_rows,
+  recent,
   stopping,
   timeline,
 )
@@ -192,7 +193,9 @@ class Simulation:
     """All rounds of a stage that are left."""
     stage, o = self.stages[state.stage], self.options
     schedule = handover.schedule(self, state)
-    store = self.store(state)
+    store = recent.kept(
+      self.store(state), state.roles.personal, self.federation, o, self.place
+    )
     sample, _ = self.sampler(state.stage)
     self.tables.forget()
     meter = Meter(

@@ -77,7 +77,8 @@ class Options(NamedTuple):
   dropout: the share of sampled clients that are lost. reports: how many
   clients' newest scores the schedule's score averages; 0: the cohort's alone.
   unroll: local steps per program where clients run one by one. memory: bytes
-  that the device is to be taken to have; 0: what it has. budget: bytes for
+  that the device is to be taken to have; 0: what it has. personal: bytes for
+  personal states on it, see `recent.kept`. budget: bytes for
   columns on the device; 0: a share of what is free. host_budget: bytes for
   derived columns in host memory; 0: half of what is free. block: rows derived
   together. slots: optimizer arrays per trained parameter, for the ledger.
@@ -97,6 +98,7 @@ class Options(NamedTuple):
   chunk: int = 0
   unroll: int = 1
   memory: float = 0.0
+  personal: float = 0.0
   scope: str = 'auto'
   place: str = 'auto'
   budget: float = 0.0

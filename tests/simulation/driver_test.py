@@ -85,11 +85,15 @@ def on_disk(folder, crash_at=None, **kwargs):
       keep.close()
 
 
-def test_a_run_stopped_at_every_round_ends_bitwise_the_same(tmp_path):
+@pytest.mark.parametrize('personal', [0.0, 1e6], ids=['store', 'device'])
+def test_a_run_stopped_at_every_round_ends_bitwise_the_same(tmp_path, personal):
+  """Wherever it has its personal states."""
   whole, records, result = on_disk(tmp_path / 'whole')
   pieces = []
   for _ in itertools.count():
-    state, part, found = on_disk(tmp_path / 'pieces', watch=StopAfter(1))
+    state, part, found = on_disk(
+      tmp_path / 'pieces', watch=StopAfter(1), personal=personal
+    )
     pieces += part
     if state is not None:
       break
@@ -106,8 +110,9 @@ def test_personal_states_newer_than_the_checkpoint_are_forgotten(
 ):
   """Also those of a stage that has no checkpoint yet (version 3)."""
   whole, _, result = on_disk(tmp_path / 'whole')
-  assert on_disk(tmp_path / 'run', crash_at=version)[0] is None
-  state, _, found = on_disk(tmp_path / 'run')
+  crashed = on_disk(tmp_path / 'run', crash_at=version, personal=1e6)
+  assert crashed[0] is None
+  state, _, found = on_disk(tmp_path / 'run', personal=1e6)
   world.same(state.roles, whole.roles)
   assert json.dumps(found[0]) == json.dumps(result[0])
 

@@ -31,6 +31,14 @@ class EngineConfig:
     low=0.0,
     high=1e12,
   )
+  personal_mb: float = opt(
+    0.0,
+    'memory of the device for the personal states of clients, the latest ones '
+    'of all, in MB (0: a tenth of what an accelerator has free, nothing on a '
+    'CPU)',
+    low=0.0,
+    high=1e12,
+  )
   devices: int = opt(
     0,
     'devices of each process that clients are spread over (0: all of an '
