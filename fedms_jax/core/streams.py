@@ -20,6 +20,7 @@ class Stream(enum.Enum):
   CLIENT = DEVICE, 2  # a client's round
   IMPORTANCE = DEVICE, 3  # the step that measures it
   SERVER = DEVICE, 4  # memory of the server and of the channel
+  NOISE = DEVICE, 5  # what the channel adds to a round's sums
 
   SHUFFLE = HOST, 1  # rows of an epoch of pre-training
   SYNTHETIC = HOST, 2
@@ -43,6 +44,8 @@ class Stream(enum.Enum):
   SEARCH = HOST, 0xF3C  # for which blocks a cohort trains
   DEPTHS = HOST, 0xDE47  # of clients' models
   PROXY = HOST, 0x9B0  # public rows that the server reads in a round
+  GROUPS = HOST, 0x6B5  # of clients, that take turns
+  SCORE = HOST, 0x5C0  # noise of a score that is released
 
   @property
   def number(self) -> int:

@@ -139,6 +139,45 @@ class Partition(NamedTuple):
     return self.rows[self.offsets[client] : self.offsets[client + 1]]
 
 
+class Sampling(NamedTuple):
+  """How the cohorts of a stage are drawn: what everybody may know of it.
+
+  kind: 'fixed' (always `size` of all clients), 'poisson' (each client by
+  itself, with the chance size / clients), 'cyclic' (so, of the group of
+  clients whose turn it is), 'min_separation' (always `size` of that group).
+  clients: N. size: K, or of random cohorts the mean of K. cap: the most
+  clients of a cohort, of which a larger one keeps a random part. groups:
+  among which all clients are dealt.
+  """
+
+  kind: str
+  clients: int
+  size: int
+  cap: int
+  groups: int = 1
+
+  @property
+  def chance(self) -> float:
+    """That a client is in a cohort for which it may be drawn."""
+    return min(1.0, self.size * self.groups / self.clients)
+
+  @property
+  def random(self) -> bool:
+    """Whether the number of clients in a cohort is random."""
+    return self.kind in ('poisson', 'cyclic')
+
+
+class Public(NamedTuple):
+  """What everybody may know of a round before it is run.
+
+  clients: how many are expected to report, float32. holders: by key of the
+  shared tree how many of them are expected to train it, [L] or a scalar.
+  """
+
+  clients: Any
+  holders: dict[str, Any]
+
+
 class Federation(NamedTuple):
   """Everything the simulator knows of the data.
 
