@@ -144,6 +144,7 @@ def test_there_is_one_map_over_clients():
     ('core/rounds.py', 'mapped', 'vmap'),
     ('core/rounds.py', 'mapped_over', 'shard_map'),
     ('core/seeds.py', 'per_client', 'vmap'),  # keys
+    ('core/private_gradient.py', 'gradient', 'vmap'),  # rows of a client
     ('core/scoring.py', 'evaluate', 'map'),  # groups of rows
     ('core/token_logits.py', 'each', 'map'),  # chunks of tokens
     ('core/token_logits.py', '_with_slopes', 'map'),

@@ -25,7 +25,12 @@ def chain(*channels: Channel) -> Channel:
     for number, channel in enumerate(channels):
       one = jax.random.fold_in(key, number)
       states.append(channel.init(one, message))
-      message = channel.encode(states[-1], message, one, Sender())
+      # Of shapes, for there may be no message yet.
+      message = jax.eval_shape(
+        lambda m, k, c=channel, s=states[-1]: c.encode(s, m, k, Sender()),
+        message,
+        one,
+      )
     return tuple(states)
 
   def encode(state: Tree, message: Message, key, sender: Sender) -> Message:
@@ -48,5 +53,12 @@ def chain(*channels: Channel) -> Channel:
       plain = channel.bytes(plain)
     return plain
 
+  def measure(state: Tree) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for channel, one in zip(channels, state, strict=True):
+      if channel.measure is not None:
+        found |= channel.measure(one)
+    return found
+
   events = tuple(c.event for c in channels if c.event is not None)
-  return Channel(init, encode, decode, size, events or None)
+  return Channel(init, encode, decode, size, events or None, measure)

@@ -11,6 +11,7 @@ import functools
 
 from fedms_jax.core import tree
 from fedms_jax.core.contract import (
+  PLAIN,
   Algorithm,
   ClientUpdate,
   Context,
@@ -80,6 +81,7 @@ def alone(algorithm: Algorithm) -> Algorithm:
     update=ClientUpdate(begin, step, finish, update.sums),
     predict=predict,
     server=_silent(),
+    channel=PLAIN,  # there is nothing that would pass through another
     masks=lambda plan: (plan.active, plan.active),
     models=lambda roles: algorithm.models(_inner(roles)),
     traffic=None,

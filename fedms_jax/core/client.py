@@ -24,7 +24,7 @@ from fedms_jax.core.contract import (
   Moment,
   Start,
 )
-from fedms_jax.core.types import Mask, Plan, Roles, Tree
+from fedms_jax.core.types import Batch, Mask, Plan, Roles, Tree
 
 
 def everywhere(plan: Plan) -> tuple[Mask, Mask]:
@@ -68,12 +68,26 @@ def rest(full: Tree, blocks: int) -> Tree:
   }
 
 
+def mean_gradient(loss: Callable, train: Tree, batch: Batch, key):
+  """The gradient of a loss, and its sums.
+
+  Args:
+    loss: (train, batch) -> (loss [], sums).
+    train: what trains.
+    batch: of the step.
+    key: of the step; unused.
+  """
+  del key
+  return jax.grad(lambda train: loss(train, batch), has_aux=True)(train)
+
+
 def sgd(
   objective: Callable[..., tuple[Any, dict[str, Any]]],
   optimizer: optax.GradientTransformation,
   masks: Callable,
   sums: tuple[str, ...] = ('loss', 'score'),
   prepare: Callable[[Start], Tree] | None = None,
+  gradient: Callable = mean_gradient,
 ) -> ClientUpdate:
   """Local SGD on an objective.
 
@@ -85,8 +99,8 @@ def sgd(
       so newly active blocks start without moments.
     masks: see `Algorithm.masks`.
     sums: names of the metrics that the objective gives.
-    prepare: what is computed once in a round, for start.prepared; None:
-      nothing.
+    prepare: computed once in a round, for start.prepared; None: nothing.
+    gradient: of a batch; see `mean_gradient`.
   """
 
   def begin(start: Start):
@@ -103,13 +117,11 @@ def sgd(
     if prepare:
       start = start._replace(prepared=carry['prepared'])
 
-    def loss(train):
+    def loss(train, batch):
       return objective(join_roles(start, train, held), batch, key, start)
 
-    gradient, sums = jax.grad(loss, has_aux=True)(carry['train'])
-    updates, state = optimizer.update(
-      gradient, carry['optimizer'], carry['train']
-    )
+    slope, sums = gradient(loss, carry['train'], batch, key)
+    updates, state = optimizer.update(slope, carry['optimizer'], carry['train'])
     train = optax.apply_updates(carry['train'], updates)
     return carry | {'train': train, 'optimizer': state}, sums
 

@@ -19,6 +19,7 @@ from fedms_jax.core.types import (
   Mask,
   Passes,
   Plan,
+  Public,
   Roles,
   Task,
   Tree,
@@ -140,6 +141,7 @@ class Received(NamedTuple):
 
   update, extras, cover: as in `Message`, with all L blocks, as
   `Server.send` made them. count: messages. stale: the sum of their staleness.
+  public: for channels that may look at nothing else; None: it is not known.
   """
 
   update: Tree
@@ -147,6 +149,7 @@ class Received(NamedTuple):
   cover: Tree
   count: Any
   stale: Any
+  public: Public | None = None
 
 
 class Context(NamedTuple):
@@ -190,7 +193,11 @@ class Channel(NamedTuple):
   sums must be those that decode expects. decode: (state, received, key) ->
   (state, received), at the server; noise and release live here. bytes: (state,
   bytes of a plain message) -> bytes that a client sends. event: what the
-  accountant counts, None: no release.
+  accountant counts, None: no release. measure: state after a round -> metrics
+  of the round by name; None: nothing.
+
+  The key of decode is of a stream of its own. What encode makes of a client
+  that only fills a chunk is dropped by the engine.
   """
 
   init: Callable[[Any, Message], Tree]
@@ -198,6 +205,7 @@ class Channel(NamedTuple):
   decode: Callable[[Tree, Received, Any], tuple[Tree, Received]]
   bytes: Callable[[float], float]
   event: Any = None
+  measure: Callable[[Tree], dict[str, Any]] | None = None
 
 
 def identity() -> Channel:

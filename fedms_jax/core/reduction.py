@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core import compile, seeds, tree
 from fedms_jax.core.contract import (
+  PLAIN,
   Algorithm,
   ClientResult,
   Context,
@@ -23,7 +24,7 @@ from fedms_jax.core.contract import (
   Start,
 )
 from fedms_jax.core.streams import Stream
-from fedms_jax.core.types import Batch, Plan, Roles, Tree
+from fedms_jax.core.types import Batch, Plan, Public, Roles, Tree
 
 _WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
 SERVER = 'server'  # the key of roles.frozen that the server's memory has
@@ -60,7 +61,11 @@ def sent(
   )
   message = tree.where(finite, message, jax.tree.map(jnp.zeros_like, message))
   key = jax.random.fold_in(key, _WIRE)
-  message = algorithm.channel.encode(channel, message, key, sender)
+  if algorithm.channel is not PLAIN:
+    message = algorithm.channel.encode(channel, message, key, sender)
+    # Who only fills the chunk adds nothing, not even noise of its own.
+    nothing = jax.tree.map(jnp.zeros_like, message)
+    message = tree.where(weight > 0, message, nothing)
   personal = tree.where(finite, result.personal, roles.personal)
   counts = finite & (weight > 0)
   skipped = jnp.stack([1.0 - finite, jnp.float32(1)])
@@ -204,18 +209,28 @@ def close(
   totals: Received,
   key,
   number,
-  public: Batch | None = None,
+  noise=None,
+  public: Public | None = None,
+  rows: Batch | None = None,
 ):
-  """The server's step after a round. public: see `Context`.
+  """The server's step after a round.
+
+  key: the round's. noise: the channel's key; None: the round's, for channels
+  that draw nothing. public: see `Received`. rows: public ones, of `Context`.
 
   Returns:
     (roles, memory, channel's state, measured).
   """
-  channel, received = algorithm.channel.decode(channel, totals, key)
-  context = Context(key, number, public)
+  totals = totals._replace(public=public)
+  channel, received = algorithm.channel.decode(
+    channel, totals, key if noise is None else noise
+  )
+  context = Context(key, number, rows)
   roles, memory, measured = algorithm.server.step(
     roles, memory, received, context
   )
+  if algorithm.channel.measure is not None:
+    measured = measured | algorithm.channel.measure(channel)
   return broadcast(algorithm, roles, memory), memory, channel, measured
 
 

@@ -26,6 +26,7 @@ _NAMES = (
   'importance',
   'watch',
   'done',
+  'spent',
 )
 
 
@@ -151,4 +152,5 @@ def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     ledger=Entry(**plain['ledger']),
     watch=plain['watch'],
     done=tuple(plain['done']),
+    spent=plain['spent'],
   )

@@ -30,7 +30,8 @@ class InFlight(NamedTuple):
   """A dispatched round whose metrics are still on the device. plans, ever,
   derived, scope: for the ledger, see `Accounting._entry`. validation: None if
   there was none in this round. observe: of the schedule. scored: rows that
-  clients scored their blocks on. seen: scores on test rows, or None."""
+  clients scored their blocks on. seen: scores on test rows, or None. score: see
+  `Guard`."""
 
   cohort: cohorts.Cohort
   plans: Sequence[Plan]
@@ -44,6 +45,7 @@ class InFlight(NamedTuple):
   observe: Callable[[Any, int, float], Any]
   scored: float = 0.0
   seen: curves.Begun | None = None
+  score: Callable[[np.ndarray, int], float] | None = None
 
 
 class Accounting:
@@ -100,6 +102,9 @@ class Accounting:
       ids = flight.cohort.ids[came]
       reports = self._reports(state.reports, ids, reported[came])
       record['capability'] = self._capability(reports)
+      if flight.score is not None:
+        number = flight.cohort.round
+        record['capability'] = flight.score(reported[came], number)
     if flight.seen is not None:
       record |= curves.finish(
         flight.seen, self._options, algorithm.served, self._peers
@@ -111,7 +116,8 @@ class Accounting:
       ledger=state.ledger.plus(entry),
       watch=stopping.observe(self._options.stop, state.watch, record),
     )
-    if reported is None or not came.any():
+    heard = came.any() or flight.score is not None
+    if reported is None or not heard:
       return state  # nobody has said anything
     progress = flight.observe(
       state.progress, flight.cohort.round, record['capability']
@@ -142,6 +148,9 @@ class Accounting:
     """(the ledger's entry of a round, who was met). derived: rows, by all
     processes. Who is lost has received and trained, and sent nothing."""
     cohort, plans = flight.cohort, flight.plans
+    rows = cohort.rows
+    if self._options.row_cap:
+      rows = rows[..., :-1]  # the last one of a step is nobody's
     entry, met = Entry(), met.copy()
     if flight.scored:
       entry = self._meter.scoring(flight.scored, len(cohort.ids), tangents.ROWS)
@@ -155,7 +164,7 @@ class Accounting:
         clients=len(places),
         newcomers=int((~met[ids]).sum()),
         cohort=len(cohort.ids),
-        examples=float((cohort.rows[places] >= 0).sum()),
+        examples=float((rows[places] >= 0).sum()),
         steps=float(cohort.steps[places].sum()),
         derived=0 if lost else derived,
         scope=flight.scope,

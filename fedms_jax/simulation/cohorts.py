@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import numpy as np
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.metrics import Metric
-from fedms_jax.core.types import Federation, Plan, Roles
-from fedms_jax.data import cohorts
+from fedms_jax.core.types import Federation, Plan, Public, Roles, Sampling
+from fedms_jax.data import cohorts, private_rows
+from fedms_jax.data import sampling as draws
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation.state import Fresh, Options, Stage
 from fedms_jax.systems import arrivals as arrival
@@ -42,7 +44,8 @@ class Cohort(NamedTuple):
 
 class Round(NamedTuple):
   """What a round begins with. plans: one per client of the cohort. key: the
-  round's. clock: see `Moment`. public: see `Context`."""
+  round's. clock: see `Moment`. noise: the channel's key. public: see
+  `Received`. rows: of the public set, see `Context`."""
 
   algorithm: Algorithm
   roles: Roles
@@ -52,20 +55,27 @@ class Round(NamedTuple):
   plans: Sequence[Plan]
   key: jax.Array
   clock: int = 0
-  public: Any = None
+  noise: Any = None
+  public: Public | None = None
+  rows: Any = None
 
 
 # (state of the arrivals, round) -> the cohort.
 Sampler = Callable[[Any, int], Cohort]
 
 
-def usual(options: Options, stage: int, clients: int) -> Arrivals:
-  """A uniform sample each round, of which a share is lost."""
+def sampling(options: Options, clients: int) -> Sampling:
+  """How cohorts of so many clients are drawn."""
   o = options
+  return draws.sampling(o.sampling, clients, o.cohort, o.cap, o.groups)
+
+
+def usual(options: Options, stage: int, clients: int) -> Arrivals:
+  """A sample each round, drawn as the options say, of which a share is lost."""
+  o, how = options, sampling(options, clients)
 
   def sample(number: int) -> np.ndarray:
-    size = min(o.cohort, clients)
-    return cohorts.sample_cohort(o.seed, stage, number, clients, size)
+    return draws.sample(how, o.seed, stage, number)
 
   def lost(number: int, ids: np.ndarray) -> np.ndarray:
     return cohorts.lost(o.seed, stage, number, ids, o.dropout)
@@ -94,7 +104,10 @@ def sampler(
     sizes = train.offsets[reports.ids + 1] - train.offsets[reports.ids]
     there = sizes > 0
     ids = reports.ids[there]
-    rows, counts = cohorts.batches(
+    made = cohorts.batches
+    if o.row_cap:
+      made = functools.partial(private_rows.batches, cap=o.row_cap)
+    rows, counts = made(
       train,
       ids,
       batch_size=o.batch_size,
@@ -108,6 +121,8 @@ def sampler(
     found = cohorts.evaluation_rows(validation, ids, o.validation_rows)
     held[:, : found.shape[1]] = found
     weights = sizes[there].astype(np.float32)
+    if o.equal:
+      weights = np.ones_like(weights)
     lost = reports.lost[there]
     more = fresh and fresh(federation, ids, number)
     return Cohort(number, ids, lost, rows, counts, weights, held, state, more)

@@ -20,6 +20,7 @@ from fedms_jax.simulation import (
   ahead,
   carried,
   cohorts,
+  coverage,
   curves,
   execution,
   handover,
@@ -38,7 +39,7 @@ from fedms_jax.simulation.state import (
   StageState,
 )
 from fedms_jax.simulation.tables import Tables
-from fedms_jax.simulation.tangents import active_sets, rows_scored
+from fedms_jax.simulation.tangents import rows_scored
 from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry, Meter
 
@@ -176,6 +177,7 @@ class Simulation:
       ledger=Entry(),
       watch=stopping.begin(),
       done=done,
+      spent=before.spent if before else None,
     )
 
   def _on_devices(self, roles: Roles) -> Roles:
@@ -262,13 +264,12 @@ class Simulation:
     start = time.perf_counter()
     stage = self.stages[state.stage]
     algorithm, rounds = stage.algorithm, handover.rounds(self.stages, state)
-    sets = active_sets(self, schedule, state, store, cohort)
-    ever, plans = handover.plans(self, state, cohort.round, cohort.ids, sets)
-    active = (plan.active for plan in plans)
-    last = max(active, key=sum, default=state.last)
-    state = state._replace(ever=ever, last=last)
-    key = seeds.stream(
-      self.options.seed, Stream.CLIENT, state.stage, cohort.round
+    state, plans, public = coverage.planned(
+      self, state, schedule, store, cohort
+    )
+    key, noise = (
+      seeds.stream(self.options.seed, use, state.stage, cohort.round)
+      for use in (Stream.CLIENT, Stream.NOISE)
     )
     task = cohorts.Round(
       algorithm,
@@ -279,6 +280,8 @@ class Simulation:
       plans,
       key,
       state.clock,
+      noise,
+      public,
       public_rows.draw(self, state),
     )
     before = self.tables.derived_rows
@@ -297,7 +300,7 @@ class Simulation:
           )
         )  # fmt: skip
     self.observer.compiling('')
-    record = record_of(task, ever, last, after.chunks, how)
+    record = record_of(task, state.ever, state.last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
     left = range(cohort.round, rounds)
@@ -322,6 +325,7 @@ class Simulation:
       record,
       schedule.observe,
       rows_scored(schedule, cohort),
+      score=coverage.score(stage),
     )
 
   def here(self, task: cohorts.Round, whole: Plan, store):

@@ -117,7 +117,9 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
       totals,
       task.key,
       np.int32(task.cohort.round),
+      task.noise,
       task.public,
+      task.rows,
     )
     return done(Outcome(roles, memory, channel, chunks, measured))
 
@@ -166,6 +168,8 @@ def _apart(none: Received, parts, count: int, place: Placement) -> Received:
   """
 
   def stacked(empty, found) -> Any:
+    if empty is None:
+      return None
     if isinstance(empty, dict):
       return {
         key: stacked(value, [(at, x[key]) for at, x in found if key in x])

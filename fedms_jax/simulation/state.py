@@ -34,6 +34,24 @@ class Handover(NamedTuple):
 Fresh = Callable[[Federation, np.ndarray, int], np.ndarray]
 
 
+class Guard(NamedTuple):
+  """What keeps a stage's clients private, beside the channel.
+
+  clients: N. expected: how many are expected to report in a round; 0:
+  nobody asks what is public of it. alike: in a round all clients have the same
+  plan, so that one tells those of all. spend: (what was released before, ids
+  [K] and local steps [K] of a cohort) -> what is released with it, as JSON.
+  score: (sums [K, 2] of what a cohort reports, round) -> the score that the
+  schedule sees, for cohorts of nobody, too; None: the mean of the reports.
+  """
+
+  clients: int
+  expected: float
+  alike: bool
+  spend: Callable[[Any, np.ndarray, np.ndarray], Any]
+  score: Callable[[np.ndarray, int], float] | None = None
+
+
 class Stage(NamedTuple):
   """A number of rounds of one algorithm under one schedule.
 
@@ -46,7 +64,8 @@ class Stage(NamedTuple):
   ids [K], round) -> rows int32 [K, F] that clients get beside those that they
   train on, -1 is padding, F the same in all rounds; None: none. open: its
   number of rounds may be another one, see `Schedule.over`: what one stage
-  leaves of its rounds, the next one has.
+  leaves of its rounds, the next one has. guard: of a private
+  run; None: nothing is accounted.
   """
 
   name: str
@@ -59,6 +78,7 @@ class Stage(NamedTuple):
   carry: Callable[[Tree, Tree], Tree] | None = None
   fresh: Fresh | None = None
   open: bool = False
+  guard: Guard | None = None
 
 
 class Curve(NamedTuple):
@@ -74,6 +94,9 @@ class Curve(NamedTuple):
 class Options(NamedTuple):
   """How a simulation runs; see the flags of the same names.
 
+  sampling, cap, groups: see `sampling.sampling`. equal: clients weigh alike,
+  whatever their rows. row_cap: rows come into a step by chance, and at most so
+  many, see `private_rows.batches`; 0: in shuffled epochs.
   dropout: the share of sampled clients that are lost. reports: how many
   clients' newest scores the schedule's score averages; 0: the cohort's alone.
   unroll: local steps per program where clients run one by one. memory: bytes
@@ -90,6 +113,11 @@ class Options(NamedTuple):
 
   seed: int = 0
   cohort: int = 10
+  sampling: str = 'fixed'
+  cap: int = 0
+  groups: int = 1
+  equal: bool = False
+  row_cap: int = 0
   dropout: float = 0.0
   batch_size: int = 16
   epochs: int = 1
@@ -127,7 +155,8 @@ class StageState(NamedTuple):
   active.
   inherited, last: last active set of the stage before, and of this one so far.
   importance: block scores, once measured. ledger: of this stage. watch: of
-  `stopping`. done: rounds of each stage before.
+  `stopping`. done: rounds of each stage before. spent: what all stages so far
+  have released, by their guards; None: nobody counts.
   """
 
   stage: int
@@ -147,6 +176,7 @@ class StageState(NamedTuple):
   ledger: Entry
   watch: Any
   done: tuple[int, ...]
+  spent: Any = None
 
 
 class NonFiniteError(ValueError):
