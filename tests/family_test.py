@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedms_jax.channel import privacy
 from fedms_jax.core import reduction, rounds, tree
 from fedms_jax.core.alone import alone, personal
-from fedms_jax.core.contract import Clients, Received, Work, identity
+from fedms_jax.core.contract import Clients, Received, Sender, Work, identity
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
-from fedms_jax.shell import catalog, config, methods
+from fedms_jax.shell import catalog, config, methods, privacy_rules
 from tests import world
 from tests.algorithms import clip_world
 
@@ -199,6 +200,61 @@ def test_a_client_may_train_alone(name, stage):
   assert jax.tree.map(lambda x: x.shape, kept) == jax.tree.map(
     lambda x: x.shape, shapes
   )
+
+
+C = 0.25  # of the clip
+
+
+def anything(message, worst):
+  """A message of the same form with such numbers in it."""
+  keys = iter(jax.random.split(jax.random.key(3), 999))
+
+  def of(x):
+    values = worst * jax.random.normal(next(keys), x.shape)
+    return values.astype(x.dtype)
+
+  return jax.tree.map(of, message)
+
+
+@every
+def test_one_client_moves_a_private_sum_by_no_more_than_the_clip(name, stage):
+  """Whatever it sends, extras included; who held what is not asked."""
+  one = case(name, stage)
+  plain = reduction.message_shapes(one.algorithm, one.roles)[0]
+  how = privacy.central(privacy.Central(C, 0.0))
+  state = {'clip': jnp.float32(C)}
+
+  @jax.jit
+  def moved(worst):
+    bad = anything(plain, worst)
+    sent = how.encode(state, bad, jax.random.key(0), Sender())
+    return jnp.sqrt(tree.squared_norm((sent.update, sent.extras)))
+
+  for worst in (1e-3, 1.0, 1e30, float('nan'), float('inf')):
+    assert float(moved(worst)) <= C * (1 + 1e-5)
+  if jax.tree.leaves(plain.update):
+    assert float(moved(1e3)) > C * (1 - 1e-5)
+
+
+def private(name: str) -> bool:
+  """Whether a run of the method may be private by flag."""
+  return name not in privacy_rules.REFUSED
+
+
+@every
+def test_methods_that_no_noisy_sum_serves_are_those_that_are_refused(
+  name, stage
+):
+  """They keep messages apart, send more than a change, or nothing."""
+  one = case(name, stage)
+  message = reduction.message_shapes(one.algorithm, one.roles)[0]
+  # A sketch of LoRA serves a metric alone, and a private run has none.
+  more = set(message.extras) - {'sketch'}
+  served = one.algorithm.server.reduction == 'sum' and not more
+  served = served and bool(jax.tree.leaves(message.update))
+  assert served == private(name)
+  if served:
+    privacy.central(privacy.Central(C, 0.0)).init(jax.random.key(0), message)
 
 
 def silence(state, received, key):

@@ -37,7 +37,8 @@ class Setting(NamedTuple):
 
   model: as it is, without an adapter. optimizer, outer: optax transformations,
   of clients and of the server. aggregator: for methods that leave it to the
-  user. residual: whether averages of LoRA log what they miss.
+  user. residual: whether averages of LoRA log what they miss. gradient: see
+  `client.sgd`.
   """
 
   model: Backbone
@@ -47,6 +48,7 @@ class Setting(NamedTuple):
   aggregator: Aggregator
   lora: lora.Spec
   residual: bool = True
+  gradient: Callable = client.mean_gradient
 
   @property
   def backbone(self) -> Backbone:
@@ -253,7 +255,9 @@ def one_model(
     begin=begin,
     columns=columns,
     derived=('prefix',),
-    update=client.sgd(objective, setting.optimizer, masks),
+    update=client.sgd(
+      objective, setting.optimizer, masks, gradient=setting.gradient
+    ),
     predict=predict,
     server=server,
     masks=masks,

@@ -132,6 +132,7 @@ def _personal_update(
     setting.optimizer,
     fresh_gate.without(masks, choice, 'gate_profile'),
     ('loss', 'score', 'gate_weight', 'gate_entropy'),
+    gradient=setting.gradient,
   )
   return fresh_gate.profiled(setting, choice, update)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedms_jax.core import tree
 from fedms_jax.core.types import Task
+from fedms_jax.report import private
 from fedms_jax.systems import units
 from fedms_jax.systems.ledger import Entry
 
@@ -99,6 +100,8 @@ def text(result: dict[str, Any]) -> str:
   ]
   if messages := total.get('step_messages'):
     lines.append(f'messages within local steps: {messages:,.0f}')
+  if 'privacy' in result:
+    lines += private.lines(result['privacy'])
   return '\n'.join(lines)
 
 

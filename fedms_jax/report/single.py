@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 
-from fedms_jax.report import curves, page, views
+from fedms_jax.report import curves, page, private, views
 from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
@@ -47,6 +47,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
       ),
     ),
     curves.section(run.records, score),
+    _privacy(run),
     page.section('Rounds', *_rounds(row)),
     page.section('Clients', page.charts([views.accuracies(per_client, score)])),
     views.gates([row]),
@@ -56,6 +57,15 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
       page.code('Flags that repeat this run', command([run], defaults)),
     ),
   )
+
+
+def _privacy(run: Run) -> str:
+  """What a private run has told of its clients; '' of another."""
+  found = run.summary.get('privacy')
+  if found is None:
+    return ''
+  said = private.lines(found)
+  return page.section('Privacy', *(page.paragraph(line) for line in said))
 
 
 def _ordered(models, served: str) -> list[str]:

@@ -17,7 +17,7 @@ from fedms_jax.adapters.lora import Spec
 from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Federation, Task
 from fedms_jax.data import federation as federations
-from fedms_jax.data import sources, text
+from fedms_jax.data import private_rows, sources, text
 from fedms_jax.schedules import f3ocus, orders, triggers
 from fedms_jax.server import averaged, optimizers, robust
 from fedms_jax.shell.config import (
@@ -31,6 +31,7 @@ from fedms_jax.shell.config import (
   ServerConfig,
   flatten,
 )
+from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.watched import NOTHING, Watched
 from fedms_jax.simulation.state import Curve, Handover, Options
 
@@ -280,12 +281,25 @@ def numbers(flag: str, text: str, most: int) -> tuple[int, ...]:
   return found
 
 
+def row_cap(config: Config) -> int:
+  """The most rows of a step that is private by example; 0: it is not."""
+  p, size = config.privacy, config.client.batch_size
+  if p.mode != EXAMPLE:
+    return 0
+  return private_rows.cap(size, p.batch_cap)
+
+
 def options(config: Config, watched: Watched = NOTHING) -> Options:
   """How the simulation runs."""
   c, e = config.client, config.engine
   return Options(
     seed=config.seed,
     cohort=config.cohort.size,
+    sampling=config.cohort.sampling,
+    cap=config.cohort.cap,
+    groups=config.cohort.groups,
+    equal=config.privacy.on,
+    row_cap=row_cap(config),
     dropout=config.cohort.dropout,
     batch_size=c.batch_size,
     epochs=c.epochs,

@@ -23,7 +23,7 @@ from fedms_jax.models import attention
 from fedms_jax.persistence import client_table, files, run_store, writers
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
-from fedms_jax.shell import build, flags, foundation
+from fedms_jax.shell import build, flags, foundation, privacy_report
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import (
@@ -217,6 +217,15 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
   result |= stopping.to_target(world.watched.stop, records.records)
+  found = privacy_report.summary(
+    config,
+    world.stages,
+    state.spent,
+    records.records,
+    world.data.train.sizes(),
+  )
+  if found is not None:
+    result['privacy'] = found
   if workdir is not None:
     columns = evaluation.table(simulation, scores)
     client_table.write(workdir.root, columns, config.eval.table)

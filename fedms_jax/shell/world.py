@@ -78,6 +78,11 @@ def world(config: Config, like: World | None = None) -> World:
   return World(checkpoint, data, model, stages, head, found)
 
 
+def data(config: Config) -> Federation:
+  """The data of a run alone."""
+  return by_client(_federation(config, foundation.find(config.model)))
+
+
 def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
   """The data, as the model reads it."""
   reading = foundation.reading(

@@ -1,11 +1,15 @@
 """Private runs: what they equal, what they count, and how they go on."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fedms_jax import channel, schedules
 from fedms_jax.channel import privacy
-from fedms_jax.core import tree
+from fedms_jax.core import seeds, tree
+from fedms_jax.core.contract import identity
+from fedms_jax.core.streams import Stream
 from fedms_jax.data import sampling
 from fedms_jax.persistence.run_store import Disk
 from fedms_jax.persistence.workdir import Workdir
@@ -99,11 +103,25 @@ def test_a_resumed_run_has_the_same_model_noise_and_ledger(tmp_path):
   assert [line['rounds'] for line in found.spent] == [2, 2]
 
 
-def test_noise_is_drawn_anew_each_round_and_for_all_of_a_wide_map_once():
-  _, loop, records = private(clients='loop')
-  _, wide, _ = private(clients='vmap')
-  world.close(loop.roles.shared, wide.roles.shared)
-  assert len({r['signal_to_noise'] for r in records}) == len(records)
+def test_the_key_of_the_channel_is_of_its_own_stream_anew_each_round():
+  """Neither that of the clients, nor that of another round or stage."""
+  keyed = identity()._replace(
+    init=lambda key, message: jnp.zeros(2, jnp.uint32),
+    decode=lambda state, received, key: (jax.random.key_data(key), received),
+    measure=lambda state: {'drawn': state[1]},
+  )
+  stages = [
+    stage._replace(algorithm=stage.algorithm._replace(channel=keyed))
+    for stage in world.stages(2)
+  ]
+  _, _, records = world.simulate(stages)
+  expected = [
+    [jax.random.key_data(seeds.stream(0, use, stage, number))[1]
+     for stage in range(2) for number in range(2)]
+    for use in (Stream.NOISE, Stream.CLIENT)
+  ]  # fmt: skip
+  assert [r['drawn'] for r in records] == [float(x) for x in expected[0]]
+  assert len({float(x) for keys in expected for x in keys}) == 8
 
 
 def products(state):

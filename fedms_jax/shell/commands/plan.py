@@ -15,11 +15,21 @@ from fedms_jax.core import tree
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Backbone, Plan, Roles
 from fedms_jax.models.family import Model
+from fedms_jax.report import private
 from fedms_jax.report.printed import grid
-from fedms_jax.shell import build, flags, foundation, methods
+from fedms_jax.shell import (
+  build,
+  flags,
+  foundation,
+  methods,
+  privacy,
+  privacy_report,
+  privacy_rules,
+)
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.commands import plan_encrypted
 from fedms_jax.shell.config import Config
+from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.systems.ledger import Meter
 from fedms_jax.systems.units import in_bytes, in_flops
 
@@ -42,6 +52,9 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       f'--classes={values["classes"]} is not allowed; allowed: 1 to '
       f'{MOST_CLASSES}.'
     )
+  if config.privacy.on and config.model.built_in:
+    print('\n'.join(_privacy(config, config.model.blocks)))
+    return 0
   checkpoint = foundation.find(config.model, weights=False)
   if checkpoint is None:
     raise ValueError(
@@ -57,11 +70,27 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   roles = worlds.shapes(config.model, model, checkpoint, tokens)
   shapes = shaped(config, model, roles)
   found = lines(config, shapes)
+  if config.privacy.on:
+    found += ['', *_privacy(config, model.backbone.blocks)]
   if values['encrypted'] != 0:
     first, tokens = shapes.stages[0][1], model.backbone.cost.tokens
     found += ['', *plan_encrypted.lines(config, first, tokens, values)]
   print('\n'.join(found))
   return 0
+
+
+def _privacy(config: Config, blocks: int) -> list[str]:
+  """What the run's privacy would cost, of a model of so many blocks."""
+  a = config.algorithm
+  rounds = (a.stage1_rounds + a.stage2_rounds,)
+  if a.name == 'fedms' and a.stage2_rounds:
+    rounds = (a.stage1_rounds, a.stage2_rounds)
+  privacy_rules.check_flags(config)
+  plan = privacy.planned(config, rounds, blocks)
+  rows = None
+  if config.privacy.mode == EXAMPLE:
+    rows = worlds.data(config).train.sizes()
+  return private.lines(privacy_report.planned(config, plan, rows))
 
 
 def shaped(config: Config, model: Model, roles: Roles) -> Shapes:

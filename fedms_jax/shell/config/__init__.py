@@ -30,6 +30,7 @@ from fedms_jax.shell.config.model import (
   PretrainConfig,
   PromptConfig,
 )
+from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.run import Config
 from fedms_jax.shell.config.schedule import ScheduleConfig
 from fedms_jax.shell.config.training import (
@@ -56,6 +57,7 @@ __all__ = [
   'ModelConfig',
   'PartitionConfig',
   'PretrainConfig',
+  'PrivacyConfig',
   'PromptConfig',
   'ScheduleConfig',
   'ServerConfig',

@@ -123,6 +123,26 @@ class PartitionConfig:
 @dataclasses.dataclass(frozen=True)
 class CohortConfig:
   size: int = opt(10, 'clients sampled per round', low=1)
+  sampling: str = opt(
+    'fixed',
+    'how clients are sampled: fixed (always cohort.size of all), poisson (each '
+    'by itself, so that cohort.size is the mean), cyclic (so, of the group '
+    'whose turn it is), min_separation (always cohort.size of that group)',
+    choices=('fixed', 'poisson', 'cyclic', 'min_separation'),
+  )
+  cap: int = opt(
+    0,
+    'most clients of a cohort of random size (0: six standard deviations over '
+    'its mean)',
+    low=0,
+  )
+  groups: int = opt(
+    1,
+    'groups that take turns: a client is in one round of so many at most (for '
+    'cyclic, min_separation)',
+    low=1,
+    high=1 << 20,
+  )
   dropout: float = opt(
     0.0,
     'chance that a sampled client is lost: it receives the model and trains, '

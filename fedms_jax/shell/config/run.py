@@ -25,6 +25,7 @@ from fedms_jax.shell.config.model import (
   PretrainConfig,
   PromptConfig,
 )
+from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.schedule import ScheduleConfig
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
@@ -65,6 +66,7 @@ class Config:
   client: ClientConfig = section(ClientConfig)
   server: ServerConfig = section(ServerConfig)
   gate: GateConfig = section(GateConfig)
+  privacy: PrivacyConfig = section(PrivacyConfig)
   engine: EngineConfig = section(EngineConfig)
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)
@@ -80,3 +82,9 @@ class Config:
         f'partition.num_clients={self.partition.num_clients}; allowed: at most '
         'all clients. Lower --cohort.size or raise --partition.num_clients.'
       )
+    from fedms_jax.data import sampling  # lazy: NumPy, which help needs not
+
+    c = self.cohort
+    sampling.sampling(
+      c.sampling, self.partition.num_clients, c.size, c.cap, c.groups
+    )

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
-from fedms_jax.shell import catalog
+from fedms_jax.shell import catalog, wire
 from fedms_jax.shell.config import Config
+from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.methods import (
   elastic,
   general,
@@ -58,10 +59,11 @@ def stages(
   kept, _ = _interned.setdefault(key, (made, adapter))
   if len(_interned) > _MOST:
     _interned.pop(next(iter(_interned)))
-  return [
+  found = [
     new._replace(algorithm=old.algorithm, probe=old.probe)
     for new, old in zip(made, kept, strict=True)
   ]
+  return wire.wired(config, found)
 
 
 def _identity(config: Config) -> tuple[Hashable, ...]:
@@ -73,7 +75,13 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   mixed = c.lora.mixed or ',' in getattr(own, 'depths', '')
   seed = c.seed if mixed else None
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
-          c.cohort, population, seed)  # fmt: skip
+          c.cohort, _steps_of(c), population, seed)  # fmt: skip
+
+
+def _steps_of(config: Config) -> tuple[Hashable, ...]:
+  """What of a config's privacy is in the steps of clients."""
+  p = config.privacy
+  return (p.on, p.clip, p.noise) if p.mode == EXAMPLE else (p.on,)
 
 
 def reads_names(name: str, model: Model) -> bool:

@@ -11,6 +11,7 @@ import optax
 
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
+from fedms_jax.core import private_gradient
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Backbone, Tree
@@ -19,6 +20,7 @@ from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged
 from fedms_jax.shell import build, foundation
 from fedms_jax.shell.config import Config
+from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.simulation.state import Handover, Stage
 
 
@@ -82,7 +84,7 @@ class Builder(NamedTuple):
         )
     base = jax.eval_shape(self.backbone.init, jax.random.key(0))
     build.lora_spec(l).check(base['blocks'])
-    return build.setting(
+    setting = build.setting(
       self.backbone,
       foundation.task(self.config.model, self.model),
       self.config.client,
@@ -91,6 +93,7 @@ class Builder(NamedTuple):
       l,
       build.aggregator(self.config),
     )
+    return _private(setting, self.config)
 
   def rank_of(self) -> RankOf | None:
     """The rank of each client: a pure, even draw from --lora.ranks; None if
@@ -138,3 +141,16 @@ class Builder(NamedTuple):
     server = averaged.meaning(plain.server)
     probe = plain._replace(server=server, variant=None)
     return [self.stage(name, make(setting), self.rounds, start, probe)]
+
+
+def _private(setting: Setting, config: Config) -> Setting:
+  """What privacy makes of a setting; the same without."""
+  p = config.privacy
+  # A private run sends nothing that only a metric is made of.
+  setting = setting._replace(residual=not p.on)
+  if p.mode != EXAMPLE:
+    return setting
+  gradient = private_gradient.private_gradient(
+    p.clip, p.noise, config.client.batch_size
+  )
+  return setting._replace(gradient=gradient)
