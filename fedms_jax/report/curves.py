@@ -61,8 +61,8 @@ def section(records: Sequence[Mapping[str, Any]], score: str) -> str:
     ]
     body.append(page.charts(shown))
   note = page.paragraph(
-    'The served model on test rows while the run went on; means over the '
-    'clients of --eval.sample. Costs are those of the rounds until then.',
+    'The served model on test rows while the run went on: means over the same '
+    'clients each time. Costs are those of all rounds until then.',
     'quiet',
   )
   return page.section('Curves', *body, note)

@@ -75,7 +75,7 @@ def reading(
         f'--data.pack is for texts, and --model.name={m.name} reads images. '
         'Leave it out.'
       )
-    return {'answer': ANSWERS.get(m.head, 'classes')}
+    return {'answer': ANSWERS[m.head]} if m.head in ANSWERS else {}
   data_flags.check(m, d, _reads_images(m, checkpoint))
   asked = {
     'target_column': d.target_column,

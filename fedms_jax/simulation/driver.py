@@ -238,8 +238,8 @@ class Simulation:
           self.keeper.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
-      if last:
-        break
+      if last and state.round < stage.rounds:
+        break  # it ends early
     return state
 
   def _ended(self, state: StageState, flight, store) -> StageState:

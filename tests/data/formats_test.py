@@ -194,7 +194,7 @@ def test_arrays_of_numpy(data, names):
     (PIXELS[0], LABELS[:4], 'shape (4, 4)'),
     (PIXELS.astype(object), LABELS, 'allow_pickle'),
     (PIXELS.astype(complex), LABELS, 'complex128 values'),
-    (PIXELS, np.eye(6), 'one whole number'),
+    (PIXELS, np.eye(6), 'which are no labels'),
     (PIXELS[..., None].repeat(2, -1), LABELS, 'shape (4, 4, 2)'),
   ],
 )
