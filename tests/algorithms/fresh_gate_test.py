@@ -85,6 +85,14 @@ def test_what_the_gate_learns_with_never_trains_on_held_rows(
     assert differ(own[keys[1]], start[keys[1]]) > 1e-4  # but it trains
 
 
+def test_crossfit_fits_the_gate_as_a_holdout_does():
+  """Its second expert is the one that a holdout has, and its gate reads it."""
+  (sent, own), (other, alone) = client('crossfit'), client('holdout')
+  world.close(sent, other)
+  for key in EXPERT:
+    world.close(own[f'{mixture.APART}{key}'], alone[key])
+
+
 def test_validation_rows_are_none_of_the_local_expert_s():
   held = np.array([[60, 61, 62]], np.int32)
   sent, own = client('validation', held=held)
