@@ -148,7 +148,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
   """The compiled text of a chunk's training and of a round's reduction."""
   import jax
 
-  from fedms_jax.core import reduction, rounds
+  from fedms_jax.core import meshes, reduction, rounds
   from fedms_jax.core.contract import Clients, Work
   from fedms_jax.simulation import needs
 
@@ -171,7 +171,7 @@ def programs_of(algorithm, roles, data, plan, place, args) -> tuple[str, str]:
     algorithm, plan, roles, work, totals, clients, mesh=place.mesh
   )
   trained = rounds.step_chunk.program().lower(*given.step)
-  added = rounds.add_devices.program().lower(totals, place.mesh)
+  added = meshes.add_devices.program().lower(totals, place.mesh)
   return _compiled(trained), _compiled(added)
 
 

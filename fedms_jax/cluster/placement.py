@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedms_jax.cluster.processes import SingleProcess
-from fedms_jax.core import rounds
+from fedms_jax.core import meshes
 from fedms_jax.core.types import Tree
 
 MODEL = 'model'  # the mesh axis that frozen weights are split over
@@ -53,7 +53,7 @@ class Placement:
     self.mesh: Mesh | None = None
     if devices > 1:
       grid = np.array(found[:devices]).reshape(self.width, model)
-      self.mesh = Mesh(grid, (rounds.CLIENTS, MODEL))
+      self.mesh = Mesh(grid, (meshes.CLIENTS, MODEL))
     self._devices = found[:devices:model]
 
   def mine(self, ids: np.ndarray, clients: int) -> np.ndarray:
@@ -71,7 +71,7 @@ class Placement:
 
   def split(self, tree: Tree) -> Tree:
     """A tree [K, ...] with its clients spread over the devices."""
-    return self._put(tree, lambda x: P(rounds.CLIENTS))
+    return self._put(tree, lambda x: P(meshes.CLIENTS))
 
   def frozen(self, tree: Tree) -> Tree:
     """Frozen values: large matrices are split over the model axis, by their
@@ -100,11 +100,11 @@ class Placement:
     if self.peers.processes == 1:
       if self.mesh is None:
         return totals
-      return rounds.add_devices(totals, self.mesh)
+      return meshes.add_devices(totals, self.mesh)
     if self.mesh is None:
       totals = jax.tree.map(lambda x: x[None], totals)
-    everywhere = Mesh(np.array(self._all_devices()), (rounds.CLIENTS,))
-    out = rounds.add_devices(self._global(totals, everywhere), everywhere)
+    everywhere = Mesh(np.array(self._all_devices()), (meshes.CLIENTS,))
+    out = meshes.add_devices(self._global(totals, everywhere), everywhere)
     return jax.tree.map(self._local, out)
 
   def _all_devices(self) -> list:
@@ -121,7 +121,7 @@ class Placement:
 
   def _global(self, totals: Tree, mesh: Mesh) -> Tree:
     """Arrays [D of all processes, ...] from the local ones [D, ...]."""
-    sharding = NamedSharding(mesh, P(rounds.CLIENTS))
+    sharding = NamedSharding(mesh, P(meshes.CLIENTS))
     count = len(mesh.devices)
 
     def assemble(x):

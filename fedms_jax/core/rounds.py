@@ -14,7 +14,6 @@ best. On a mesh, each device has its share of a chunk and totals of its own;
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,10 +31,10 @@ from fedms_jax.core.contract import (
   Start,
   Work,
 )
+from fedms_jax.core.meshes import CLIENTS, on_each
 from fedms_jax.core.reduction import collect, sent
 from fedms_jax.core.types import Plan, Roles, Tree
 
-CLIENTS = 'clients'  # the mesh axis that clients are spread over
 _WHOLE, _SPLIT = P(), P(CLIENTS)
 
 
@@ -120,7 +119,7 @@ def begin_chunk(
     return jax.tree.map(lambda x: x[0], carry) if alone else carry
 
   inputs = _WHOLE, _WHOLE, _SPLIT, _SPLIT
-  return _on(mesh, one_device, inputs)(roles, work, clients, steps)
+  return on_each(mesh, one_device, inputs)(roles, work, clients, steps)
 
 
 @compile.jit(static=(0, 1, 2), donate=(3,))
@@ -158,7 +157,7 @@ def step_chunk(
     return Carry(carry.keys, *state)
 
   inputs = _SPLIT, _WHOLE, _WHOLE, _SPLIT, _SPLIT, _WHOLE
-  return _on(mesh, one_device, inputs)(
+  return on_each(mesh, one_device, inputs)(
     carry, roles, work, clients, steps, number
   )
 
@@ -199,7 +198,7 @@ def finish_chunk(
     return jax.tree.map(lambda x: x[None], totals), personal, sums
 
   inputs = _SPLIT, _SPLIT, _WHOLE, _WHOLE, _SPLIT, _SPLIT
-  return _on(mesh, one_device, inputs)(
+  return on_each(mesh, one_device, inputs)(
     totals, carry, roles, work, clients, steps
   )
 
@@ -234,36 +233,3 @@ def over_clients(function) -> Callable[..., Any]:
     return jax.tree.map(lambda x: x[None], out)
 
   return mapped
-
-
-def _on(mesh: Mesh | None, function, inputs):
-  """The function on one device, or on each of a mesh with its own clients."""
-  if mesh is None:
-    return function
-  return mapped_over(mesh, inputs, _SPLIT)(function)
-
-
-def mapped_over(mesh: Mesh, inputs, outputs):
-  """`shard_map` over the clients' axis; the compiler sees to other axes."""
-  # Axes of one device split nothing; but were they the compiler's, it would
-  # have to partition cuDNN's attention, which it cannot inside of this map.
-  manual = {a for a, size in mesh.shape.items() if a == CLIENTS or size == 1}
-  return functools.partial(
-    jax.shard_map,
-    mesh=mesh,
-    in_specs=inputs,
-    out_specs=outputs,
-    axis_names=manual,
-    check_vma=False,
-  )
-
-
-@compile.jit(static=(1,), light=True)
-def add_devices(totals: Received, mesh: Mesh) -> Received:
-  """The sum of totals [D, ...] over the devices of a mesh, on all of them."""
-
-  def one_device(totals):
-    mine = jax.tree.map(lambda x: x[0], totals)
-    return jax.lax.psum(mine, CLIENTS)
-
-  return mapped_over(mesh, P(CLIENTS), P())(one_device)(totals)

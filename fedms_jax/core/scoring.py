@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from fedms_jax.core import columns, compile, metrics, token_logits
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.meshes import CLIENTS, mapped_over
 from fedms_jax.core.metrics import Metric
-from fedms_jax.core.rounds import CLIENTS, mapped_over, over_clients
+from fedms_jax.core.rounds import over_clients
 from fedms_jax.core.token_logits import TokenLogits
 from fedms_jax.core.types import Batch, Plan, Roles, Task
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.cluster.processes import SingleProcess
-from fedms_jax.core import reduction, rounds
+from fedms_jax.core import meshes, reduction, rounds
 from fedms_jax.core.contract import Work
 from fedms_jax.core.scoring import Look
 from fedms_jax.persistence import run_store
@@ -112,7 +112,7 @@ def test_training_needs_no_collective_and_a_round_one_all_reduce():
   )  # fmt: skip
   for program, its in zip(PROGRAMS, args, strict=True):
     assert not counted(program.program().lower(*its).compile().as_text())
-  added = rounds.add_devices.program().lower(totals, place.mesh)
+  added = meshes.add_devices.program().lower(totals, place.mesh)
   assert counted(added.compile().as_text()) == {'all-reduce(': 1}
 
 
