@@ -6,12 +6,58 @@ public data: one client that has all rows.
 
 from __future__ import annotations
 
+import jax
+
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import activation, client
+from fedms_jax.core import activation, client, tree
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Start
-from fedms_jax.core.types import Batch, Passes, Plan, Roles, Span, Tree
+from fedms_jax.core.types import (
+  Backbone,
+  Batch,
+  Passes,
+  Plan,
+  Roles,
+  Span,
+  Tree,
+)
+
+
+def whole(before: Roles) -> tuple[Tree, Tree]:
+  """(base, head) of the stage before, be it such a one, or the start of a
+  run."""
+  if {'stem', 'head'} <= before.shared.keys():
+    base = {k: x for k, x in before.shared.items() if k != 'head'}
+    return base, before.shared['head']
+  return before.frozen['base'], before.frozen['head']
+
+
+def downstream(
+  algorithm: Algorithm, first: Backbone, then: Backbone
+) -> Algorithm:
+  """The algorithm, as it begins on what a stage of `full_model` has made.
+
+  first: the backbone that was trained. then: that of the algorithm, of the
+  same blocks, maybe with another head. What both have alike is taken over;
+  what only `then` has, such as a pooler, is fresh, and so is the head, unless
+  it is the same backbone.
+  """
+
+  def begin(key, before: Roles) -> Roles:
+    base, head = whole(before)
+    if first is not then:
+      keys = jax.random.split(jax.random.fold_in(key, 1))
+      made, old = tree.flat(then.init(keys[0])), tree.flat(base)
+      kept = {
+        path: old[path]
+        for path, x in made.items()
+        if path in old and old[path].shape == x.shape
+      }
+      base, head = tree.nested(made | kept), then.init_head(keys[1])
+    return algorithm.begin(key, adapted.start(base, head))
+
+  return algorithm._replace(begin=begin)
 
 
 def full_model(setting: Setting) -> Algorithm:
@@ -20,8 +66,11 @@ def full_model(setting: Setting) -> Algorithm:
 
   def begin(key, before: Roles) -> Roles:
     del key
-    base, head = before.frozen['base'], before.frozen['head']
+    base, head = whole(before)
     return Roles({}, base | {'head': head}, {})
+
+  def seen(batch: Batch, key=None) -> Batch:
+    return batch if task.hide is None else task.hide(batch, key)
 
   def logits(shared, batch: Batch, plan: Plan):
     mask = backbone.mask(inputs(batch))
@@ -36,13 +85,13 @@ def full_model(setting: Setting) -> Algorithm:
     )
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
-    del key
+    batch = seen(batch, key)
     out = logits(roles.shared, batch, start.plan)
     return adapted.learned(task, batch, out)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     shared = client.rest(roles.shared, backbone.blocks)
-    return Prediction({'global': logits(shared, batch, plan)}, {})
+    return Prediction({'global': logits(shared, seen(batch), plan)}, {})
 
   def models(roles: Roles) -> dict[str, Tree]:
     base = {key: x for key, x in roles.shared.items() if key != 'head'}

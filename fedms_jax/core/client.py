@@ -67,12 +67,15 @@ def sgd(
       and personal trees come from `join`, and start.roles are those of the
       start of the round.
     optimizer: acts on {'shared': part, 'personal': part}; fresh each round,
-      so newly active blocks start without moments.
+      so newly active blocks start without moments (but see `inner_state.py`).
+      One that takes the extra argument `clock` gets `Moment.clock`.
     masks: see `Algorithm.masks`.
     sums: names of the metrics that the objective gives.
     prepare: computed once in a round, for start.prepared; None: nothing.
     gradient: of a batch; see `mean_gradient`.
   """
+
+  optimizer = optax.with_extra_args_support(optimizer)
 
   def begin(start: Start):
     shared, personal = masks(start.plan)
@@ -92,7 +95,9 @@ def sgd(
       return objective(join_roles(start, train, held), batch, key, start)
 
     slope, sums = gradient(loss, carry['train'], batch, key)
-    updates, state = optimizer.update(slope, carry['optimizer'], carry['train'])
+    updates, state = optimizer.update(
+      slope, carry['optimizer'], carry['train'], clock=start.moment.clock
+    )
     train = optax.apply_updates(carry['train'], updates)
     return carry | {'train': train, 'optimizer': state}, sums
 

@@ -48,10 +48,13 @@ def take(table: dict[str, jax.Array], rows) -> Batch:
 
 
 def inputs(batch: Batch):
-  """What a model reads: the inputs, with their captions if there are any;
-  None in a batch that holds derived columns alone."""
+  """What a model reads: the inputs, with their captions, or with what of an
+  image is hidden, if there are any; None in a batch that holds derived columns
+  alone."""
   if 'texts' in batch:
     return {'image': batch['inputs'], 'text': batch['texts']}
+  if 'hidden' in batch and batch['inputs'].ndim == 4:
+    return {'image': batch['inputs'], 'hidden': batch['hidden']}
   return batch.get('inputs')
 
 

@@ -306,7 +306,11 @@ class Task(NamedTuple):
   number of which are right), 'values' (numbers), 'tokens', or 'pairs'.
   together: of tasks of tokens: (sequence of `TokenLogits`, batch) -> (loss,
   [(loss, score) of each]) in one pass; the first loss is all of them added up,
-  and through it alone a gradient passes.
+  and through it alone a gradient passes. hide: (batch, key) -> the batch as the
+  model sees it, where some of each row is hidden and to be found, with
+  'hidden', bool [B, n]: which. It is drawn by the key, or by the row alone
+  where the key is None, as `loss` and `score` do with batches of which nothing
+  is hidden yet; None: rows are seen as they are.
   """
 
   name: str
@@ -316,3 +320,4 @@ class Task(NamedTuple):
   within_batch: bool = False
   kind: str = 'classes'
   together: Callable[[Sequence[Any], Batch], tuple[Any, list]] | None = None
+  hide: Callable[[Batch, Any], Batch] | None = None

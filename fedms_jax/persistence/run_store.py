@@ -234,7 +234,9 @@ class Disk(Memory):
         for sync in self._first:
           sync()
 
-      self._checkpoints.save(version, saved.arrays_of(state), plain, before)
+      stage = simulation.stages[state.stage]
+      arrays = saved.arrays_of(state, stage)
+      self._checkpoints.save(version, arrays, plain, before)
     if oldest is not None:
       store.collect(oldest)
 
@@ -261,7 +263,7 @@ class Disk(Memory):
         f'with the personal states of its clients; these are {peers.processes}.'
         ' Go on with as many processes as before.'
       )
-    name = simulation.stages[state.stage].name
+    name = simulation.stages[state.stage].folder
     store = self.store(name, state.roles.personal)
     wanted = versions[peers.process_id]
     if store.version != wanted:

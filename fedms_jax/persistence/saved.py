@@ -10,7 +10,7 @@ import numpy as np
 
 from fedms_jax.core import reduction
 from fedms_jax.core.types import Roles
-from fedms_jax.simulation.state import Stage, StageState
+from fedms_jax.simulation.state import Past, Stage, StageState
 from fedms_jax.systems.ledger import Entry
 
 # Of a state, those that JSON holds as they are; and all that JSON holds.
@@ -38,14 +38,20 @@ _FIELDS = (
   'derived',
   'ledgers',
   'stores',
+  'clocks',
 )
 
 
-def arrays_of(state: StageState) -> dict[str, Any]:
-  # The base never changes, and what the server shows is made of its memory.
+def arrays_of(state: StageState, stage: Stage) -> dict[str, Any]:
+  """The arrays of a state in this stage."""
+  # What the server shows is made of its memory, and the base does not change
+  # in a stage: the run's own is read again, another one is kept.
+  known = {reduction.SERVER} if stage.rebased else {reduction.SERVER, 'base'}
   there = state.roles.frozen.items()
-  frozen = {k: v for k, v in there if k not in ('base', reduction.SERVER)}
+  frozen = {k: v for k, v in there if k not in known}
+  past = {name: p.memory for name, p in state.past.items() if name}
   return {
+    'past': past,
     'frozen': frozen,
     'shared': state.roles.shared,
     'personal': state.roles.personal,
@@ -63,6 +69,7 @@ def plain(simulation, state: StageState) -> dict[str, Any]:
     'clients': len(state.met),
     'derived': simulation.tables.counted(),
     'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
+    'clocks': {name: past.clock for name, past in state.past.items()},
   }
 
 
@@ -76,12 +83,16 @@ def template(
     ValueError: the state lacks what this version needs.
   """
   check_fields(plain)
-  for stage in stages[: plain['stage'] + 1]:
-    roles = jax.eval_shape(stage.algorithm.begin, jax.random.key(0), roles)
-  algorithm = stages[plain['stage']].algorithm
-  roles, memory, channel = jax.eval_shape(
-    lambda r: reduction.begin(algorithm, r, 0), roles
-  )
+  past, memory, channel = {}, (), ()
+  for number, stage in enumerate(stages[: plain['stage'] + 1]):
+    algorithm = stage.algorithm
+    roles = jax.eval_shape(algorithm.begin, jax.random.key(0), roles)
+    if stage.series or number == plain['stage']:
+      roles, memory, channel = jax.eval_shape(
+        lambda r, a=algorithm: reduction.begin(a, r, 0), roles
+      )
+    if number < plain['stage']:
+      past[stage.series] = Past(0, memory if stage.series else ())
   state = StageState(
     stage=plain['stage'],
     round=0,
@@ -100,8 +111,9 @@ def template(
     ledger=Entry(),
     watch=None,
     done=(),
+    past=past,
   )
-  return arrays_of(state)
+  return arrays_of(state, stages[plain['stage']])
 
 
 def check_fields(plain: dict[str, Any]) -> None:
@@ -120,8 +132,10 @@ def check_fields(plain: dict[str, Any]) -> None:
 def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
   """The state that was saved; inverts `_arrays` and `_plain`."""
   arrays = jax.tree.map(jax.numpy.asarray, arrays)
-  base = simulation.initial.frozen.get('base', {})
-  frozen = {'base': base} | arrays['frozen']
+  frozen = arrays['frozen']
+  if not simulation.stages[plain['stage']].rebased:
+    base = simulation.initial.frozen.get('base', {})
+    frozen = {'base': base} | frozen
   simulation.ledgers.update(
     {name: Entry(**entry) for name, entry in plain['ledgers'].items()}
   )
@@ -153,4 +167,8 @@ def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
     watch=plain['watch'],
     done=tuple(plain['done']),
     spent=plain['spent'],
+    past={
+      name: Past(clock, arrays['past'].get(name, ()))
+      for name, clock in plain['clocks'].items()
+    },
   )

@@ -72,7 +72,7 @@ class Snapshot(run_store.Memory):
         f'{self.workdir.root} has no checkpoint yet. Wait for the first round.'
       )
     if jax.tree.leaves(arrays['personal']):
-      number, name = plain['stage'], stages[plain['stage']].name
+      number, name = plain['stage'], stages[plain['stage']].folder
       version = sum(s.rounds for s in stages[:number]) + plain['round']
       folder = self.workdir.clients / name
       self._views[name] = ClientView(arrays['personal'], folder, version)
@@ -84,7 +84,7 @@ class Snapshot(run_store.Memory):
     """Opens the states that the clients of the next stage begin with."""
     shapes = carried.personal_shapes(initial, stages)
     there = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    version, name = sum(s.rounds for s in stages), stages[-1].name
+    version, name = sum(s.rounds for s in stages), stages[-1].folder
     folder = self.workdir.clients / name
     self._views[name] = ClientView(there, folder, version)
 

@@ -46,8 +46,10 @@ def summary(
   rounds = [r for r in records if 'depth' in r]
   ledgers = simulation.ledgers
   total = Entry()
-  for entry in ledgers.values():
-    total = total.plus(entry)
+  central = {stage.name for stage in simulation.stages if stage.central}
+  for name, entry in ledgers.items():
+    if name not in central:  # what the server does by itself costs no client
+      total = total.plus(entry)
   return {
     **reading(simulation.stages[-1].algorithm.task),
     **_listed(evaluation),
@@ -142,6 +144,9 @@ def _models(
   if result['perplexity']:
     columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
     head += ['own perplexity', 'pooled perplexity']
+    if all('bits_per_byte' in found for found in result['models'].values()):
+      columns |= {'bits_per_byte': lambda bits: f'{bits:.3f}'}
+      head += ['bits per byte']
   body = [
     [MODELS.get(name, name), *(show(found[c]) for c, show in columns.items())]
     for name, found in _in_order(result['models'])

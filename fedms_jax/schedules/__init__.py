@@ -31,7 +31,9 @@ class Schedule(NamedTuple):
   `active`, with the scores [K, L] that the cohort's clients have just given
   their blocks, by a schedule that wants them (`simulation/tangents.py`); None:
   it does not. reads: whether what is active depends on scores of the model; if
-  not, there need be none.
+  not, there need be none. planned: (state, round, what is active of each
+  client of the cohort) -> state, for each round, in order; None: the state does
+  not look at what was planned.
   """
 
   init: Any
@@ -42,6 +44,7 @@ class Schedule(NamedTuple):
   told: Callable[[Any], Any] = lambda state: state
   by_scores: Callable[..., list[ActiveSet]] | None = None
   reads: bool = True
+  planned: Callable[[Any, int, list[ActiveSet]], Any] | None = None
 
 
 def schedule(
@@ -107,6 +110,10 @@ def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
     assert inner.by_scores is not None
     return inner.by_scores(state['inner'], t, clients, scores)
 
+  def planned(state, t, sets):
+    assert inner.planned is not None
+    return state | {'inner': inner.planned(state['inner'], t, sets)}
+
   return Schedule(
     {'inner': inner.init, 'best': None, 'since': 0},
     observe,
@@ -117,6 +124,7 @@ def until_flat(inner: Schedule, patience: int, gain: float) -> Schedule:
     ),
     lambda state: inner.told(state['inner']),
     scored if inner.by_scores else None,
+    planned=planned if inner.planned else None,
   )
 
 
@@ -144,6 +152,10 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     assert inner.by_scores is not None
     return inner.by_scores(known(state, t), t, clients, scores)
 
+  def planned(state, t, sets):
+    assert inner.planned is not None
+    return state | {'inner': inner.planned(state['inner'], t, sets)}
+
   def _told(state, late):
     for number, score in late:
       state = inner.observe(state, number, score)
@@ -158,6 +170,7 @@ def delayed(inner: Schedule, rounds: int) -> Schedule:
     lambda state: inner.told(_told(state['inner'], state['late'])),
     scored if inner.by_scores else None,
     inner.reads,
+    planned if inner.planned else None,
   )
 
 

@@ -233,6 +233,51 @@ def with_residual(inner: Aggregator, scale: float) -> Aggregator:
   return Aggregator(send, 'sum', inner.merge, measure)
 
 
+def with_drift(inner: Aggregator, alike: bool = True) -> Aggregator:
+  """Logs how far clients move and how alike they do.
+
+  With u_k what client k changes, and w_k what it weighs: 'drift' is the mean
+  of ||u_k||, 'pseudo_gradient' is ||mean of u_k||, and 'cosine' the mean of
+  the cosines between two clients' changes, pairs weighed by w_j ||u_j|| w_k
+  ||u_k||: 1 where all go one way, 0 for one client. Sums of scalars suffice for
+  it. An `inner` that keeps messages apart has no such mean, and is returned as
+  it is. alike: whether the cosine is logged; it needs clients that hold the
+  same blocks.
+  """
+  if inner.reduction != 'sum':
+    return inner
+
+  def send(before, message: Message, weight, sender: Sender) -> Message:
+    norm = jnp.sqrt(tree.squared_norm(tree.subtract(message.update, before)))
+    w = weight * (weight > 0)
+    sums = {
+      'weight': w,
+      'norm': w * norm,
+      'square': jnp.square(w * norm),
+    }
+    found = inner.send(before, message, weight, sender)
+    return found._replace(extras=found.extras | {'drift': sums})
+
+  def measure(before, received: Received) -> dict[str, Any]:
+    sums = received.extras['drift']
+    weight = jnp.maximum(sums['weight'], 1e-12)
+    moved = tree.subtract(inner.merge(before, received), before)
+    length = jnp.sqrt(tree.squared_norm(moved))
+    pairs = jnp.square(sums['norm']) - sums['square']
+    along = jnp.square(weight * length) - sums['square']
+    cosine = jnp.where(
+      pairs > 1e-6 * sums['square'], along / jnp.maximum(pairs, 1e-12), 0.0
+    )
+    found = {} if inner.measure is None else inner.measure(before, received)
+    found = found | {'cosine': cosine} if alike else found
+    return found | {
+      'drift': sums['norm'] / weight,
+      'pseudo_gradient': length,
+    }
+
+  return Aggregator(send, 'sum', inner.merge, measure)
+
+
 def _moved(before: Tree, after: Tree) -> dict[str, jax.Array]:
   """Sketches [d, SKETCH, d_out] of the change of A B, by target."""
   out = {}

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from fedms_jax.core import tree
 
 TAU = 1e-3  # of FedOpt: how adaptive its server optimizers are
+
+
+class Course(NamedTuple):
+  """A learning rate over the clock of a run, as shares of its peak: a linear
+  warm-up over `warmup` steps, then half a cosine down to `floor` at `horizon`.
+  The rate of the first step is 1 / `warmup`.
+  """
+
+  horizon: int
+  warmup: int = 1
+  floor: float = 0.0
+
+  def share(self, clock) -> Any:
+    """The share at a step of the run, float32."""
+    clock = jnp.asarray(clock, jnp.float32)
+    warmup = max(self.warmup, 1)
+    passed = (clock - warmup) / max(self.horizon - warmup, 1)
+    wave = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(passed, 0.0, 1.0)))
+    down = self.floor + (1.0 - self.floor) * wave
+    return jnp.where(clock < warmup, (clock + 1.0) / warmup, down)
+
+
+def following(course: Course) -> optax.GradientTransformationExtraArgs:
+  """Scales updates by where the clock stands in a course. The clock is the
+  run's and not a client's, so that who sat out is not behind (Photon, arXiv
+  2411.02908, keeps its trainers' clocks so)."""
+
+  def update(updates, state, params=None, **extra):
+    del params
+    share = course.share(extra['clock'])
+    return jax.tree.map(lambda u: u * share, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
 
 
 def client(
@@ -20,13 +58,16 @@ def client(
   momentum: float = 0.0,
   weight_decay: float = 0.0,
   max_norm: float = 0.0,
+  betas: tuple[float, float] = (0.9, 0.999),
+  course: Course | None = None,
 ) -> optax.GradientTransformation:
   """The local optimizer of {'shared': ..., 'personal': ...}.
 
   shared, personal, gate, odds: learning rates of the shared tree, the personal
   one, the keys of either that begin with `gate`, and `gate_odds`. The gradient
   norm is clipped in each of them apart, and in the keys that begin with
-  `apart`, so that none starves another.
+  `apart`, so that none starves another. betas: of adam and adamw. course: what
+  the learning rates follow; None: they stay.
   """
 
   def make(rate: float):
@@ -34,10 +75,12 @@ def client(
     chain.append(
       {
         'sgd': lambda: optax.sgd(rate, momentum=momentum or None),
-        'adam': lambda: optax.adam(rate),
-        'adamw': lambda: optax.adamw(rate, weight_decay=weight_decay),
+        'adam': lambda: optax.adam(rate, *betas),
+        'adamw': lambda: optax.adamw(rate, *betas, weight_decay=weight_decay),
       }[name]()
     )
+    if course is not None:
+      chain.append(following(course))
     return optax.chain(*chain)
 
   rates = {'shared': shared, 'personal': personal, 'gate': gate}
@@ -66,17 +109,53 @@ def slots(name: str, momentum: float) -> int:
   return {'sgd': int(bool(momentum)), 'adam': 2, 'adamw': 2}[name]
 
 
+def fedmom(
+  learning_rate: float, momentum: float
+) -> optax.GradientTransformation:
+  """FedMom (Huo et al., arXiv 2002.02090): y' = x - rate g, x' = y' + momentum
+  (y' - y), with y_0 = x_0. It gives the same x as Nesterov's momentum.
+
+  The state is y - x, zero at first, and not y: so it stays right where
+  something else has moved x meanwhile.
+  """
+
+  def init(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+  def update(updates, state, params=None):
+    del params
+    # Both relative to x: where y' is, and where x' is.
+    ahead = jax.tree.map(lambda g: -learning_rate * g, updates)
+    step = jax.tree.map(lambda a, y: a + momentum * (a - y), ahead, state)
+    return step, jax.tree.map(jnp.subtract, ahead, step)
+
+  return optax.GradientTransformation(init, update)
+
+
 def server(
   name: str, learning_rate: float, momentum: float
 ) -> optax.GradientTransformation:
-  """The server optimizer (FedOpt, arXiv 2003.00295), with the paper's beta_2
-  of 0.99 and tau of 1e-3 (Adagrad has tau^2 under the root)."""
+  """The server optimizer by name, on the mean of the clients' updates.
+
+  momentum is heavy-ball momentum, nesterov that of DiLoCo (arXiv 2311.08105),
+  for fedmom see there. The adaptive ones are those of FedOpt (arXiv
+  2003.00295), with the paper's beta_2 of 0.99 and tau of 1e-3 (Adagrad has
+  tau^2 under the root).
+  """
   return {
     'mean': lambda: optax.sgd(learning_rate),
     'momentum': lambda: optax.sgd(learning_rate, momentum=momentum),
+    'nesterov': lambda: optax.sgd(
+      learning_rate, momentum=momentum, nesterov=True
+    ),
+    'fedmom': lambda: fedmom(learning_rate, momentum),
     'adagrad': lambda: optax.adagrad(learning_rate, 0.0, eps=TAU**2),
     'adam': lambda: optax.adam(learning_rate, b2=0.99, eps=TAU),
-    'yogi': lambda: optax.yogi(learning_rate, b2=0.99, eps=TAU),
+    # optax.yogi begins with moments that move x under no gradient.
+    'yogi': lambda: optax.chain(
+      optax.scale_by_yogi(b2=0.99, eps=TAU, initial_accumulator_value=0.0),
+      optax.scale_by_learning_rate(learning_rate),
+    ),
   }[name]()
 
 

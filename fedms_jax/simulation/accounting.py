@@ -81,6 +81,8 @@ class Accounting:
     losses, scores = trained.pop('loss'), trained.pop('score')
     record['train_loss'] = metrics.mean_over_clients(losses)
     record['train_score'] = metrics.mean_over_clients(scores)
+    if algorithm.task.perplexity:
+      record['tokens'] = float(losses[:, 1].sum())  # that were learned
     told = {}
     if held:
       validated = held[f'score/{algorithm.served}']

@@ -91,8 +91,8 @@ class Ahead:
     single = len(plans) == 1 and here.place.mesh is None
     if not single or how.mode == 'vmap' or not self._planner.settled:
       return
-    if schedule.by_scores is not None:  # what it does is not known before
-      return
+    if schedule.by_scores is not None or schedule.planned is not None:
+      return  # what it does is not known before, or depends on whole cohorts
     (plan,) = plans
     if plan in self._looked:
       return

@@ -19,10 +19,10 @@ def store(
 ) -> Any:
   """The store of the stage of a state. roles: before the first stage."""
   stage, initial = stages[state.stage], state.roles.personal
-  found = keeper.store(stage.name, initial)
+  found = keeper.store(stage.folder, initial)
   if stage.carry is None or not state.stage:
     return found
-  before = stages[state.stage - 1].name
+  before = stages[state.stage - 1].folder
   shapes = personal_shapes(roles, stages[: state.stage])
   there = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   return Carried(found, keeper.store(before, there), initial, stage.carry)

@@ -13,8 +13,15 @@ import numpy as np
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.metrics import Metric
-from fedms_jax.core.types import Federation, Plan, Public, Roles, Sampling
-from fedms_jax.data import cohorts, private_rows
+from fedms_jax.core.types import (
+  Federation,
+  Partition,
+  Plan,
+  Public,
+  Roles,
+  Sampling,
+)
+from fedms_jax.data import cohorts, lazy, private_rows
 from fedms_jax.data import sampling as draws
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation.state import Fresh, Options, Stage
@@ -93,6 +100,7 @@ def sampler(
   """A pure function from the state of the arrivals, and a round, to what it is
   made of. Who has no rows in a round has no part in it."""
   o = options
+  tokens = _tokens(federation) if o.weights == 'tokens' else None
   # One width for all rounds, so that evaluation compiles once per depth.
   most = int(federation.validation.sizes().max(initial=1))
   width = cohorts.bucket(min(o.validation_rows, most))
@@ -112,7 +120,7 @@ def sampler(
       ids,
       batch_size=o.batch_size,
       epochs=o.epochs,
-      steps=o.steps,
+      steps=_steps(o, number),
       seed=o.seed,
       stage=stage,
       round=number,
@@ -121,8 +129,11 @@ def sampler(
     found = cohorts.evaluation_rows(validation, ids, o.validation_rows)
     held[:, : found.shape[1]] = found
     weights = sizes[there].astype(np.float32)
-    if o.equal:
+    if o.weights == 'equal':
       weights = np.ones_like(weights)
+    elif tokens is not None:
+      mine = [tokens[train.of(k)].sum() for k in ids]
+      weights = np.array(mine, np.float32)
     lost = reports.lost[there]
     more = fresh and fresh(federation, ids, number)
     return Cohort(number, ids, lost, rows, counts, weights, held, state, more)
@@ -164,9 +175,10 @@ def typical(
   usually are, int64 [k]; none where nobody knows who takes part."""
   if stage.arrivals is not None:
     return np.zeros(0, np.int64)
-  data, o = stage.view(federation) if stage.view else federation, options
-  sizes = data.train.at(0).sizes()
-  steps = cohorts.lengths(sizes[sizes > 0], o.batch_size, o.epochs, o.steps)
+  o, sizes = options, seen(stage, federation).train.at(0).sizes()
+  steps = cohorts.lengths(
+    sizes[sizes > 0], o.batch_size, o.epochs, _steps(o, 0)
+  )
   if not len(steps):
     return steps
   count = -(-min(o.cohort, len(steps)) // processes)
@@ -193,15 +205,44 @@ def ahead(
       yield cohort
 
 
+def _steps(o: Options, number: int) -> int:
+  """Local steps of a round; the last one takes those that are left."""
+  if not o.total:
+    return o.steps
+  return max(1, min(o.steps, o.total - number * o.steps))
+
+
+def seen(stage: Stage, data: Federation) -> Federation:
+  """The rows that a stage trains and scores on. The server has no others than
+  the public ones, so that it is scored on rows that it trains on."""
+  if stage.view is not None:
+    data = stage.view(data)
+  if not stage.central:
+    return data
+  one = Partition(np.array([0, len(data.public)]), data.public)
+  return data._replace(train=one, validation=one)
+
+
+def _tokens(federation: Federation) -> np.ndarray:
+  """Tokens of each row of the table, int [M]."""
+  inputs = federation.table.columns['inputs']
+  read = lazy.whole({'inputs': inputs})['inputs']
+  return (read >= 0).reshape(len(read), -1).sum(axis=1)
+
+
 def own_rows(
-  federation: Federation, place: Placement, public: bool = False
+  federation: Federation, place: Placement, stages: Sequence[Stage] = ()
 ) -> np.ndarray | None:
   """Rows that this process reads: those of its clients and newcomers, the
-  pooled ones and, if clients get such, the public ones; None: all."""
+  pooled ones, what else the views of stages show its clients and, if clients
+  get such, the public ones; None: all."""
+  public = any(stage.fresh for stage in stages)
   if place.peers.processes == 1:
     return None
   f, parts = federation, []
-  for p in (f.train, f.validation, f.test, f.unseen):
+  views = [seen(s, f) for s in stages if s.central or s.view is not None]
+  more = [p for v in views for p in (v.train, v.validation)]
+  for p in (f.train, f.validation, f.test, f.unseen, *more):
     own = place.mine(np.arange(p.num_clients), p.num_clients)
     # Neighbors in number, so that their rows are one slice.
     first, last = (own[0], own[-1] + 1) if len(own) else (0, 0)

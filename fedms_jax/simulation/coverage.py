@@ -45,6 +45,10 @@ def planned(
       boundary = activation.boundary(ever)
       found = [plan._replace(boundary=boundary) for plan in found]
   last = max(sets, key=sum, default=state.last)
+  if schedule.planned is not None:
+    theirs = [plan.active for plan in found]
+    progress = schedule.planned(state.progress, cohort.round, theirs)
+    state = state._replace(progress=progress)
   return state._replace(ever=ever, last=last), found, public
 
 

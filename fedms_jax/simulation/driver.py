@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import activation, compile, reduction, seeds
+from fedms_jax.core import activation, compile, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles
 from fedms_jax.simulation import (
@@ -34,6 +34,7 @@ from fedms_jax.simulation.accounting import Accounting, InFlight, record_of
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
   Options,
+  Past,
   Preempted,
   Stage,
   StageState,
@@ -82,9 +83,7 @@ class Simulation:
       put=self.place.whole,
       split=self.place.split,
       devices=self.place.width,
-      only=cohorts.own_rows(
-        federation, self.place, any(stage.fresh for stage in stages)
-      ),
+      only=cohorts.own_rows(federation, self.place, stages),
     )
     self.planner = planner.Planner(
       options.clients,
@@ -104,7 +103,7 @@ class Simulation:
     last round."""
     if state is None:
       state = self._begin(0, self.initial, None)
-    state = self._placed(state)
+    state = handover.placed(self.place, state)
     while True:
       self._ahead = ahead.Ahead(self.planner, self.tables)
       with contextlib.closing(self._ahead):
@@ -121,12 +120,16 @@ class Simulation:
   def sampler(self, index: int) -> tuple[cohorts.Sampler, Arrivals]:
     """The cohorts of a stage, and who reports in them."""
     stage, data = self.stages[index], self.federation
-    if stage.view is not None:
-      data = stage.view(data)
-    usual = cohorts.usual(self.options, index, data.train.num_clients)
+    options = self.local(index)
+    data = cohorts.seen(stage, data)
+    usual = cohorts.usual(options, index, data.train.num_clients)
     arrivals = stage.arrivals or usual
-    sample = cohorts.sampler(data, arrivals, self.options, index, stage.fresh)
+    sample = cohorts.sampler(data, arrivals, options, index, stage.fresh)
     return sample, arrivals
+
+  def local(self, index: int) -> Options:
+    """The options of a stage."""
+    return self.options._replace(**self.stages[index].local)
 
   def version(self, state: StageState) -> int:
     """Rounds done over all stages."""
@@ -140,7 +143,7 @@ class Simulation:
     stage = self.stages[index]
     key = seeds.stream(self.options.seed, Stream.INIT, index)
     roles = compile.jit(light=True)(stage.algorithm.begin)(key, roles)
-    roles = self._on_devices(roles)
+    roles = handover.on_devices(self.place, roles)
     inherited = before.last if before else None
     measured = [before.importance if before else None]
 
@@ -156,13 +159,14 @@ class Simulation:
     schedule = stage.schedule(
       handover.of(self, index, inherited, measure, done, trigger)
     )
-    roles, memory, channel = reduction.begin(
-      stage.algorithm, roles, self.options.seed
+    past = handover.past(self, before)
+    roles, memory, channel = handover.server(
+      stage, roles, past, self.options.seed
     )
     return StageState(
       stage=index,
       round=0,
-      clock=before.clock if before else 0,
+      clock=past.get(stage.series, Past(0)).clock,
       roles=roles,
       memory=memory,
       channel=channel,
@@ -178,22 +182,12 @@ class Simulation:
       watch=stopping.begin(),
       done=done,
       spent=before.spent if before else None,
+      past=past,
     )
-
-  def _on_devices(self, roles: Roles) -> Roles:
-    """Roles where the devices of this process need them."""
-    frozen = self.place.frozen(roles.frozen)
-    return Roles(frozen, *self.place.whole((roles.shared, roles.personal)))
-
-  def _placed(self, state: StageState) -> StageState:
-    """A state, that a checkpoint may have held, on the devices."""
-    memory, channel = self.place.whole((state.memory, state.channel))
-    roles = self._on_devices(state.roles)
-    return state._replace(roles=roles, memory=memory, channel=channel)
 
   def _run_stage(self, state: StageState) -> StageState:
     """All rounds of a stage that are left."""
-    stage, o = self.stages[state.stage], self.options
+    stage, o = self.stages[state.stage], self.local(state.stage)
     schedule = handover.schedule(self, state)
     store = recent.kept(
       self.store(state), state.roles.personal, self.federation, o, self.place

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import metrics
+from fedms_jax.core import inner_state, metrics
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
@@ -73,7 +73,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     new = _scores(simulation, state, scope, None, rows)
   found = _summary(own, whole, new)
   if groups is not None:
-    personal = bool(jax.tree.leaves(state.roles.personal))
+    personal = jax.tree.leaves(inner_state.model(state.roles.personal))
     clients = among if personal else ids
     _add_classes(found, whole.sums, groups, federation, clients)
   for (kind, model), values in own.values.items():
@@ -90,7 +90,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
 def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:
   """Those of the clients whose models read the pooled set: one stands for all
   where nothing is personal."""
-  if not jax.tree.leaves(state.roles.personal):
+  if not jax.tree.leaves(inner_state.model(state.roles.personal)):
     return ids[:1]
   return ids[some(len(ids), scope.readers, seed)]
 
@@ -150,6 +150,9 @@ def _summary(own: Scores, whole: Scores, new: Scores | None) -> dict[str, Any]:
       'pooled_loss': metrics.mean_over_clients(loss.sum(1)),
       'unseen': metrics.mean_over_clients(new.sums[key]) if new else None,
     }
+    models[name] |= _losses(
+      own.sums[f'loss/{name}'], new.sums[f'loss/{name}'] if new else None
+    )
   stats = {
     name: metrics.mean_over_clients(sums)
     for name, sums in own.sums.items()
@@ -163,6 +166,21 @@ def _listed(values: np.ndarray):
   if len(values) > MOST_LISTED:
     return values
   return [x if np.isfinite(x) else None for x in values.tolist()]
+
+
+def _losses(own, new) -> dict[str, float | None]:
+  """Losses over all tokens, or rows, of clients: a sum over a count, so that
+  exp of it is their perplexity; and of the worst tenth of the clients, each by
+  its own mean. own, new: sums [n, 2] of clients, and of unseen ones."""
+  each = metrics.mean(own)
+  each = each[np.isfinite(each)]
+  return {
+    'own_token_loss': float(metrics.mean(own.sum(0))),
+    'own_loss_worst_decile': -metrics.worst_decile(-each),
+    'unseen_token_loss': None
+    if new is None
+    else float(metrics.mean(new.sum(0))),
+  }
 
 
 def _add_classes(found, whole, classes, federation, ids) -> None:
@@ -296,6 +314,8 @@ class _Readers:
 
   def personal(self, chosen, width: int):
     """The personal states of the `chosen` readers [k], filled up to `width`."""
+    if not inner_state.model(self._state.roles.personal):
+      return {}  # what clients keep is no part of their models
     if self._ids is None or not len(chosen):
       return jax.tree.map(
         lambda x: jnp.broadcast_to(x, (width, *x.shape)),

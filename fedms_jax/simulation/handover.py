@@ -1,15 +1,16 @@
-"""What one stage hands over to the next: rounds, depth, the state of its queue;
-and the plans that follow from it."""
+"""What one stage hands over to the next: rounds, depth, the state of its queue,
+where its series stands; and the plans that follow from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedms_jax.core import activation
-from fedms_jax.core.types import ActiveSet, Plan
+from fedms_jax.cluster.placement import Placement
+from fedms_jax.core import activation, reduction
+from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.schedules import Schedule
-from fedms_jax.simulation.state import Handover, Stage, StageState
+from fedms_jax.simulation.state import Handover, Past, Stage, StageState
 
 
 def rounds(stages: Sequence[Stage], state: StageState) -> int:
@@ -35,8 +36,8 @@ def of(
   """What the schedule of a stage may know when it begins. done: rounds of each
   stage before. trigger: see `Handover`."""
   left = _rounds(simulation.stages, index, done)
-  rows = simulation.score_rows
-  return Handover(active, importance, rows, left, sum(done), trigger)
+  rows, sizes = simulation.score_rows, simulation.federation.train.sizes()
+  return Handover(active, importance, rows, left, sum(done), trigger, sizes)
 
 
 def schedule(simulation, state: StageState) -> Schedule:
@@ -68,3 +69,44 @@ def plans(
     Plan(active, boundary, variant(number, int(i)))
     for active, i in zip(found, ids, strict=True)
   ]
+
+
+def past(simulation, before: StageState | None) -> dict[str, Past]:
+  """Where all series of stages stand when the stage of a state has ended."""
+  if before is None:
+    return {}
+  series = simulation.stages[before.stage].series
+  memory = before.memory if series else ()
+  return before.past | {series: Past(before.clock, memory)}
+
+
+def server(
+  stage: Stage, roles: Roles, past: dict[str, Past], seed: int
+) -> tuple[Roles, Tree, Tree]:
+  """(roles, the server's memory, the channel's) that a stage begins with.
+  roles: as its algorithm makes them."""
+  roles, memory, channel = reduction.begin(stage.algorithm, roles, seed)
+  if stage.series and stage.series in past:
+    memory = past[stage.series].memory
+    roles = reduction.broadcast(stage.algorithm, roles, memory)
+  return roles, memory, channel
+
+
+def on_devices(place: Placement, roles: Roles) -> Roles:
+  """Roles where the devices of this process need them."""
+  frozen = place.frozen(roles.frozen)
+  return Roles(frozen, *place.whole((roles.shared, roles.personal)))
+
+
+def placed(place: Placement, state: StageState) -> StageState:
+  """A state, that a checkpoint may have held, on the devices."""
+  memory, channel = place.whole((state.memory, state.channel))
+  return state._replace(
+    roles=on_devices(place, state.roles),
+    memory=memory,
+    channel=channel,
+    past={
+      name: Past(p.clock, place.whole(p.memory))
+      for name, p in state.past.items()
+    },
+  )

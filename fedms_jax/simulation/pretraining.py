@@ -1,20 +1,24 @@
-"""Pre-training by the server on public rows (phase 1 of arXiv 2305.11414)."""
+"""Pre-training by the server on public rows, before a run (phase 1 of arXiv
+2305.11414): one stage of the driver, whose one client is the server."""
 
 from __future__ import annotations
 
 import math
-import time
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import client, compile, metrics, seeds
-from fedms_jax.core.contract import Algorithm, Moment, Start
+from fedms_jax import schedules
+from fedms_jax.core import inner_state, seeds
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.streams import Stream
-from fedms_jax.core.types import Federation, Plan, Roles, Tree
-from fedms_jax.data import draws, lazy
-from fedms_jax.simulation.tables import Tables
+from fedms_jax.core.types import Federation, Partition, Roles, Table, Tree
+from fedms_jax.data import lazy
+from fedms_jax.schedules import triggers
+from fedms_jax.simulation import driver
+from fedms_jax.simulation.observer import Silent
+from fedms_jax.simulation.state import Options, Stage
 
 
 def train(
@@ -31,82 +35,95 @@ def train(
   """The shared tree of an algorithm, trained by the server.
 
   algorithm: trains all weights, or a head (`algorithms/full.py`, `probe.py`).
-  It runs as one client whose rows are the public ones, one compiled pass per
-  epoch; its derived columns are computed once.
+  A round is an epoch, over which the optimizer goes on; derived columns are
+  computed once.
   """
   public = federation.public
-  plan = Plan((True,) * blocks, 0)
   key = seeds.stream(seed, Stream.PRETRAIN)
-  roles = algorithm.begin(key, before)
   if not epochs or not len(public):
-    return roles.shared
-  raw = lazy.take(federation.table.columns, public)
-  rows = np.arange(len(public))
-  table, _ = Tables(raw, scope='run').view(algorithm, roles, rows, plan)
-  carry = _begin(algorithm, roles, plan)
-  steps = steps_per_epoch(len(public), batch_size)
-  observer.stage('pretrain', 0, epochs)
-  for epoch in range(epochs):
-    start = time.perf_counter()
-    rows = _shuffled(len(public), batch_size, seed, epoch)
-    carry = _epoch(
-      algorithm,
-      carry,
-      roles,
-      table,
-      rows,
-      key,
-      epoch * steps,
-      epochs * steps,
-      plan,
-    )
-    sums = jax.device_get(carry[1])
-    zeros = {name: np.zeros_like(x) for name, x in sums.items()}
-    carry = carry[0], zeros
-    observer.round(
-      {
-        'stage': 'pretrain',
-        'round': epoch,
-        'train_loss': float(metrics.mean(sums['loss'])),
-        'score': float(metrics.mean(sums['score'])),
-        'seconds': time.perf_counter() - start,
-      }
-    )
-  message, _ = algorithm.update.finish(carry[0], Start(roles, plan))
-  return message.update
+    return algorithm.begin(key, before).shared
+  stage = Stage(
+    'pretrain',
+    inner_state.central(algorithm),
+    epochs,
+    lambda handover: schedules.schedule(triggers.dense(blocks), range(blocks)),
+    central=True,
+  )
+  options = Options(
+    seed=seed, cohort=1, batch_size=batch_size, scope='run', prefetch=False
+  )
+  simulation = driver.Simulation(
+    _public(federation),
+    before,
+    [stage],
+    options,
+    keeper=_Nothing(),
+    observer=_Told(observer),
+  )
+  return simulation.run().roles.shared
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
   return math.ceil(rows / batch_size)
 
 
-def _shuffled(count: int, batch_size: int, seed: int, epoch: int):
-  """Row numbers [S, B] of an epoch, -1 is padding."""
-  order = draws.generator(seed, Stream.SHUFFLE, epoch).permutation(count)
-  steps = steps_per_epoch(count, batch_size)
-  rows = np.full(steps * batch_size, -1, np.int32)
-  rows[:count] = order
-  return rows.reshape(steps, batch_size)
+def _public(federation: Federation) -> Federation:
+  """The public rows alone: no others are read."""
+  raw = lazy.take(federation.table.columns, federation.public)
+  rows = np.arange(len(federation.public), dtype=np.int32)
+  nobody = Partition(np.zeros(2, np.int64), rows[:0])
+  table = Table(raw, federation.table.label_names)
+  return Federation(table, nobody, nobody, nobody, nobody, rows[:0], rows)
 
 
-@compile.jit(static=(0, 2), light=True)
-def _begin(algorithm, roles: Roles, plan):
-  """What is carried into the first epoch."""
-  state = algorithm.update.begin(Start(roles, plan))
-  return state, client.zero_sums(algorithm)
+class _Told(Silent):
+  """Tells an observer what it is to know of the server's rounds."""
+
+  def __init__(self, observer: Any):
+    self._observer = observer
+
+  def stage(self, name, done, total):
+    self._observer.stage(name, done, total)
+
+  def note(self, text):
+    self._observer.note(text)
+
+  def derived(self, done, total):
+    self._observer.derived(done, total)
+
+  def round(self, record):
+    self._observer.round(
+      {
+        'stage': record['stage'],
+        'round': record['round'],
+        'train_loss': record['train_loss'],
+        'score': record['train_score'],
+        'seconds': record['seconds'],
+      }
+    )
 
 
-@compile.jit(static=(0, 8), donate=(1,))
-def _epoch(
-  algorithm, carry, roles: Roles, table: Tree, rows, key, first, total, plan
-):
-  """All steps of an epoch: carry -> carry; `first` is the first step."""
-  start = Start(roles, plan, Moment(steps=total))
+class _Nothing:
+  """Keeps nothing: what the server makes is kept when it is whole, and it has
+  no clients with a state."""
 
-  def body(carry, scanned):
-    step_rows, number = scanned
-    now = client.at_step(start, number)
-    return client.one_step(algorithm, carry, now, table, step_rows, key), None
+  def store(self, name: str, initial: Tree) -> _Nothing:
+    del name
+    self._initial = initial
+    return self
 
-  numbers = first + jnp.arange(rows.shape[0])
-  return jax.lax.scan(body, carry, (rows, numbers))[0]
+  def gather(self, ids) -> Tree:
+    return jax.tree.map(lambda x: np.stack([x] * len(ids)), self._initial)
+
+  def scatter(self, ids, stacked, version) -> None:
+    del ids, stacked, version
+
+  def after_round(self, simulation, state, store) -> None:
+    del simulation, state, store
+
+  def due(self, rounds: int) -> bool:
+    del rounds
+    return False
+
+  def save(self, simulation, state, store) -> None:
+    del simulation, state, store

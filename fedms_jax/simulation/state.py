@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ class Handover(NamedTuple):
   the stage before (None for the first), the importance of each block,
   measured on demand, and how many validation rows a score rests on. rounds:
   that the stage has. before: rounds of the stages before. trigger: what the
-  schedule of the stage before has come to, see `Schedule.told`."""
+  schedule of the stage before has come to, see `Schedule.told`. sizes: rows
+  that each client trains on, int [N]."""
 
   active: ActiveSet | None
   importance: Callable[[], list[float]]
@@ -29,6 +30,7 @@ class Handover(NamedTuple):
   rounds: int = 0
   before: int = 0
   trigger: Any = None
+  sizes: Any = ()
 
 
 Fresh = Callable[[Federation, np.ndarray, int], np.ndarray]
@@ -65,7 +67,12 @@ class Stage(NamedTuple):
   train on, -1 is padding, F the same in all rounds; None: none. open: its
   number of rounds may be another one, see `Schedule.over`: what one stage
   leaves of its rounds, the next one has. guard: of a private
-  run; None: nothing is accounted.
+  run; None: nothing is accounted. central: whether its one client is the
+  server, whose rows are the public ones. local: fields of `Options` that are
+  others in this stage. series: stages of one series go on where the last of
+  them ended: with its clock, the server's memory and the clients' states; '':
+  the stage is alone. rebased: whether the base model is what stages before have
+  made, so that checkpoints hold it.
   """
 
   name: str
@@ -79,6 +86,15 @@ class Stage(NamedTuple):
   fresh: Fresh | None = None
   open: bool = False
   guard: Guard | None = None
+  central: bool = False
+  local: Mapping[str, Any] = {}
+  series: str = ''
+  rebased: bool = False
+
+  @property
+  def folder(self) -> str:
+    """What the clients' states of the stage are kept under."""
+    return self.series or self.name
 
 
 class Curve(NamedTuple):
@@ -94,10 +110,9 @@ class Curve(NamedTuple):
 class Options(NamedTuple):
   """How a simulation runs; see the flags of the same names.
 
-  sampling, cap, groups: see `sampling.sampling`. equal: clients weigh alike,
-  whatever their rows. row_cap: rows come into a step by chance, and at most so
-  many, see `private_rows.batches`; 0: in shuffled epochs.
-  dropout: the share of sampled clients that are lost. reports: how many
+  sampling, cap, groups: see `sampling.sampling`. row_cap: rows come into a step
+  by chance, and at most so many, see `private_rows.batches`; 0: in shuffled
+  epochs. dropout: the share of sampled clients that are lost. reports: how many
   clients' newest scores the schedule's score averages; 0: the cohort's alone.
   unroll: local steps per program where clients run one by one. memory: bytes
   that the device is to be taken to have; 0: what it has. personal: bytes for
@@ -108,7 +123,9 @@ class Options(NamedTuple):
   score: what the schedule watches: 'validation', 'train_accuracy',
   'train_loss', or a metric on validation rows. validate_every: rounds between
   validations that nobody waits for. metrics: of test rows. stop: what ends a
-  stage early; None: nothing.
+  stage early; None: nothing. total: local steps of the stage, of which the last
+  round takes what is left; 0: `steps` in each round. weights: what the mean
+  over clients weighs: their 'rows', their 'tokens', or clients 'equal'.
   """
 
   seed: int = 0
@@ -116,7 +133,6 @@ class Options(NamedTuple):
   sampling: str = 'fixed'
   cap: int = 0
   groups: int = 1
-  equal: bool = False
   row_cap: int = 0
   dropout: float = 0.0
   batch_size: int = 16
@@ -142,13 +158,23 @@ class Options(NamedTuple):
   stop: Stop | None = None
   on_nan: str = 'stop'
   slots: int = 0
+  total: int = 0
+  weights: str = 'rows'
+
+
+class Past(NamedTuple):
+  """Where a series of stages stands: its clock, and the server's memory."""
+
+  clock: int
+  memory: Tree = ()
 
 
 class StageState(NamedTuple):
   """Where a stage stands, between two rounds.
 
-  round: the next one. clock: local steps of the run so far, the longest
-  client's of each round. memory, channel: of the server and of the channel.
+  round: the next one. clock: local steps of the series so far, the longest
+  client's of each round; stages that are in none share one clock. memory,
+  channel: of the server and of the channel.
   progress, arrivals: states of the schedule and of the arrivals. met: which
   clients have received the model in this stage, bool [N]. reports: newest
   sums that the score is made of, of clients by id. ever: blocks that have been
@@ -156,7 +182,8 @@ class StageState(NamedTuple):
   inherited, last: last active set of the stage before, and of this one so far.
   importance: block scores, once measured. ledger: of this stage. watch: of
   `stopping`. done: rounds of each stage before. spent: what all stages so far
-  have released, by their guards; None: nobody counts.
+  have released, by their guards; None: nobody counts. past: of the series of
+  earlier stages, by name.
   """
 
   stage: int
@@ -177,6 +204,7 @@ class StageState(NamedTuple):
   watch: Any
   done: tuple[int, ...]
   spent: Any = None
+  past: dict[str, Past] = {}
 
 
 class NonFiniteError(ValueError):

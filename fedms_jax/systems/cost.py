@@ -29,7 +29,8 @@ def _suffix(
   lowest = plan.active.index(True) if any(plan.active) else blocks
   active = sum(plan.active)
   forward = above * cost.block + active * lora + cost.head
-  backward = (blocks - lowest) * cost.block * (2 if passes.full else 1)
+  # Of a block whose weights stay, gradients of its input alone are computed.
+  backward = (blocks - lowest + (active if passes.full else 0)) * cost.block
   backward += 2 * active * lora + 2 * cost.head
   again = passes.again * forward
   return passes.trained * (forward + backward) + again

@@ -18,13 +18,13 @@ import optax
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import fedms, full, probe
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import client, columns, reduction, rounds, scoring
-from fedms_jax.core.contract import Clients, Moment, Start, Work
+from fedms_jax.core import columns, inner_state, reduction, rounds, scoring
+from fedms_jax.core.contract import Clients, Moment, Work
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
-from fedms_jax.simulation import derivation, needs, pretraining
+from fedms_jax.simulation import derivation, needs
 
 CLIENTS, BATCH, STEPS, ROWS, HELD, DEVICES = 7, 3, 12, 29, 19, 2
 TOGETHER = 2  # steps that are one program
@@ -214,23 +214,28 @@ def _cohort(scene: Scene, clients: int):
 def _of_a_chunk(which: str, devices: int = 1):
   """A program of the training of `CLIENTS` on each of the devices, two steps
   at a time."""
-  function = getattr(rounds, f'{which}_chunk').__wrapped__
 
   def made(case: Case) -> Program:
-    scene, mesh = _scene(case), Placement(devices).mesh
-    roles, work, totals, its = _cohort(scene, devices * CLIENTS)
-    if mesh is not None:
-      totals = _wide(totals, devices)
-    args = needs.arguments(
-      scene.algorithm, case.plan, roles, work, totals, its,
-      together=TOGETHER, mesh=mesh,
-    )  # fmt: skip
-    static, given = args._asdict()[which][:3], args._asdict()[which][3:]
-    return Program(
-      lambda *rest: function(*static, *rest), given, scene.roles.frozen
-    )
+    return _chunk(which, _scene(case), CLIENTS, devices)
 
   return made
+
+
+def _chunk(which: str, scene: Scene, clients: int, devices: int = 1) -> Program:
+  """A program of the training of so many clients on each of the devices."""
+  function = getattr(rounds, f'{which}_chunk').__wrapped__
+  mesh = Placement(devices).mesh
+  roles, work, totals, its = _cohort(scene, devices * clients)
+  if mesh is not None:
+    totals = _wide(totals, devices)
+  args = needs.arguments(
+    scene.algorithm, scene.plan, roles, work, totals, its,
+    together=TOGETHER, mesh=mesh,
+  )  # fmt: skip
+  static, given = args._asdict()[which][:3], args._asdict()[which][3:]
+  return Program(
+    lambda *rest: function(*static, *rest), given, scene.roles.frozen
+  )
 
 
 def _evaluate(case: Case) -> Program:
@@ -263,33 +268,16 @@ def _columns(case: Case) -> Program:
 
 
 def _pretrain(case: Case) -> Program:
-  """An epoch of the server's: of all weights, or of a frozen model's head."""
+  """A step of the server's own: of all weights, or of a frozen model's head."""
   whole = case.storage == 'float32'
   method = full.full_model if whole else probe.linear_probe
-  algorithm = method(_setting(case))
+  algorithm = inner_state.central(method(_setting(case)))
   roles = jax.eval_shape(algorithm.begin, KEY, _start(case))
-
-  def begin(roles):
-    state = algorithm.update.begin(Start(roles, ALL))
-    return state, client.zero_sums(algorithm)
-
-  def run(*args):
-    return pretraining._epoch.__wrapped__(algorithm, *args, ALL)
-
-  scene = Scene(algorithm, roles, _raw(case, ROWS), ALL)
-  table = scene.raw
+  roles, *_ = jax.eval_shape(lambda: reduction.begin(algorithm, roles, 0))
+  raw = _raw(case, ROWS)
   if not whole:
-    table = table | columns.shapes(algorithm, roles, scene.raw, ALL)
-  args = (
-    jax.eval_shape(begin, roles),
-    roles,
-    table,
-    shape(STEPS, BATCH),
-    KEY,
-    shape(),
-    shape(),
-  )
-  return Program(run, args, roles.frozen)
+    raw = raw | columns.shapes(algorithm, roles, raw, ALL)
+  return _chunk('step', Scene(algorithm, roles, raw, ALL), 1)
 
 
 def _server(case: Case) -> Program:

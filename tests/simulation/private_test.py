@@ -138,7 +138,7 @@ def test_an_empty_cohort_is_released_too():
 
   stages = guarded(world.stages(1)[:1], NOISY, 3.0)
   stages = [stages[0]._replace(arrivals=arrivals.synchronous(nobody))]
-  _, state, records = world.simulate(stages, equal=True)
+  _, state, records = world.simulate(stages, weights='equal')
   # Of the block that was active alone: the frozen prefix knows of no other.
   for x in products(state):
     assert x[2] > 0 and not x[:2].any()
@@ -162,7 +162,7 @@ def test_blocks_that_others_may_train_are_public_whoever_came():
       schedule=lambda handover: planned,
     )
   ]
-  _, state, _ = world.simulate(stages, equal=True)
+  _, state, _ = world.simulate(stages, weights='equal')
   assert state.ever == (True, True, True)
   assert all((x > 0).all() for x in products(state))
 
@@ -175,7 +175,7 @@ def test_a_private_score_is_what_the_schedule_sees():
     return 0.25 + number
 
   stages = guarded(world.stages(2)[:1], NOISY, 3.0, score)
-  _, _, records = world.simulate(stages, equal=True)
+  _, _, records = world.simulate(stages, weights='equal')
   assert [r['capability'] for r in records] == [0.25, 1.25] and seen == [0, 1]
 
 
@@ -191,11 +191,11 @@ def test_the_mean_of_poisson_cohorts_is_that_of_everybody():
 def test_a_private_channel_is_one_of_a_chain():
   both = channel.chain(channel.chain(), privacy.central(OPEN))
   stages = guarded(world.stages(1)[:1], OPEN, 3.0)
-  alone = world.simulate(stages, equal=True)[1]
+  alone = world.simulate(stages, weights='equal')[1]
   algorithm = stages[0].algorithm._replace(channel=both)
-  found = world.simulate([stages[0]._replace(algorithm=algorithm)], equal=True)[
-    1
-  ]
+  found = world.simulate(
+    [stages[0]._replace(algorithm=algorithm)], weights='equal'
+  )[1]
   world.same(found.roles.shared, alone.roles.shared)
 
 
