@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.shapes import lead
-from fedms_jax.core.types import Backbone, Tree
+from fedms_jax.core.types import Backbone, Task, Tree
 from fedms_jax.models import linear, storages, transformer
 from fedms_jax.models.transformer import TransformerConfig
 
@@ -128,6 +128,7 @@ class Model(NamedTuple):
   tensors of heads that belong to the weights as they were. tied: tensors that
   files may repeat -> the tensor that they must equal. unread: keys of
   config.json that are not known. sigmoid: a contrast is learned pair by pair.
+  task: what it learns, where its head does not say it all; None: it does.
   """
 
   backbone: Backbone
@@ -141,6 +142,7 @@ class Model(NamedTuple):
   tied: Mapping[str, str] = {}
   unread: tuple[str, ...] = ()
   sigmoid: bool = False
+  task: Task | None = None
 
 
 class Head(NamedTuple):

@@ -25,6 +25,9 @@ class VitConfig:
   pooling: 'cls' (class token) or 'mean'. center, spread: pixels become
   (x / 255 - center) / spread, one value for all channels or one for each.
   distilled: whether there is a distillation token. storage: of the parameters.
+  masked: inputs are {'image', 'hidden' [B, N]}; of hidden patches a mask token
+  is seen in place of their pixels, and the head gives the values of each patch
+  [B, N, P] (SimMIM, arXiv 2111.09886).
   """
 
   transformer: TransformerConfig
@@ -37,6 +40,7 @@ class VitConfig:
   spread: float | tuple[float, ...] = 0.5
   distilled: bool = False
   storage: str = 'float32'
+  masked: bool = False
 
 
 def patches(images, side: int):
@@ -92,12 +96,18 @@ def backbone(config: VitConfig) -> Backbone:
     for number, name in enumerate(special):
       key = jax.random.fold_in(keys[2], number) if number else keys[2]
       out[name] = family.table(key, 1, 1, t.width)
+    if c.masked:
+      out['mask'] = family.table(jax.random.fold_in(keys[2], 2), t.width)
     return out
 
-  def embed(params, images):
+  def embed(params, inputs):
+    images = inputs['image'] if c.masked else inputs
     stem = jax.tree.map(lambda p: p.astype(t.dtype), params['stem'])
     x = embed_patches(stem['kernel'], images, c.center, c.spread)
     x = x + lead(stem['bias'], x)
+    if c.masked:
+      hidden = inputs['hidden'][..., None]
+      x = jnp.where(hidden, lead(stem['mask'], x), x)
     shape = (x.shape[0], 1, t.width)
     first = [jnp.broadcast_to(stem[name], shape) for name in special]
     return jnp.concatenate([*first, x], axis=1) + stem['position']
@@ -105,9 +115,15 @@ def backbone(config: VitConfig) -> Backbone:
   def features(params, x, mask):
     del mask
     first = len(special)
+    if c.masked:
+      return transformer.normalize(t, params['final'], x[:, first:], 'float32')
     x = x[:, 0] if c.pooling == 'cls' else jnp.mean(x[:, first:], axis=1)
     return transformer.normalize(t, params['final'], x, 'float32')
 
+  head = family.linear_head(t.width, c.classes)
+  if c.masked:
+    head = family.linear_head(t.width, values)
+    head = head._replace(flops=cells * head.flops)
   return family.backbone(
     t,
     storage=c.storage,
@@ -115,7 +131,7 @@ def backbone(config: VitConfig) -> Backbone:
     final=lambda key: family.norm(t),
     embed=embed,
     features=features,
-    head=family.linear_head(t.width, c.classes),
+    head=head,
     tokens=tokens,
     stem_flops=2.0 * cells * values * t.width,
   )
