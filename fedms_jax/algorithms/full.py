@@ -80,6 +80,8 @@ def full_model(setting: Setting) -> Algorithm:
       for s in activation.spans([shared['blocks']], 0)
     ]
     features = backbone.features(shared, backbone.run(spans, x, mask), mask)
+    if task.together is None:  # its logits are not those of tokens
+      return backbone.logits(shared, shared['head'], features)
     return adapted.logits(
       backbone, shared, shared['head'], features, frozen=False
     )

@@ -303,12 +303,12 @@ class Task(NamedTuple):
   higher is better. perplexity: exp(loss) is what people read. within_batch:
   the logits of a row compare it with the other rows of its batch. kind: what
   logits are scores of: 'classes', 'levels' (classes in an order), 'tags' (any
-  number of which are right), 'values' (numbers), 'tokens', or 'pairs'.
-  together: of tasks of tokens: (sequence of `TokenLogits`, batch) -> (loss,
-  [(loss, score) of each]) in one pass; the first loss is all of them added up,
-  and through it alone a gradient passes. hide: (batch, key) -> the batch as the
-  model sees it, where some of each row is hidden and to be found, with
-  'hidden', bool [B, n]: which. It is drawn by the key, or by the row alone
+  number of which are right), 'values' (numbers), 'tokens', 'patches', or
+  'pairs'. together: of tasks of tokens: (sequence of `TokenLogits`, batch) ->
+  (loss, [(loss, score) of each]) in one pass; the first loss is all of them
+  added up, and through it alone a gradient passes. hide: (batch, key) -> the
+  batch as the model sees it, where some of each row is hidden and to be found,
+  with 'hidden', bool [B, n]: which. It is drawn by the key, or by the row alone
   where the key is None, as `loss` and `score` do with batches of which nothing
   is hidden yet; None: rows are seen as they are.
   """

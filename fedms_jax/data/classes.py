@@ -82,6 +82,9 @@ def divided(
   """
   rows, labels = source.train_rows, source.table.columns['labels']
   rows = rows[~np.isin(labels[rows], novel)]
+  if source.public is not None and not classes:
+    public = np.isin(rows, source.public)
+    return rows[public], rows[~public], source.test_rows
   if not classes:
     if not 0 <= fraction < 1:
       raise ValueError(

@@ -244,6 +244,12 @@ class Texts(Rows):
     found = self._encode.finish(out, rising, self.count)
     return {name: values[back] for name, values in found.items()}
 
+  def strings(self, rows: np.ndarray) -> list[str]:
+    """The texts of rows in rising order, those of all columns."""
+    return [
+      text for found in self._strings(rows) for texts in found for text in texts
+    ]
+
   def are_empty(self) -> bool:
     """Whether there is no text at all; of others the first ones tell."""
     return self.count > 0 and not any(

@@ -19,7 +19,8 @@ class Source(NamedTuple):
   train_rows, test_rows: int32 row numbers of the table; test_rows is empty
   if there is no test split. groups: int32 [M], the natural group of each row
   (-1: none), or None. public_shift: the domain shift of public images that
-  goes with this source unless the user asks for another.
+  goes with this source unless the user asks for another. public: training rows
+  that are the server's; None: they are still to be drawn.
   """
 
   table: Table
@@ -27,6 +28,7 @@ class Source(NamedTuple):
   test_rows: np.ndarray
   groups: np.ndarray | None = None
   public_shift: str = 'none'
+  public: np.ndarray | None = None
 
 
 def load(

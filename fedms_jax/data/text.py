@@ -59,7 +59,8 @@ class Encoder(NamedTuple):
   'inputs' are prompt and completion, and 'targets' the completion alone.
   'masked' hides a `fraction` of the tokens behind the token `mask`, drawn once
   by `seed` (as BERT's own training did, arXiv 1810.04805), and 'targets' are
-  what was hidden.
+  what was hidden; if `fresh`, nothing is hidden yet, and 'targets' are all
+  tokens that may be.
   Negative targets are not learned. side: where long texts are cut.
   """
 
@@ -69,6 +70,7 @@ class Encoder(NamedTuple):
   end: int = -1
   mask: int = -1
   fraction: float = 0.15
+  fresh: bool = False
   seed: int = 0
   side: str = 'right'
 
@@ -98,7 +100,7 @@ class Encoder(NamedTuple):
   ) -> dict[str, np.ndarray]:
     """What is learned from tokens [n, T] of the `rows` [n], in rising order,
     of `count`."""
-    if self.objective == 'masked':
+    if self.objective == 'masked' and not self.fresh:
       return masked(
         columns,
         rows,
@@ -211,10 +213,11 @@ def _rows(draw, rows, count: int, width: int) -> np.ndarray:
 def pack(source: Source, max_tokens: int) -> Source:
   """Puts whole texts one after another into rows of `max_tokens`.
 
-  Only texts of the same split, label and group share a row, so that rows are
-  dealt to clients as texts were, and none is cut in two, one half of which
-  could be a test row. A text sees those before it in its row. The lengths of
-  all texts say which share a row, so all texts are read.
+  Only texts of the same split, label and group share a row, and public ones
+  none with others, so that rows are dealt to clients as texts were, and none is
+  cut in two, one half of which could be a test row. A text sees those before it
+  in its row. The lengths of all texts say which share a row, so all texts are
+  read.
   """
   tokens = lazy.whole(
     {
@@ -230,7 +233,14 @@ def pack(source: Source, max_tokens: int) -> Source:
   open_bins: dict[tuple, list[int]] = {}
   bins: list[tuple[bool, list[int]]] = []
   used: dict[tuple, int] = {}
-  keys = zip(tested.tolist(), labels.tolist(), groups.tolist(), strict=True)
+  public = _among(source.public, len(labels))
+  keys = zip(
+    tested.tolist(),
+    labels.tolist(),
+    groups.tolist(),
+    public.tolist(),
+    strict=True,
+  )
   for row, key in enumerate(keys):
     if key not in open_bins or used[key] + lengths[row] > max_tokens:
       open_bins[key], used[key] = [], 0
@@ -250,9 +260,18 @@ def pack(source: Source, max_tokens: int) -> Source:
   return source._replace(
     table=source.table._replace(columns=columns),
     train_rows=numbers[:count],
+    public=None if source.public is None else numbers[public[first]],
     test_rows=numbers[count:],
     groups=None if source.groups is None else groups[first],
   )
+
+
+def _among(rows: np.ndarray | None, count: int) -> np.ndarray:
+  """Which of `count` rows are among `rows`, bool [count]; None: no rows."""
+  out = np.zeros(count, bool)
+  if rows is not None:
+    out[rows] = True
+  return out
 
 
 def _joined(column: np.ndarray, lengths: np.ndarray, rows: list[int]):

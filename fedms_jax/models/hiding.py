@@ -52,6 +52,8 @@ def masked_lm(how: Tokens) -> Task:
   1 stays. All chosen ones are learned, and nothing else.
   """
   plain = tasks.masked_lm()
+  assert plain.together is not None
+  together = plain.together
 
   def hide(batch: Batch, key) -> Batch:
     if 'hidden' in batch:
@@ -66,6 +68,7 @@ def masked_lm(how: Tokens) -> Task:
     loss=lambda logits, batch: plain.loss(logits, hide(batch, None)),
     score=lambda logits, batch: plain.score(logits, hide(batch, None)),
     hide=hide,
+    together=lambda several, batch: together(several, hide(batch, None)),
   )
 
 
@@ -129,7 +132,7 @@ def masked_patches(how: Patches) -> Task:
     total = jnp.maximum(jnp.sum(spread, axis=(1, 2)), 1e-6)
     return 1.0 - jnp.sum(error, axis=(1, 2)) / total, weights
 
-  return Task('explained variance', loss, score, hide=hide)
+  return Task('explained variance', loss, score, kind='patches', hide=hide)
 
 
 def _targets(how: Patches, images):

@@ -52,6 +52,7 @@ FLAGS = {
   'Choice.ends': 'fedot.ends',
   'depth': 'encrypted',
   'encode_text': 'model.name',
+  'most': 'ffdapt.most',
   'learning_rate': 'client.learning_rate',
   'size': 'cohort.size',
   'cap': 'cohort.cap',

@@ -7,17 +7,20 @@ several of them. Below the shell there are no config objects.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fedms_jax import schedules
 from fedms_jax.adapters.lora import Spec
 from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Federation, Task
+from fedms_jax.data import classes, inputs, private_rows, sources, text
 from fedms_jax.data import federation as federations
-from fedms_jax.data import private_rows, sources, text
 from fedms_jax.schedules import f3ocus, orders, triggers
 from fedms_jax.server import averaged, optimizers, robust
 from fedms_jax.shell.config import (
@@ -43,11 +46,50 @@ def federation(
   seed: int,
   progress: bool = False,
   reading: Mapping[str, Any] | None = None,
+  marked: bool = False,
 ) -> Federation:
   """Finds the data and deals it to the clients. Inputs that are dear to read
   are lazy (`data/lazy.py`). reading: what the model asks, see
-  `foundation.reading`."""
-  source = sources.load(
+  `foundation.reading`. marked: public rows are drawn before texts are packed,
+  so that they are those of `public_texts`."""
+  source = _source(d, seed, progress, reading)
+  if d.pack:
+    if marked:
+      source = source._replace(public=_public(source, d, seed))
+    source = text.pack(source, d.max_tokens)
+  return _dealt(source, d, p, seed)
+
+
+def public_texts(
+  d: DataConfig, *, seed: int, reading: Mapping[str, Any]
+) -> list[str]:
+  """The texts of the public rows. reading: see `federation`; of a text that
+  has another one beside it, both."""
+  source = _source(d, seed, False, reading)
+  column = source.table.columns['inputs']
+  reader = getattr(column, 'reader', None)
+  if not isinstance(reader, inputs.Texts):
+    raise ValueError(
+      f'--data.source={d.source} has no texts. Name one that has, or a model '
+      'of images.'
+    )
+  rows = np.sort(_public(source, d, seed))
+  return reader.strings(rows)
+
+
+def _public(source: sources.Source, d: DataConfig, seed: int) -> np.ndarray:
+  """The public rows of a source."""
+  novel = classes.novel(source, d.novel_classes, d.novel_fraction)
+  return classes.divided(
+    source, d.public_fraction, d.public_classes, novel, seed
+  )[0]
+
+
+def _source(
+  d: DataConfig, seed: int, progress: bool, reading: Mapping[str, Any] | None
+) -> sources.Source:
+  """The examples, as the model reads them."""
+  return sources.load(
     d.source,
     subset=d.subset,
     revision=d.revision,
@@ -64,8 +106,12 @@ def federation(
     progress=progress,
     **(reading or {}),
   )
-  if d.pack:
-    source = text.pack(source, d.max_tokens)
+
+
+def _dealt(
+  source: sources.Source, d: DataConfig, p: PartitionConfig, seed: int
+) -> Federation:
+  """The examples, divided among the server and the clients."""
   return federations.build(
     source,
     num_clients=p.num_clients,
@@ -88,6 +134,11 @@ def federation(
   )
 
 
+def with_rate(c: ClientConfig, rate: float) -> ClientConfig:
+  """The section with another learning rate; 0: as it is."""
+  return dataclasses.replace(c, learning_rate=rate) if rate else c
+
+
 def lora_spec(config: LoraConfig) -> Spec:
   """The LoRA of a run."""
   names = config.targets.split(',')
@@ -103,8 +154,14 @@ def setting(
   gate: GateConfig,
   lora: LoraConfig,
   aggregator: averaged.Aggregator,
+  horizon: int = 0,
 ) -> fedms.Setting:
-  """What all algorithms on one backbone have in common."""
+  """What all algorithms on one backbone have in common. horizon: local steps
+  of the run in all, for rates that follow its clock."""
+  course = None
+  if c.schedule == 'cosine':
+    warmup = max(1, round(c.warmup * horizon))
+    course = optimizers.Course(horizon, warmup, c.final_rate)
   optimizer = optimizers.client(
     c.optimizer,
     shared=c.learning_rate,
@@ -114,6 +171,8 @@ def setting(
     momentum=c.momentum,
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
+    betas=(c.beta1, c.beta2),
+    course=course,
   )
   return fedms.Setting(
     model=model,
@@ -298,7 +357,6 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
     sampling=config.cohort.sampling,
     cap=config.cohort.cap,
     groups=config.cohort.groups,
-    weights='equal' if config.privacy.on else 'rows',
     row_cap=row_cap(config),
     dropout=config.cohort.dropout,
     batch_size=c.batch_size,
@@ -328,4 +386,6 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
     stop=watched.stop,
     on_nan=config.on_nan,
     slots=optimizers.slots(c.optimizer, c.momentum),
+    # Sums with noise are divided by a number of clients.
+    weights='equal' if config.privacy.on else config.server.weights,
   )

@@ -6,7 +6,7 @@ the data is read, the shape of its inputs only after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,17 +16,20 @@ from fedms_jax.core.types import Federation, Task, Tree
 from fedms_jax.data import images, quality, text
 from fedms_jax.models import (
   class_prompts,
-  family,
+  hiding,
   pretrained,
   tasks,
-  transformer,
-  vit,
 )
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
-from fedms_jax.shell import data_flags, side_files
-from fedms_jax.shell.config import DataConfig, ModelConfig, PromptConfig
+from fedms_jax.shell import built_in, data_flags, scratch, side_files
+from fedms_jax.shell.config import (
+  Config,
+  DataConfig,
+  ModelConfig,
+  PromptConfig,
+)
 from fedms_jax.shell.config.model import LINEAR
 
 _MARKS = 3  # tokens about the name of a class: a start, a full stop, an end
@@ -44,6 +47,16 @@ TASKS = {
 ANSWERS = {'regression': 'values', 'multi_label': 'tags', 'ordinal': 'levels'}
 
 
+def checkpoint(
+  config: Config, public: Callable[[], list[str]] | None = None
+) -> Checkpoint | None:
+  """The checkpoint of a run; None for the built-in vit. public: gives the
+  texts that a new tokenizer is trained on; None: it is there."""
+  if config.model.scratch:
+    return scratch.checkpoint(config.model, config.data, config.workdir, public)
+  return find(config.model)
+
+
 def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
   """The checkpoint of `--model.name`; None for the built-in model."""
   if m.built_in:
@@ -57,6 +70,12 @@ def task(m: ModelConfig, model: Model) -> Task:
   """What the model learns."""
   if m.head == 'contrast' and model.sigmoid:
     return tasks.pairwise_contrast()
+  if model.task is not None:
+    return model.task
+  if m.head == 'masked_patches':
+    return hiding.masked_patches(
+      hiding.Patches(m.patch, m.hidden_patches, m.patch_target)
+    )
   return TASKS[m.head]()
 
 
@@ -124,16 +143,30 @@ def facts(data: Federation) -> Facts:
 
 
 def model(
-  m: ModelConfig, data: Federation, checkpoint: Checkpoint | None
+  m: ModelConfig,
+  data: Federation,
+  checkpoint: Checkpoint | None,
+  d: DataConfig | None = None,
 ) -> Model:
-  """The model in the shape of the data."""
+  """The model in the shape of the data. d: says how tokens are hidden."""
   if checkpoint is None:
-    return Model(_built_in(m, data), {})
+    return Model(built_in.backbone(m, data), {})
   if _reads_images(m, checkpoint):
     side_files.check_shape(checkpoint, data.table.columns['inputs'].shape[1:3])
   made = loadable(m, checkpoint, facts(data))
   side_files.say_unread(made.unread, checkpoint)
+  if m.head == 'masked_lm' and d is not None and d.masks == 'fresh':
+    return made._replace(task=_fresh_masks(d, checkpoint))
   return made
+
+
+def _fresh_masks(d: DataConfig, checkpoint: Checkpoint) -> Task:
+  """Masked tokens that are drawn anew in each step."""
+  tokenizer, _ = side_files.tokenizer(checkpoint)
+  how = hiding.Tokens(
+    side_files.mask(tokenizer), tokenizer.get_vocab_size(), d.mask_fraction
+  )
+  return hiding.masked_lm(how)
 
 
 def loadable(m: ModelConfig, checkpoint: Checkpoint, facts: Facts) -> Model:
@@ -248,40 +281,6 @@ def _text_tower(m: ModelConfig, checkpoint: Checkpoint) -> Model:
   return pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
 
 
-def _built_in(m: ModelConfig, data: Federation):
-  pictures = data.table.columns['inputs']
-  if pictures.ndim != 4:
-    raise ValueError(
-      '--model.name=vit reads images, and these inputs are none. Name another '
-      'model, or another --data.input_column.'
-    )
-  _, height, width, channels = pictures.shape
-  if height != width:
-    raise ValueError(
-      f'images are {height} x {width}; allowed: square ones. Set '
-      '--data.image_size.'
-    )
-  shape = transformer.TransformerConfig(
-    blocks=m.blocks,
-    width=m.width,
-    heads=m.heads,
-    mlp_width=m.mlp_width,
-    dtype=m.dtype,
-    remat=m.remat,
-    unroll=m.unroll,
-  )
-  return vit.backbone(
-    vit.VitConfig(
-      shape,
-      image=height,
-      channels=channels,
-      patch=m.patch,
-      classes=len(data.table.output_names),
-      pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
-    )
-  )
-
-
 def _class_features(
   m: ModelConfig, d: DataConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> np.ndarray:
@@ -333,6 +332,7 @@ def _encoder(
     end=side_files.end(checkpoint.config) if lm else -1,
     mask=side_files.mask(tokenizer) if m.head == 'masked_lm' else -1,
     fraction=d.mask_fraction,
+    fresh=d.masks == 'fresh',
     seed=seed,
     side=words.side,
   )

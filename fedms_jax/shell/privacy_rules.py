@@ -22,6 +22,7 @@ REFUSED = {
   'flexlora': 'its server needs the messages apart',
   'hetlora': 'its server needs the messages apart',
   'pfedmoap': 'its server needs the messages apart',
+  'ffdapt': 'what a client freezes says how many rows it has',
 }
 
 # Methods whose steps `private_gradient` makes private.
@@ -81,6 +82,19 @@ def check_flags(config: Config) -> None:
       'statistics of messages are no sum that noise could protect; allowed: '
       'mean.'
     )
+  wrong = {
+    f'--server.weights={config.server.weights}': (
+      config.server.weights == 'tokens', 'all clients weigh alike; allowed: '
+      'equal'
+    ),
+    f'--client.state={config.client.state}': (
+      config.client.state == 'averaged', 'its means are divided by what '
+      'clients weigh, which is not public; allowed: reset, kept'
+    ),
+  }  # fmt: skip
+  for flag, (found, why) in wrong.items():
+    if found:
+      raise ValueError(f'{said} does not go with {flag}: {why}. Change it.')
   _check_schedule(config)
   _check_bands(config)
   handover = config.methods.fedms.handover

@@ -23,7 +23,13 @@ from fedms_jax.models import attention
 from fedms_jax.persistence import client_table, files, run_store, writers
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
-from fedms_jax.shell import build, flags, foundation, privacy_report
+from fedms_jax.shell import (
+  build,
+  flags,
+  foundation,
+  language,
+  privacy_report,
+)
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import (
@@ -213,6 +219,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     keep.wait()
   watch.close()
   scores = evaluated(config, world, simulation, state)
+  language.add_bits(config, world, simulation.federation.pooled, scores)
   if not peers.primary:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
@@ -241,11 +248,14 @@ def evaluated(
   adaptation, as 'adapted'."""
   e = config.eval
   clients = min(e.clients, world.data.test.num_clients)
+  # A run that has not come to its last stage may learn something else so far.
+  kinds = [world.stages[i].algorithm.task.kind for i in (state.stage, -1)]
+  alike = kinds[0] == kinds[1]
   scope = evaluation.Scope(
     e.clients,
     # Of so many clients none has a large model or many rows.
     width=8 if clients <= evaluation.MOST_LISTED else 64,
-    metrics=world.watched.metrics,
+    metrics=world.watched.metrics if alike else (),
     readers=e.readers,
   )
   measure = evaluation.evaluate

@@ -56,7 +56,7 @@ def check_flags(d: DataConfig, m: ModelConfig, c: ClientConfig) -> None:
       f'{m.patch}, in batches of {c.batch_size},',
       'Lower --data.image_size or raise --model.patch.',
     )
-  if m.built_in:
+  if m.new:
     block = (4 * m.width + 2 * m.mlp_width) * m.width
     _check(
       _FLOAT * m.blocks * block,
@@ -85,7 +85,7 @@ def check_steps(
 ) -> None:
   """Refuses batches of which one block does not fit."""
   batches = {'--client.batch_size': c.batch_size}
-  if p.mode == 'full' or (p.mode == 'auto' and m.built_in):
+  if p.mode == 'full' or (p.mode == 'auto' and m.new):
     batches |= {'--pretrain.batch_size': p.batch_size}
   for flag, batch in batches.items():
     _check(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedms_jax.core.metrics import Metric
@@ -32,19 +33,45 @@ class Watched(NamedTuple):
 NOTHING = Watched()
 
 
-def watched(config: Config, task: Task, table: Table) -> Watched:
-  """What the flags ask for.
+def watched(config: Config, tasks: Sequence[Task], table: Table) -> Watched:
+  """What the flags ask for. tasks: of all stages; metrics are of the last one.
 
   Raises:
     ValueError: a metric says nothing of the task, or a flag of what is not
       measured.
   """
+  task = tasks[-1]
+  _check_stages(config, tasks)
   found = tuple(
     _metric('eval.metrics', name, task, table)
     for name in measures.parse(config.eval.metrics)
   )
   score = _score(config, task, table)
   return Watched(found, score, _stop(config, found, score))
+
+
+def _check_stages(config: Config, tasks: Sequence[Task]) -> None:
+  """Raises `ValueError` for a metric that would be measured in stages that
+  learn something else."""
+  if len({task.kind for task in tasks}) == 1:
+    return
+  wrong = {
+    f'--schedule.score={config.schedule.score}': (
+      config.schedule.score not in PLAIN,
+      f'allowed: {", ".join(PLAIN)}',
+    ),
+    f'--eval.metrics={config.eval.metrics} during the run (--eval.every='
+    f'{config.eval.every})': (
+      bool(config.eval.every and config.eval.metrics),
+      'allowed: --eval.every=0',
+    ),
+  }
+  for flag, (found, allowed) in wrong.items():
+    if found:
+      raise ValueError(
+        f'{flag} does not go with --stages={config.stages}, whose stages learn '
+        f'different things; {allowed}. Change one of them.'
+      )
 
 
 def _metric(flag: str, name: str, task: Task, table: Table) -> Metric:

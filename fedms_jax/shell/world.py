@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,14 @@ from fedms_jax.models.family import Model
 from fedms_jax.persistence import peft, peft_names
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
-from fedms_jax.shell import build, foundation, methods, sizes, watched
+from fedms_jax.shell import (
+  build,
+  foundation,
+  methods,
+  pipeline,
+  sizes,
+  watched,
+)
 from fedms_jax.shell.config import (
   Config,
   LoraConfig,
@@ -36,13 +44,16 @@ class World(NamedTuple):
 
   checkpoint: where the model is loaded from; None: the built-in one. data:
   sorted by client; of several processes each reads of it what it needs, when
-  it does. stages: of the algorithm. head: that came with the adapter
-  of --lora.init, or None. watched: metrics, and what of them ends a stage.
+  it does. model: of the algorithm. first: of the first stage, the same unless
+  --stages begins with something else. stages: of the run. head: that came with
+  the adapter of --lora.init, or None. watched: metrics, and what of them ends a
+  stage.
   """
 
   checkpoint: Checkpoint | None
   data: Federation
   model: Model
+  first: Model
   stages: list[Stage]
   head: Tree | None
   watched: Watched
@@ -55,46 +66,90 @@ def world(config: Config, like: World | None = None) -> World:
   """
   if like is None:
     sizes.check_flags(config.data, config.model, config.client)
-    checkpoint = foundation.find(config.model)
+    checkpoint = foundation.checkpoint(config, lambda: _public(config))
     data = by_client(_federation(config, checkpoint))
     if jax.process_count() == 1:
       sizes.check_table(data.table)
       data = data._replace(
         table=data.table._replace(columns=lazy.whole(data.table.columns))
       )
-    quality.check(data, foundation.objective(config.model))
-    model = foundation.model(config.model, data, checkpoint)
+    quality.check(data, foundation.objective(config.first_model))
+    model = foundation.model(config.model, data, checkpoint, config.data)
+    first = model
+    if config.first_model != config.model:
+      first = foundation.model(
+        config.first_model, data, checkpoint, config.data
+      )
     sizes.check_steps(
       config.client, config.pretrain, config.model, model.backbone
     )
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
+    first = like.first
   classes = len(data.table.output_names)
   adapter, head = _adapter(
     config.lora, checkpoint, model, data.table.output_names
   )
-  stages = methods.stages(config, model, classes, adapter)
-  found = watched.watched(config, stages[-1].algorithm.task, data.table)
-  return World(checkpoint, data, model, stages, head, found)
+  stages = pipeline.stages(config, first, model, classes, adapter)
+  tasks = [stage.algorithm.task for stage in stages]
+  found = watched.watched(config, tasks, data.table)
+  return World(checkpoint, data, model, first, stages, head, found)
 
 
 def data(config: Config) -> Federation:
   """The data of a run alone."""
-  return by_client(_federation(config, foundation.find(config.model)))
+  bare = dataclasses.replace(config, workdir='')
+  checkpoint = foundation.checkpoint(bare, lambda: _public(bare))
+  return by_client(_federation(bare, checkpoint))
 
 
 def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
   """The data, as the model reads it."""
   reading = foundation.reading(
-    config.model, config.data, checkpoint, seed=config.seed
+    config.first_model, config.data, checkpoint, seed=config.seed
   )
+  head = config.model.head  # what the phases of --stages do not look at, too
+  if checkpoint is not None and head in (*LINEAR, 'zero_shot'):
+    reading |= {'need_labels': True}
+  if head in foundation.ANSWERS:
+    reading |= {'answer': foundation.ANSWERS[head]}
+  if config.first_model.head == 'masked_lm' != config.model.head:
+    _check_masks(config)
   return build.federation(
     config.data,
     config.partition,
     seed=config.seed,
     progress=config.progress,
     reading=reading,
+    marked=config.model.scratch and config.model.tokenizer == 'bpe',
   )
+
+
+def _check_masks(config: Config) -> None:
+  """Raises `ValueError` if texts would be read with holes in them."""
+  if config.data.masks == 'once':
+    raise ValueError(
+      f'--data.masks=once hides tokens for the whole run, from '
+      f'{config.algorithm.name} in --stages={config.stages}, too, which is to '
+      'read whole texts. Use --data.masks=fresh.'
+    )
+
+
+def _public(config: Config) -> list[str]:
+  """The texts that a new tokenizer is trained on: the public ones."""
+  if config.partition.load:
+    raise ValueError(
+      f'--model.tokenizer=bpe is trained on public texts, and --partition.load='
+      f'{config.partition.load} is read after it. Use bytes.'
+    )
+  # Read as bytes until there is something else.
+  plain = dataclasses.replace(config.model, tokenizer='bytes', vocabulary=1024)
+  bare = dataclasses.replace(config, model=plain, workdir='')
+  checkpoint = foundation.checkpoint(bare, list)
+  reading = foundation.reading(
+    bare.first_model, bare.data, checkpoint, seed=config.seed
+  )
+  return build.public_texts(bare.data, seed=config.seed, reading=reading)
 
 
 def _adapter(
@@ -153,19 +208,26 @@ def initial(config: Config, world: World) -> Roles:
   key = seeds.stream(config.seed, Stream.INIT)
   if world.checkpoint is not None:
     names = world.data.table.output_names
-    m = config.model
+    m = config.first_model
+    if m.scratch:
+      return _random(world.first, key)
     base, head = foundation.load(
-      m, config.data, world.model, names, world.checkpoint, key
+      m, config.data, world.first, names, world.checkpoint, key
     )
     if methods.reads_names(config.algorithm.name, world.model):
       text = foundation.text_tower(m, config.prompt, names, world.checkpoint)
       base = base | {'text': text}
     return fedms.start(base, world.head or head)
+  return _random(world.first, key)
+
+
+def _random(made: Model, key) -> Roles:
+  """The model with random weights."""
 
   @compile.jit(light=True)  # one compilation, not one per operation
   def init(key):
     base, head = jax.random.split(key)
-    model = world.model.backbone
+    model = made.backbone
     return fedms.start(model.init(base), model.init_head(head))
 
   return init(key)
@@ -189,18 +251,24 @@ def pretrain_mode(
         f'{m.head} has not; allowed: full, none.'
       )
     return mode
-  if m.built_in:
+  if m.new:
     return 'full'
   new = m.head in LINEAR and not m.keep_head and not headed
   return 'probe' if new else 'none'
 
 
+def ahead(config: Config, headed: bool = False) -> str:
+  """What the server trains before the first stage, see `pretrain_mode`."""
+  if config.stages:  # which say themselves what it trains
+    return 'none'
+  return pretrain_mode(config.pretrain, config.model, headed)
+
+
 def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
   """Shapes of what `pretrained` gives: {'base', 'head'}, or the head alone."""
-  model, key = world.model.backbone, jax.random.key(0)
+  model, key = world.first.backbone, jax.random.key(0)
   head = {'head': jax.eval_shape(model.init_head, key)}
-  mode = pretrain_mode(config.pretrain, config.model, bool(world.head))
-  if mode != 'full':
+  if ahead(config, bool(world.head)) != 'full':
     return head
   return head | {'base': jax.eval_shape(model.init, key)}
 
@@ -210,7 +278,7 @@ def pretrained(
 ) -> dict[str, Tree]:
   """What the server's pre-training makes of the model `before` it."""
   p, m = config.pretrain, config.model
-  mode = pretrain_mode(p, m, bool(world.head))
+  mode = ahead(config, bool(world.head))
   model, data = world.model.backbone, world.data
   if mode == 'none':
     return {'head': before.frozen['head']}

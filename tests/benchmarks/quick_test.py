@@ -38,7 +38,15 @@ ROWS = {
                 'personal_bytes', 'touched', 'disk_megabytes',
                 'peak_gigabytes'},
   },
+  'pretraining': {
+    'row': {'every', 'state', 'seed', 'steps', 'own_perplexity',
+            'worst_decile_perplexity', 'pooled_perplexity',
+            'unseen_perplexity', 'bits_per_byte', 'megabytes_up', 'tokens',
+            'last_drift', 'last_cosine', 'seconds'},
+  },
 }  # fmt: skip
+# These train whole models.
+LONG = {'pretraining'}
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
@@ -56,7 +64,13 @@ def numbers(value):
   return [value] if isinstance(value, float | int) else []
 
 
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+    for name in ROWS
+  ],
+)
 def test_a_quick_benchmark_prints_its_rows(name):
   found = rows(name, *FLAGS.get(name, ()))
   if name == 'versus_torch' and not importlib.util.find_spec('peft'):

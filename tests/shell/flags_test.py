@@ -40,8 +40,13 @@ def any_value(name, field, rng):
 
 
 # What only one kind of model looks at.
-OF_BUILT_IN = {f'model.{name}' for name in model.OF_BUILT_IN}
-OF_CHECKPOINT = {f'model.{name}' for name in model.OF_CHECKPOINT}
+OF_BUILT_IN = {
+  f'model.{name}'
+  for name in (*model.OF_BUILT_IN, *model.OF_SCRATCH, *model.OF_PATCHES)
+}
+OF_CHECKPOINT = {
+  f'model.{name}' for name in (*model.OF_CHECKPOINT, *model.OF_SCRATCH)
+}
 
 
 def any_config(seed):
@@ -60,6 +65,10 @@ def any_config(seed):
   flat |= {'cohort.sampling': 'poisson', 'cohort.cap': 0, 'cohort.groups': 1}
   flat |= {'privacy.mode': 'central', 'privacy.noise': 0.1 + rng.random()}
   unused = OF_CHECKPOINT if built_in else OF_BUILT_IN
+  allowed = model.HEADS_OF['vit'] if built_in else ('causal_lm', 'contrast')
+  flat['model.head'] = rng.choice(allowed)
+  flat |= {'stages': '', 'pretrain.head': '', 'pretrain.client_rate': 0.0}
+  flat |= {'client.schedule': 'constant', 'data.masks': 'once'}
   flat = {k: v for k, v in flat.items() if k not in unused}
   return config_lib.from_values(flat)
 

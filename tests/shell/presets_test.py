@@ -10,7 +10,10 @@ from fedms_jax.shell import world as worlds
 FOLDER = pathlib.Path(__file__).parents[2] / 'launch' / 'presets'
 PRESETS = sorted(FOLDER.glob('*.flags'))
 # These name data or a model that is not here.
-EXTERNAL = {'agnews_fewshot', 'agnews_minilm', 'cifar10', 'clip_vit_b16'}
+EXTERNAL = {
+  'agnews_fewshot', 'agnews_minilm', 'cifar10', 'clip_vit_b16', 'diloco',
+  'photon', 'maxtext',
+}  # fmt: skip
 SMALL = FOLDER / 'smoke.flags'
 
 
@@ -33,10 +36,13 @@ def test_a_preset_is_written_in_today_s_names_and_says_something(path):
 )
 def test_the_world_of_a_preset_on_embedded_data_is_built(path):
   """Ablations are given after the flags of a run: here, of a small one."""
-  config = of(path, f'--flagfile={SMALL}')
+  # A pipeline has no epochs of the server's.
+  more = ['--pretrain.epochs=30'] if path.stem == 'pretraining' else []
+  config = of(path, f'--flagfile={SMALL}', *more)
   world = worlds.world(config)
   without = config.algorithm.name != 'fedms' or 'no_stage2' in path.stem
-  assert [stage.name for stage in world.stages] == (
+  before = ['server-1', 'federated', 'server-2'] if config.stages else []
+  assert [stage.name for stage in world.stages] == before + (
     ['global'] if without else ['global', 'personal']
   )
   assert world.data.train.num_clients == config.partition.num_clients

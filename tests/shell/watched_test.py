@@ -16,7 +16,7 @@ NUMBERS = TABLE._replace(outputs=Outputs('values', ('x',), (0.0,), (2.0,)))
 
 def found(task=CLASSES, table=TABLE, **values):
   flat = {name.replace('__', '.'): value for name, value in values.items()}
-  return watched.watched(config.from_values(flat), task, table)
+  return watched.watched(config.from_values(flat), [task], table)
 
 
 def test_without_flags_the_score_is_watched_alone():

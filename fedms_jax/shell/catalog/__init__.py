@@ -12,6 +12,7 @@ from fedms_jax.shell.catalog import (
   lora,
   mixture,
   personal,
+  pretraining,
   prompts,
   split,
   transfer,
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
   **elastic.METHODS,
   **split.METHODS,
   **transfer.METHODS,
+  **pretraining.METHODS,
 }
 
 # The options of all methods, a section for each that has any.

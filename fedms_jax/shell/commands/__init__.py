@@ -84,6 +84,12 @@ COMMANDS = {
       'encrypted_weight': (0.01, 'joules that a bit of security is worth'),
       'radio_mhz': (20.0, 'band that the devices of a cohort share'),
       'radio_watts': (0.1, 'power that a device sends with'),
+      'split': (
+        1,
+        'devices of a client that trains all weights (--stages), over which '
+        'its weights, moments and batch are split',
+      ),
+      'rate': (0.0, 'FLOP/s of such a client in all, for seconds (0: none)'),
     },
   ),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.report import printed
-from fedms_jax.shell import flags
+from fedms_jax.shell import flags, language
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import handover, observer
@@ -24,6 +24,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     simulation = runner.simulated(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
     scores = runner.evaluated(config, world, simulation, state)
+    language.add_bits(config, world, simulation.federation.pooled, scores)
   finally:
     snapshot.close()
   stage = simulation.stages[state.stage]

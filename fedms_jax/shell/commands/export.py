@@ -25,7 +25,7 @@ from fedms_jax.persistence import (
 )
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
-from fedms_jax.shell import build, flags, foundation, methods
+from fedms_jax.shell import build, flags, foundation, methods, pipeline
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.units import in_bytes
@@ -66,24 +66,29 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   what, out = _what(config, values['what']), values['out']
   if not out:
     raise ValueError('--out is missing. Name the folder to write to.')
-  checkpoint = foundation.find(config.model)
+  checkpoint = foundation.checkpoint(config)
   if checkpoint is None:
     raise ValueError(
       f'--model.name={config.model.name} is built in, and no other library '
       'knows its format; allowed: runs of a loaded checkpoint.'
     )
-  trained = worlds.pretrain_mode(config.pretrain, config.model) == 'full'
-  if trained and not what.merged:
+  trained = worlds.ahead(config) == 'full'
+  if (trained or config.pipeline.phases) and not what.merged:
+    how = f'--stages={config.stages}'
+    if trained:
+      how = f'--pretrain.mode={config.pretrain.mode}'
     raise ValueError(
-      '--pretrain.mode=full trained the base model too, so that an adapter to '
+      f'{how} trained the base model too, so that an adapter to '
       f'{config.model.name} is not what was trained. Use --what=merged.'
     )
   if pathlib.Path(out).resolve() == checkpoint.folder.resolve():
     raise ValueError(f'--out={out} is the base model. Choose another folder.')
   snapshot = Snapshot(config.workdir)
   try:
-    model, facts = _model(config, checkpoint, snapshot)
-    parts = _parts(config, model, facts, checkpoint, snapshot, what.client)
+    models, facts = _models(config, checkpoint, snapshot)
+    model, parts = _parts(
+      config, models, facts, checkpoint, snapshot, what.client
+    )
     if what.merged:
       _merged(config, model, facts, checkpoint, snapshot, parts, out)
     else:
@@ -114,44 +119,57 @@ def _what(config: Config, text: str) -> What:
   )
 
 
-def _model(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
-  """The run's model, without its data."""
+def _models(config: Config, checkpoint: Checkpoint, snapshot: Snapshot):
+  """((the first model of the run, its algorithm's), facts), without data."""
   file = snapshot.workdir.facts
   if not file.is_file():
     raise ValueError(f'{file} does not exist yet. Wait for the first round.')
   found = files.read_json(file)
   unit = [tuple(found.get(name, ())) for name in ('center', 'spread')]
   facts = foundation.Facts(tuple(found['label_names']), found['tokens'], *unit)
-  return foundation.loadable(config.model, checkpoint, facts), facts
+  model = first = foundation.loadable(config.model, checkpoint, facts)
+  if config.first_model != config.model:
+    first = foundation.loadable(config.first_model, checkpoint, facts)
+  return (first, model), facts
 
 
 def _parts(
-  config, model: Model, facts, checkpoint, snapshot: Snapshot, client
-) -> Tree:
-  """What the run has made of its model, see `Algorithm.models`."""
-  stages = methods.stages(config, model, len(facts.label_names))
+  config, models: tuple[Model, Model], facts, checkpoint, snapshot, client
+) -> tuple[Model, Tree]:
+  """(the model of the stage that the run is in, what has become of it): see
+  `Algorithm.models`."""
+  first, model = models
+  stages = pipeline.stages(config, first, model, len(facts.label_names))
   tokens = None
   if methods.reads_names(config.algorithm.name, model):
     tokens = foundation.class_tokens(
       config.prompt, facts.label_names, checkpoint
     )
-  shapes = worlds.shapes(config.model, model, checkpoint, tokens)
+  shapes = worlds.shapes(config.model, first, checkpoint, tokens)
   arrays, plain = snapshot.read(shapes, stages)
   stage = stages[plain['stage']]
   personal = arrays['personal']
   if client is not None and jax.tree.leaves(personal):
-    states = snapshot.store(stage.name, personal).gather(np.array([client]))
+    states = snapshot.store(stage.folder, personal).gather(np.array([client]))
     personal = jax.tree.map(lambda x: x[0], states)
   roles = Roles(arrays['frozen'], arrays['shared'], personal)
-  models = stage.algorithm.models(roles)
+  found = stage.algorithm.models(roles)
   name = 'global' if client is None else 'local'
-  if name not in models:
-    allowed = ', '.join(_ALLOWED[found] for found in models)
+  if name not in found:
+    allowed = ', '.join(_ALLOWED[known] for known in found)
     raise ValueError(
       f'--algorithm.name={config.algorithm.name} has no {name} model in its '
       f'stage {stage.name!r}; allowed: --what={allowed}.'
     )
-  return _in_units(models[name], facts)
+  base = {}
+  if stage.rebased and 'base' in roles.frozen:
+    base = {'base': roles.frozen['base']}
+  in_phase = plain['stage'] < len(config.pipeline.phases)
+  told = config.first_model if in_phase else config.model
+  parts = base | found[name]
+  if told.head == 'regression':
+    parts = _in_units(parts, facts)
+  return (first if in_phase else model), parts
 
 
 def _in_units(parts: Tree, facts: foundation.Facts) -> Tree:
@@ -285,7 +303,7 @@ def _merged(
 def _base(config, model: Model, facts, checkpoint, snapshot) -> Tree:
   """The base model of the run: as loaded, or as its server trained it."""
   backbone, key = model.backbone, jax.random.key(0)
-  if worlds.pretrain_mode(config.pretrain, config.model) == 'full':
+  if worlds.ahead(config) == 'full':
     shapes = {
       'base': jax.eval_shape(backbone.init, key),
       'head': jax.eval_shape(backbone.init_head, key),

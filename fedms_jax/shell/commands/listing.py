@@ -102,6 +102,11 @@ MODELS: dict[str, Entry] = {
     'arXiv 2407.10671, 2505.09388',
   ),
 }
+NEW_MODELS: dict[str, Entry] = {
+  'gpt': ('next tokens, in the layout of GPT-2', '-'),
+  'llama': ('next tokens', 'arXiv 2302.13971'),
+  'bert': ('masked tokens', 'arXiv 1810.04805'),
+}
 PRESETS = pathlib.Path(__file__).parents[3] / 'launch' / 'presets'
 
 
@@ -122,6 +127,7 @@ def text() -> str:
     'partitions (--partition.name)': PARTITIONS,
     'metrics (--eval.metrics, --schedule.score)': _metrics(),
     'models (--model.name: vit, or a folder or Hub id)': MODELS,
+    'text models that begin with random weights (--model.name)': NEW_MODELS,
   }
   if PRESETS.is_dir():
     lists['presets (--flagfile=launch/presets/<name>.flags)'] = presets(PRESETS)

@@ -22,9 +22,11 @@ from fedms_jax.shell import (
   flags,
   foundation,
   methods,
+  pipeline,
   privacy,
   privacy_report,
   privacy_rules,
+  scratch,
 )
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.commands import plan_encrypted
@@ -52,10 +54,18 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       f'--classes={values["classes"]} is not allowed; allowed: 1 to '
       f'{MOST_CLASSES}.'
     )
+  for name, least in (('split', 1), ('rate', 0)):
+    if values[name] < least:
+      raise ValueError(
+        f'--{name}={values[name]} is not allowed; allowed: at least {least}.'
+      )
   if config.privacy.on and config.model.built_in:
     print('\n'.join(_privacy(config, config.model.blocks)))
     return 0
-  checkpoint = foundation.find(config.model, weights=False)
+  if config.model.scratch:
+    checkpoint = scratch.planned(config.model, config.data)
+  else:
+    checkpoint = foundation.find(config.model, weights=False)
   if checkpoint is None:
     raise ValueError(
       'fedms plan needs --model.name=<Hub id or folder>; the built-in vit has '
@@ -67,16 +77,26 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   model, tokens = foundation.loadable(config.model, checkpoint, facts), None
   if methods.reads_names(config.algorithm.name, model):
     tokens = foundation.one_token(config.prompt, len(names))
-  roles = worlds.shapes(config.model, model, checkpoint, tokens)
-  shapes = shaped(config, model, roles)
-  found = lines(config, shapes)
-  if config.privacy.on:
-    found += ['', *_privacy(config, model.backbone.blocks)]
-  if values['encrypted'] != 0:
-    first, tokens = shapes.stages[0][1], model.backbone.cost.tokens
-    found += ['', *plan_encrypted.lines(config, first, tokens, values)]
-  print('\n'.join(found))
+  first = model
+  if config.first_model != config.model:
+    first = foundation.loadable(config.first_model, checkpoint, facts)
+  roles = worlds.shapes(config.model, first, checkpoint, tokens)
+  shapes = shaped(config, model, roles, first)
+  print('\n'.join([*lines(config, shapes), *_more(config, shapes, values)]))
   return 0
+
+
+def _more(config: Config, shapes: Shapes, values: dict[str, Any]) -> list[str]:
+  """What is said beside the costs of stages, where it is asked for."""
+  found, backbone = [], shapes.model.backbone
+  if config.privacy.on:
+    found += ['', *_privacy(config, backbone.blocks)]
+  if values['encrypted'] != 0:
+    first, tokens = shapes.stages[0][1], backbone.cost.tokens
+    found += ['', *plan_encrypted.lines(config, first, tokens, values)]
+  if silos := silo_lines(config, shapes, values['split'], values['rate']):
+    found += ['', *silos]
+  return found
 
 
 def _privacy(config: Config, blocks: int) -> list[str]:
@@ -93,12 +113,16 @@ def _privacy(config: Config, blocks: int) -> list[str]:
   return private.lines(privacy_report.planned(config, plan, rows))
 
 
-def shaped(config: Config, model: Model, roles: Roles) -> Shapes:
-  """The stages of a run that starts from these roles, as shapes."""
+def shaped(
+  config: Config, model: Model, roles: Roles, first: Model | None = None
+) -> Shapes:
+  """The stages of a run that starts from these roles, as shapes. first: the
+  model of the first stage, if that is another."""
   key = jax.random.key(0)
   stages = []
   # The gate's size depends on classes only where it weighs each of them.
-  for stage in methods.stages(config, model, _classes(model.backbone)):
+  classes = _classes(model.backbone)
+  for stage in pipeline.stages(config, first or model, model, classes):
     roles = jax.eval_shape(stage.algorithm.begin, key, roles)
     stages.append((stage.algorithm, roles))
   return Shapes(model, stages)
@@ -196,3 +220,46 @@ def _cohorts(config, shapes: Shapes) -> list[str]:
     rows.append([f'depth {depth}', *sizes])
   title = f"memory of the simulator's device, stage {algorithm.name}"
   return [f'{title} (parameters once, no derived columns)', *grid(rows)]
+
+
+def silo_lines(
+  config: Config, shapes: Shapes, split: int, rate: float
+) -> list[str]:
+  """What the federated phases of --stages cost clients of several devices.
+
+  split: devices of a client that its weights, gradient, moments and batch are
+  split over evenly. rate: FLOP/s of a client in all; 0: seconds are left out.
+  The simulator itself does not split weights that are trained.
+  """
+  found = []
+  for phase, (algorithm, roles) in zip(
+    config.pipeline.phases, shapes.stages, strict=False
+  ):
+    steps = phase.steps or config.client.steps
+    if phase.kind == 'S' or not steps:
+      continue
+    meter, blocks = (
+      _meter(config, shapes, algorithm, roles),
+      len(jax.tree.leaves(roles.shared['blocks'])[0]),
+    )
+    plan = plan_of(blocks, blocks)
+    examples = steps * config.client.batch_size
+    cohort = config.cohort.size
+    entry = meter.group(
+      plan, plan.active, clients=cohort, newcomers=0, cohort=cohort,
+      examples=float(cohort * examples), steps=float(cohort * steps),
+      derived=0, scope='step',
+    )  # fmt: skip
+    tokens = examples * shapes.model.backbone.cost.tokens
+    found.append(
+      f'a round of {phase.kind}{phase.rounds}x{steps}, {cohort} clients: '
+      f'{in_bytes(entry.bytes_up)} up, {in_bytes(entry.bytes_down)} down; '
+      f'{in_flops(entry.client_flops / cohort)} and {tokens:,} tokens a client'
+    )
+    memory = in_bytes(entry.peak_client_memory / split)
+    line = f'  memory of a device, {split} to a client: {memory}'
+    if rate:
+      seconds = entry.client_flops / cohort / rate
+      line += f'; {seconds:,.0f} s of computing at {in_flops(rate)} a second'
+    found.append(line)
+  return found

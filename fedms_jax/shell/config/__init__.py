@@ -7,6 +7,7 @@ sections, too. Config objects stop at the shell: nothing below imports them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,4 +75,20 @@ __all__ = [
 def from_values(flat: Mapping[str, Any]) -> Config:
   """The config whose leaves are `flat`, by the names of the flags; see
   `fields.from_values`."""
-  return fields.from_values(Config, flat)
+  made = fields.from_values(Config, flat)
+  return _named(made)
+
+
+def _named(made: Config) -> Config:
+  """The config whose algorithm is the one that --stages ends with."""
+  method = made.pipeline.method
+  given = made.algorithm.name
+  if not method or method == given:
+    return made
+  if given != AlgorithmConfig().name:
+    raise ValueError(
+      f'--algorithm.name={given} and the {method} of --stages={made.stages} '
+      'are two algorithms. Leave one of them out.'
+    )
+  algorithm = dataclasses.replace(made.algorithm, name=method)
+  return dataclasses.replace(made, algorithm=algorithm)

@@ -49,6 +49,12 @@ class DataConfig:
   mask_fraction: float = opt(
     0.15, 'part of the tokens to hide (masked_lm)', above=0.0, high=0.9
   )
+  masks: str = opt(
+    'once',
+    'masked_lm: tokens are hidden once for the whole run (as for BERT), or '
+    'anew each time that a row is trained on',
+    choices=('once', 'fresh'),
+  )
   max_rows: int = opt(0, 'use at most this many rows a split (0: all)', low=0)
   public_fraction: float = opt(
     0.3,

@@ -27,6 +27,7 @@ from fedms_jax.shell.config.model import (
 )
 from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.schedule import ScheduleConfig
+from fedms_jax.shell.config.stages import Pipeline, parse
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
   ClientConfig,
@@ -51,6 +52,13 @@ class Config:
     'at a non-finite update: stop, or skip the client',
     choices=('stop', 'skip'),
   )
+  stages: str = opt(
+    '',
+    'a pipeline: S200 (200 steps of the server on public rows), F20x50 (20 '
+    'rounds of 50 local steps of all weights on private rows), W20x50 (the '
+    'same with frozen windows), then an algorithm: S200,F20x50,S50,fedms '
+    '(empty: --pretrain.epochs, then --algorithm.name)',
+  )
   progress: bool = opt(True, 'show progress bars')
   tensorboard: bool = opt(True, 'write TensorBoard events to the workdir')
   data: DataConfig = section(DataConfig)
@@ -74,8 +82,34 @@ class Config:
   checkpoint: CheckpointConfig = section(CheckpointConfig)
   distributed: DistributedConfig = section(DistributedConfig)
 
+  @property
+  def pipeline(self) -> Pipeline:
+    """What --stages says."""
+    return parse(self.stages)
+
+  @property
+  def first_model(self) -> ModelConfig:
+    """The model of the first stage, with what is learned there."""
+    if not self.pipeline.phases or not self.pretrain.head:
+      return self.model
+    return dataclasses.replace(self.model, head=self.pretrain.head)
+
   def check(self) -> None:
     """Raises `ValueError` for what sections say against each other."""
+    self._check_pipeline()
+    heads = self.model.head, self.first_model.head
+    if self.data.masks == 'fresh' and 'masked_lm' not in heads:
+      raise ValueError(
+        f'--data.masks=fresh is for masked_lm, not for --model.head='
+        f'{self.model.head}. Leave it out.'
+      )
+    if self.client.schedule == 'cosine' and not self.client.steps:
+      left = [p.steps for p in self.pipeline.phases if p.kind != 'S']
+      if self.pipeline.method or not self.stages or not all(left):
+        raise ValueError(
+          '--client.schedule=cosine needs to know how many local steps there '
+          'will be. Set --client.steps.'
+        )
     if self.cohort.size > self.partition.num_clients:
       raise ValueError(
         f'cohort.size={self.cohort.size} is more than '
@@ -88,3 +122,60 @@ class Config:
     sampling.sampling(
       c.sampling, self.partition.num_clients, c.size, c.cap, c.groups
     )
+
+  def _check_pipeline(self) -> None:
+    """Raises `ValueError` for what does not go with --stages, or needs it."""
+    phases, method = self.pipeline
+    p, default = self.pretrain, PretrainConfig()
+    if not phases:
+      for name in ('head', 'client_rate'):
+        if getattr(p, name) != getattr(default, name):
+          raise ValueError(
+            f'--pretrain.{name}={getattr(p, name)} is for the phases of '
+            '--stages, and there are none. Leave it out, or add --stages.'
+          )
+      return
+    wrong = {
+      f'--pretrain.mode={p.mode}': (
+        p.mode not in ('auto', 'none'), 'S phases train all weights'
+      ),
+      f'--pretrain.epochs={p.epochs}': (
+        p.epochs != default.epochs, 'S phases count steps'
+      ),
+      f'--privacy.mode={self.privacy.mode}': (
+        self.privacy.on, 'what its phases send is not accounted'
+      ),
+      f'--model.storage={self.model.storage}': (
+        self.model.storage != 'float32', 'all weights are trained'
+      ),
+      '--model.keep_head': (
+        self.model.keep_head, 'the head belongs to the weights as they were'
+      ),
+      f'--lora.init={self.lora.init}': (
+        self.lora.init, 'an adapter belongs to the weights as they were'
+      ),
+      f'--pretrain.head={p.head}': (
+        p.head and not method, 'nothing else follows: it is --model.head'
+      ),
+    }  # fmt: skip
+    for flag, (found, why) in wrong.items():
+      if found:
+        raise ValueError(
+          f'{flag} does not go with --stages={self.stages}: {why}. Leave it '
+          'out.'
+        )
+    self.model.check_head(self.first_model.head, 'pretrain.head')
+    if any(x.kind == 'W' for x in phases) and self.client.state != 'reset':
+      raise ValueError(
+        f'--client.state={self.client.state} does not go with W in --stages='
+        f'{self.stages}: clients train other blocks in each round. Leave it '
+        'out.'
+      )
+    if any(x.kind == 'S' for x in phases) and not (
+      self.data.public_fraction or self.data.public_classes
+      or self.partition.load
+    ):  # fmt: skip
+      raise ValueError(
+        f'--stages={self.stages} trains on public rows, and --data.'
+        'public_fraction=0 leaves none. Raise it.'
+      )

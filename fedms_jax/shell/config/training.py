@@ -51,6 +51,26 @@ class ClientConfig:
   learning_rate: float = opt(0.003, 'local learning rate', above=0.0)
   momentum: float = opt(0.9, 'for sgd', low=0.0, high=1.0)
   weight_decay: float = opt(0.0, 'decoupled, for adamw', low=0.0)
+  beta1: float = opt(0.9, 'for adam and adamw', low=0.0, high=0.9999)
+  beta2: float = opt(0.999, 'for adam and adamw', low=0.0, high=0.99999)
+  schedule: str = opt(
+    'constant',
+    'learning rates over all local steps of the run: as they are, or a warm-up '
+    'and a cosine (which needs client.steps)',
+    choices=('constant', 'cosine'),
+  )
+  warmup: float = opt(
+    0.05, 'cosine: part of all steps that warms up', low=0.0, high=1.0
+  )
+  final_rate: float = opt(
+    0.1, 'cosine: last rate over the first', low=0.0, high=1.0
+  )
+  state: str = opt(
+    'reset',
+    "what becomes of a client's optimizer after a round: it begins anew, stays "
+    'with the client, or is averaged by the server (fdapt, and F in --stages)',
+    choices=('reset', 'kept', 'averaged'),
+  )
   max_norm: float = opt(1.0, 'clip the gradient norm (0: never)', low=0.0)
   epochs: int = opt(
     2, "local passes over the client's rows", low=1, high=1_000_000
@@ -69,10 +89,26 @@ class ServerConfig:
   optimizer: str = opt(
     'mean',
     'what the server does with the mean update',
-    choices=('mean', 'momentum', 'adagrad', 'adam', 'yogi'),
+    choices=(
+      'mean',
+      'momentum',
+      'nesterov',
+      'fedmom',
+      'adagrad',
+      'adam',
+      'yogi',
+    ),
   )
   learning_rate: float = opt(1.0, 'server learning rate', above=0.0)
-  momentum: float = opt(0.9, 'for momentum', low=0.0, high=1.0)
+  momentum: float = opt(
+    0.9, 'for momentum, nesterov and fedmom', low=0.0, high=1.0
+  )
+  weights: str = opt(
+    'rows',
+    'what a client weighs in a mean: its training rows, their tokens, or as '
+    'much as any other',
+    choices=('rows', 'tokens', 'equal'),
+  )
   aggregator: str = opt(
     'mean',
     'how the updates of clients are merged: by their mean, or so that a few '

@@ -16,6 +16,7 @@ from fedms_jax.shell.methods import (
   lora,
   mixture,
   personal,
+  pretraining,
   prompts,
   split,
   transfer,
@@ -36,6 +37,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **elastic.STAGES,
   **split.STAGES,
   **transfer.STAGES,
+  **pretraining.STAGES,
 }
 
 
@@ -53,6 +55,7 @@ def stages(
   name = config.algorithm.name
   catalog.find(name)
   made = STAGES[name](Builder(config, model, classes, adapter))
+  _check_hiding(config, made)
   key = (_identity(config), model.backbone, classes, id(adapter))
   key += (tuple(stage.name for stage in made),)
   # With the adapter, whose id is another's when it is gone.
@@ -74,14 +77,33 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   # Clients draw their ranks, or the depths of their models.
   mixed = c.lora.mixed or ',' in getattr(own, 'depths', '')
   seed = c.seed if mixed else None
+  cosine = c.client.schedule == 'cosine'  # over as many rounds as there are
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
-          c.cohort, _steps_of(c), population, seed)  # fmt: skip
+          c.cohort, _steps_of(c), population, seed, c.data.masks,
+          c.data.mask_fraction, c.algorithm if cosine else None)  # fmt: skip
 
 
 def _steps_of(config: Config) -> tuple[Hashable, ...]:
   """What of a config's privacy is in the steps of clients."""
   p = config.privacy
   return (p.on, p.clip, p.noise) if p.mode == EXAMPLE else (p.on,)
+
+
+def _check_hiding(config: Config, made: list[Stage]) -> None:
+  """Raises `ValueError` where something is hidden anew in each step, and a
+  method computes ahead what depends on it."""
+  if all(s.algorithm.task.hide is None for s in made):
+    return
+  if not any(s.algorithm.derived for s in made):
+    return
+  masks = '--data.masks=fresh'
+  if config.model.head != 'masked_lm':
+    masks = f'--model.head={config.model.head}'
+  raise ValueError(
+    f'{masks} does not go with --algorithm.name={config.algorithm.name}, which '
+    'computes ahead what its frozen blocks make of a row; allowed: fedavg, '
+    'fdapt, ffdapt, and F in --stages. Change one of them.'
+  )
 
 
 def reads_names(name: str, model: Model) -> bool:

@@ -49,18 +49,43 @@ class Builder(NamedTuple):
     a = self.config.algorithm
     return a.stage1_rounds + a.stage2_rounds
 
+  @property
+  def horizon(self) -> int:
+    """Local steps of the method in all, by the flags."""
+    return self.rounds * self.config.client.steps
+
+  def check_float32(self, why: str) -> None:
+    """Raises `ValueError` for weights that cannot be trained."""
+    storage = self.config.model.storage
+    if storage != 'float32':
+      raise ValueError(
+        f'--algorithm.name={self.config.algorithm.name} {why}, not those of '
+        f'--model.storage={storage}; allowed: float32. Change one of them.'
+      )
+
   def setting(
-    self, *, ranks: bool = False, merges: bool = False, exact: bool = False
+    self,
+    *,
+    ranks: bool = False,
+    merges: bool = False,
+    exact: bool = False,
+    state: bool = False,
   ) -> Setting:
     """Optimizers, aggregator and LoRA as the flags say; LoRA is checked.
 
     Raises `ValueError` for flags that the method has no use for. ranks: it
     takes mixed ranks. merges: it has an aggregator of its own. exact: what
     that gives is what the model must be, so that no server optimizer fits.
+    state: its clients' optimizers may outlive a round.
     """
     s, l = self.config.server, self.config.lora
     usual = s.optimizer == 'mean' and s.learning_rate == 1.0
+    kept = self.config.client.state
     problems = {
+      f'--client.state={kept}': (
+        kept != 'reset' and not state,
+        'its clients train other parts in each round; allowed: reset',
+      ),
       f'--lora.ranks={l.ranks}': (
         l.ranks and not ranks,
         'all of its clients have --lora.rank',
@@ -92,6 +117,7 @@ class Builder(NamedTuple):
       self.config.gate,
       l,
       build.aggregator(self.config),
+      self.horizon,
     )
     return _private(setting, self.config)
 

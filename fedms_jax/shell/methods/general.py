@@ -10,12 +10,7 @@ from fedms_jax.simulation.state import Stage
 
 
 def _fedavg(builder: Builder) -> list[Stage]:
-  storage = builder.config.model.storage
-  if storage != 'float32':
-    raise ValueError(
-      f'--algorithm.name=fedavg trains all weights, not those of --model.'
-      f'storage={storage}; allowed: float32. Change one of them.'
-    )
+  builder.check_float32('trains all weights')
   return builder.alone(
     'global', builder.setting(), general.fedavg, start='dense'
   )

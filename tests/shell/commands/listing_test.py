@@ -5,6 +5,7 @@ import pathlib
 from fedms_jax.models import pretrained
 from fedms_jax.shell import catalog, config, main
 from fedms_jax.shell.commands import listing
+from fedms_jax.shell.config.model import SCRATCH
 
 
 def choices(name):
@@ -17,6 +18,7 @@ def test_the_lists_are_those_of_the_flags():
   assert set(listing.PARTITIONS) == choices('partition.name')
   named = {n for names in listing.MODELS for n in names.split(', ')}
   assert named == set(pretrained.FAMILIES)
+  assert set(listing.NEW_MODELS) == set(SCRATCH)
 
 
 def test_every_algorithm_is_printed_with_its_line_and_paper(capsys):
