@@ -285,3 +285,23 @@ def test_the_section_of_a_pipeline_is_kept_with_the_run():
   words = [line for line in text.splitlines()]
   assert flags.parse(['fedms', *words]) == made(*IMAGES, '--stages=S2,fedavg')
   assert isinstance(config.Config().pipeline.phases, tuple)
+
+
+def test_a_plan_says_what_silos_send_and_hold(capsys):
+  words = ('plan', '--model.name=gpt', '--model.head=causal_lm',
+           '--model.width=32', '--model.blocks=2', '--data.max_tokens=16',
+           '--stages=S5,F3x4', '--cohort.size=8', '--client.batch_size=4',
+           '--client.optimizer=adamw')  # fmt: skip
+
+  def planned(*more):
+    assert main.main(['fedms', *words, *more]) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line][-2:]
+
+  sent, held = planned('--split=1')
+  assert sent.startswith('a round of F3x4, 8 clients') and '256 tokens' in sent
+  assert '1 to a client' in held and ' s of' not in held
+  _, split = planned('--split=8', '--rate=1e6')
+  assert '8 to a client' in split and 's of computing' in split
+  assert split != held
+  assert main.main(['fedms', *words, '--split=0']) == 2
+  assert '--split=0' in capsys.readouterr().err

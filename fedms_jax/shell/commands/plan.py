@@ -137,7 +137,9 @@ def lines(config: Config, shapes: Shapes) -> list[str]:
   """The lines of the plan."""
   backbone = shapes.model.backbone
   (algorithm, roles), *_ = shapes.stages
-  base, start = roles.frozen['base'], roles.frozen['start']
+  base, start = roles.frozen.get('base'), roles.frozen.get('start', {})
+  if base is None:  # all weights train
+    base = {k: x for k, x in roles.shared.items() if k != 'head'}
   count = tree.size(base)
   found = [
     f'{config.model.name}: {count:,} parameters in {backbone.blocks} blocks '
@@ -256,8 +258,14 @@ def silo_lines(
       f'{in_bytes(entry.bytes_up)} up, {in_bytes(entry.bytes_down)} down; '
       f'{in_flops(entry.client_flops / cohort)} and {tokens:,} tokens a client'
     )
-    memory = in_bytes(entry.peak_client_memory / split)
-    line = f'  memory of a device, {split} to a client: {memory}'
+    slots = build.options(config).slots
+    held = meter.trained(plan) * (2 + slots)
+    line = (
+      f'  memory of a device, {split} to a client: {in_bytes(held / split)} of '
+      f'weights, gradient and moments, '
+      f'{in_bytes(entry.peak_client_memory / split)} with what the backward '
+      'pass keeps of a whole batch'
+    )
     if rate:
       seconds = entry.client_flops / cohort / rate
       line += f'; {seconds:,.0f} s of computing at {in_flops(rate)} a second'
