@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedms_jax.core.types import BackboneCost, Passes, Plan
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.persistence.writers import timeless
@@ -15,6 +16,7 @@ from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import evaluation, observer
 from fedms_jax.simulation.state import Preempted
+from fedms_jax.systems import cost
 from tests import folders, world
 
 SMALL = (
@@ -182,7 +184,9 @@ def test_a_language_model_from_nothing_is_scored_in_bits(texts, tmp_path):
   found = json.loads((tmp_path / 'run' / 'summary.json').read_text())
   (scores,) = found['models'].values()
   assert 1.0 < scores['bits_per_byte'] < 30.0
-  assert found['total']['bytes_up'] == found['ledger']['federated']['bytes_up']
+  # What the server does by itself costs no client.
+  assert found['ledger']['server']['client_flops'] > 0
+  assert found['total'] == found['ledger']['federated']
   line = json.loads(
     (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1]
   )
@@ -305,3 +309,18 @@ def test_a_plan_says_what_silos_send_and_hold(capsys):
   assert split != held
   assert main.main(['fedms', *words, '--split=0']) == 2
   assert '--split=0' in capsys.readouterr().err
+
+
+def test_a_frozen_block_inside_the_stack_saves_a_third_of_its_cost():
+  """Its forward and the gradient of its input remain; below the lowest active
+  block neither the latter nor that of weights is computed."""
+  one = BackboneCost(stem=0, block=1.0, head=0, tokens=1, activation=0)
+
+  def flops(*active):
+    return cost.client_flops(
+      one, Passes(trained=1, frozen=0, full=True), Plan(active, 0), 0.0
+    )
+
+  assert flops(True, True, True) == 9
+  assert flops(True, False, True) == 8
+  assert flops(False, True, True) == 7
