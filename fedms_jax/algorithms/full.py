@@ -60,6 +60,23 @@ def downstream(
   return algorithm._replace(begin=begin)
 
 
+def _logits(setting: Setting, shared: Tree, batch: Batch):
+  """Logits of a batch. shared: as `client.join` and `client.rest` give it."""
+  backbone = setting.backbone
+  mask = backbone.mask(inputs(batch))
+  x = backbone.embed(shared, inputs(batch))
+  spans = [
+    Span(s.start, s.stop, (s.params, None))
+    for s in activation.spans([shared['blocks']], 0)
+  ]
+  features = backbone.features(shared, backbone.run(spans, x, mask), mask)
+  if setting.task.together is None:  # its logits are not those of tokens
+    return backbone.logits(shared, shared['head'], features)
+  return adapted.logits(
+    backbone, shared, shared['head'], features, frozen=False
+  )
+
+
 def full_model(setting: Setting) -> Algorithm:
   """FedAvg of the whole model (arXiv 1602.05629): nothing is frozen."""
   backbone, task = setting.backbone, setting.task
@@ -72,28 +89,16 @@ def full_model(setting: Setting) -> Algorithm:
   def seen(batch: Batch, key=None) -> Batch:
     return batch if task.hide is None else task.hide(batch, key)
 
-  def logits(shared, batch: Batch, plan: Plan):
-    mask = backbone.mask(inputs(batch))
-    x = backbone.embed(shared, inputs(batch))
-    spans = [
-      Span(s.start, s.stop, (s.params, None))
-      for s in activation.spans([shared['blocks']], 0)
-    ]
-    features = backbone.features(shared, backbone.run(spans, x, mask), mask)
-    if task.together is None:  # its logits are not those of tokens
-      return backbone.logits(shared, shared['head'], features)
-    return adapted.logits(
-      backbone, shared, shared['head'], features, frozen=False
-    )
-
   def objective(roles: Roles, batch: Batch, key, start: Start):
     batch = seen(batch, key)
-    out = logits(roles.shared, batch, start.plan)
+    out = _logits(setting, roles.shared, batch)
     return adapted.learned(task, batch, out)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
+    del plan
     shared = client.rest(roles.shared, backbone.blocks)
-    return Prediction({'global': logits(shared, seen(batch), plan)}, {})
+    out = _logits(setting, shared, seen(batch))
+    return Prediction({'global': out}, {})
 
   def models(roles: Roles) -> dict[str, Tree]:
     base = {key: x for key, x in roles.shared.items() if key != 'head'}

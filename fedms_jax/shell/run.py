@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import pathlib
 import sys
@@ -26,8 +25,8 @@ from fedms_jax.report import printed
 from fedms_jax.shell import (
   build,
   flags,
-  foundation,
   language,
+  outline,
   privacy_report,
 )
 from fedms_jax.shell import world as worlds
@@ -47,8 +46,6 @@ from fedms_jax.simulation.state import Preempted
 EXIT_STOPPED = 143
 CACHE_BYTES = 4 << 30  # of compiled programs, in the user's cache folder
 _CACHE = 'jax_compilation_cache_dir'
-# Clients whose rows partition.json counts.
-MOST_SHOWN = 200
 
 
 def compilation_cache() -> None:
@@ -203,7 +200,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       seconds=config.checkpoint.seconds,
     )
     if peers.primary:
-      _write_outline(workdir, world, bool(config.algorithm.label_prior))
+      outline.write(workdir, world, bool(config.algorithm.label_prior))
   stack.push(_closing(keep.close))
   simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
@@ -302,33 +299,6 @@ def _check_shares(config: Config, world: worlds.World) -> None:
       f'--algorithm.label_prior={config.algorithm.label_prior} is of classes, '
       f'which --model.head={config.model.head} has not. Leave it out.'
     )
-
-
-def _write_outline(workdir, world: worlds.World, shared: bool) -> None:
-  """Writes what readers of the folder want to know of data and stages.
-  shared: models with class shares are served."""
-  data = world.data
-  files.write_atomic(
-    workdir.facts, json.dumps(foundation.facts(data)._asdict()) + '\n'
-  )
-  shown = range(min(data.train.num_clients, MOST_SHOWN))
-  labels = data.table.label_names
-  partitions = {'train': data.train, 'test': data.test}
-  outline = {
-    name: evaluation.counts(data.table, partition, shown).tolist()
-    for name, partition in partitions.items()
-  }
-  outline |= {'classes': labels, 'clients': data.train.num_clients}
-  files.write_atomic(workdir.partition, json.dumps(outline) + '\n')
-  stages = [
-    {
-      'name': s.name,
-      'rounds': None if s.open else s.rounds,
-      'served': s.algorithm.served + shares.SUFFIX * shared,
-    }
-    for s in world.stages
-  ]
-  files.write_atomic(workdir.stages, json.dumps(stages) + '\n')
 
 
 def _attach(

@@ -21,6 +21,7 @@ from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
 from fedms_jax.shell import (
   build,
+  dealing,
   foundation,
   methods,
   pipeline,
@@ -115,7 +116,7 @@ def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
     reading |= {'answer': foundation.ANSWERS[head]}
   if config.first_model.head == 'masked_lm' != config.model.head:
     _check_masks(config)
-  return build.federation(
+  return dealing.federation(
     config.data,
     config.partition,
     seed=config.seed,
@@ -149,7 +150,7 @@ def _public(config: Config) -> list[str]:
   reading = foundation.reading(
     bare.first_model, bare.data, checkpoint, seed=config.seed
   )
-  return build.public_texts(bare.data, seed=config.seed, reading=reading)
+  return dealing.public_texts(bare.data, seed=config.seed, reading=reading)
 
 
 def _adapter(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedms_jax.core import token_logits
 from fedms_jax.models import hiding, transformer, vit
 
 WORDS, MASK = 50, 4
@@ -60,6 +61,22 @@ def test_the_loss_looks_at_chosen_tokens_alone():
     hidden[..., None], logits, 7.0 * jnp.arange(WORDS)[None, None]
   )
   np.testing.assert_array_equal(task.loss(elsewhere, rows)[0], values)
+
+
+def test_logits_by_chunks_are_of_the_same_hidden_tokens(monkeypatch):
+  task, rows = hiding.masked_lm(TOKENS), batch(4, 30)
+  features = jax.random.normal(jax.random.key(1), (4, 30, 8))
+  weights = jax.random.normal(jax.random.key(2), (8, WORDS))
+
+  def made():
+    return token_logits.of(lambda w, x: x @ w, weights, features)
+
+  whole = task.loss(made(), rows), task.score(made(), rows)
+  monkeypatch.setattr(token_logits, 'CHUNK_BYTES', 4 * 7 * WORDS)
+  assert isinstance(made(), token_logits.TokenLogits)
+  total, pairs = task.together([made()], rows)
+  np.testing.assert_allclose(total, whole[0], rtol=1e-5)
+  np.testing.assert_allclose(pairs, [whole], rtol=1e-5)
 
 
 def test_nothing_hidden_weighs_nothing():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedms_jax import schedules
-from fedms_jax.schedules import windows
+from fedms_jax.schedules import triggers, windows
 
 SIZES = np.array([10, 20, 30, 60, 0, 40])
 
@@ -48,6 +48,19 @@ def test_what_is_planned_reaches_a_schedule_that_sees_scores_late():
     state, plain = late.planned(state, t, sets), inner.planned(plain, t, sets)
     state = late.observe(state, t, 0.5)
   assert plain['start'] == state['inner']['start'] == 4 * 4 % 6
+
+
+def test_what_is_planned_reaches_a_schedule_that_may_end():
+  inner = windows.frozen_windows(SIZES, 6, 1 / 3, 5)
+  ends = schedules.until_flat(inner, 9, 0.1)
+  state = ends.init
+  assert ends.planned is not None
+  for t in range(3):
+    sets = ends.active(state, t, [0, 1])
+    state = ends.observe(ends.planned(state, t, sets), t, 0.5)
+  assert state['inner']['start'] == 3 * 4 % 6 and state['since'] == 2
+  plain = schedules.schedule(triggers.dense(6), range(6))
+  assert schedules.until_flat(plain, 9, 0.1).planned is None
 
 
 def test_all_blocks_are_never_frozen():

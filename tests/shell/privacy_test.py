@@ -189,6 +189,10 @@ REFUSED = [
   ),
   (('--server.aggregator=median',), '--server.aggregator=median'),
   (('--algorithm.name=scaffold',), '--algorithm.name=scaffold'),
+  (('--algorithm.name=ffdapt',), '--algorithm.name=ffdapt.*how many rows'),
+  (('--server.weights=tokens',), '--server.weights=tokens'),
+  (('--client.state=averaged',), '--client.state=averaged'),
+  (('--stages=F2x3',), '--stages=F2x3'),
   (('--algorithm.name=local',), '--algorithm.name=local.*send nothing'),
   (('--privacy.bands=4',), '--cohort.groups=4'),
   (

@@ -23,6 +23,22 @@ def test_without_flags_the_score_is_watched_alone():
   assert found() == watched.NOTHING == watched.Watched((), 'validation', None)
 
 
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    ({'schedule.score': 'f1'}, '--schedule.score=f1'),
+    ({'eval.metrics': 'f1', 'eval.every': 2}, '--eval.metrics=f1'),
+  ],
+)
+def test_a_metric_is_not_measured_where_something_else_is_learned(flags, said):
+  values = config.from_values({'stages': 'S2,fedms'} | flags)
+  with pytest.raises(ValueError, match=said):
+    watched.watched(values, [tasks.causal_lm(), CLASSES], TABLE)
+  assert watched.watched(values, [CLASSES, CLASSES], TABLE) != watched.NOTHING
+  after = config.from_values({'eval.metrics': 'f1'})
+  assert watched.watched(after, [tasks.causal_lm(), CLASSES], TABLE).metrics
+
+
 def test_metrics_are_made_for_the_task():
   made = found(eval__metrics='f1, auc,top3', schedule__score='f1')
   assert [metric.name for metric in made.metrics] == ['f1', 'auc', 'top3']

@@ -165,6 +165,11 @@ class Config:
           'out.'
         )
     self.model.check_head(self.first_model.head, 'pretrain.head')
+    self._check_phases()
+
+  def _check_phases(self) -> None:
+    """Raises `ValueError` for what W or S in --stages cannot do."""
+    phases, _ = self.pipeline
     if any(x.kind == 'W' for x in phases) and self.client.state != 'reset':
       raise ValueError(
         f'--client.state={self.client.state} does not go with W in --stages='
