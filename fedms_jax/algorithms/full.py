@@ -20,6 +20,7 @@ from fedms_jax.core.types import (
   Plan,
   Roles,
   Span,
+  Task,
   Tree,
 )
 
@@ -60,9 +61,8 @@ def downstream(
   return algorithm._replace(begin=begin)
 
 
-def _logits(setting: Setting, shared: Tree, batch: Batch):
+def _logits(backbone: Backbone, task: Task, shared: Tree, batch: Batch):
   """Logits of a batch. shared: as `client.join` and `client.rest` give it."""
-  backbone = setting.backbone
   mask = backbone.mask(inputs(batch))
   x = backbone.embed(shared, inputs(batch))
   spans = [
@@ -70,7 +70,7 @@ def _logits(setting: Setting, shared: Tree, batch: Batch):
     for s in activation.spans([shared['blocks']], 0)
   ]
   features = backbone.features(shared, backbone.run(spans, x, mask), mask)
-  if setting.task.together is None:  # its logits are not those of tokens
+  if task.together is None:  # its logits are not those of tokens
     return backbone.logits(shared, shared['head'], features)
   return adapted.logits(
     backbone, shared, shared['head'], features, frozen=False
@@ -91,13 +91,13 @@ def full_model(setting: Setting) -> Algorithm:
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     batch = seen(batch, key)
-    out = _logits(setting, roles.shared, batch)
+    out = _logits(backbone, task, roles.shared, batch)
     return adapted.learned(task, batch, out)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan
     shared = client.rest(roles.shared, backbone.blocks)
-    out = _logits(setting, shared, seen(batch))
+    out = _logits(backbone, task, shared, seen(batch))
     return Prediction({'global': out}, {})
 
   def models(roles: Roles) -> dict[str, Tree]:

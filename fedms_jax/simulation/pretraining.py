@@ -13,7 +13,7 @@ from fedms_jax import schedules
 from fedms_jax.core import inner_state, seeds
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.streams import Stream
-from fedms_jax.core.types import Federation, Partition, Roles, Table, Tree
+from fedms_jax.core.types import Federation, Partition, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.schedules import triggers
 from fedms_jax.simulation import driver
@@ -72,7 +72,7 @@ def _public(federation: Federation) -> Federation:
   raw = lazy.take(federation.table.columns, federation.public)
   rows = np.arange(len(federation.public), dtype=np.int32)
   nobody = Partition(np.zeros(2, np.int64), rows[:0])
-  table = Table(raw, federation.table.label_names)
+  table = federation.table._replace(columns=raw)
   return Federation(table, nobody, nobody, nobody, nobody, rows[:0], rows)
 
 
