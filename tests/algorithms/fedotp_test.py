@@ -149,7 +149,12 @@ def test_both_prompts_train_and_the_shared_one_alone_is_sent():
   after = cohort.one_round(algorithm, roles, rows, world.DENSE)
   assert np.abs(after.roles.shared['prompt'] - roles.shared['prompt']).max() > 0
   own = np.asarray(after.personal['prompt'])
-  assert np.abs(own - roles.personal['prompt']).max(axis=(1, 2)).min() > 1e-4
+  assert (
+    np.abs(own - np.asarray(roles.personal['prompt'])[None])
+    .max(axis=(1, 2))
+    .min()
+    > 1e-4
+  )
   assert set(after.totals.update) == {'prompt'}
   form = soft_prompts.of_classes(
     clip_world.setting(), clip_world.model().prompted, LENGTH
