@@ -131,7 +131,7 @@ def test_a_round_averages_the_shared_layer_and_leaves_the_rest_to_clients():
     jax.tree.leaves((after.roles.shared, after.personal)),
     strict=True,
   ):
-    assert np.abs(np.asarray(new - old)).max() > 1e-5
+    assert np.abs(np.asarray(new) - np.asarray(old)).max() > 1e-5
 
 
 def test_the_ledger_counts_what_is_sent_and_how_deep_gradients_go():
