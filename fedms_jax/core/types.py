@@ -200,7 +200,11 @@ class BackboneCost(NamedTuple):
 
   stem, block, head: forward FLOPs (a multiply-add counts 2) of the stem, of
   one block without LoRA, and of the head. tokens: T. activation: bytes that
-  one block keeps for the backward pass.
+  one block keeps for the backward pass where all its layers have an adapter.
+  spared: pairs of a layer and the bytes that are not kept if it has none.
+  loose: bytes that a block keeps too where no more than `unroll` follow each
+  other, which is no loop. work: bytes that the backward pass of one block takes
+  besides. vocabulary: V of logits by token, 0: they are of the example.
   """
 
   stem: float
@@ -208,6 +212,11 @@ class BackboneCost(NamedTuple):
   head: float
   tokens: int
   activation: float
+  spared: tuple[tuple[str, float], ...] = ()
+  loose: float = 0.0
+  unroll: int = 0
+  work: float = 0.0
+  vocabulary: int = 0
 
 
 class Adapter(Protocol):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core import activation
 from fedms_jax.core.types import Tree
-from fedms_jax.models import contrast, family, transformer, vit
+from fedms_jax.models import contrast, costs, family, transformer, vit
 from fedms_jax.models.beside import Beside, last
 from fedms_jax.models.class_prompts import class_prompts as class_prompts
 from fedms_jax.models.contrast import Similarity, Tower
@@ -346,7 +346,7 @@ def prompted(tower: Tower, images: Tower) -> Prompted:
 
   def flops(text: Tree, context: int) -> float:
     classes, length = text['tokens'].shape
-    cost = transformer.cost(t, context + length, 0.0, 0.0)
+    cost = costs.transformer(t, context + length, 0.0, 0.0)
     return classes * t.blocks * cost.block
 
   def patches(params: Tree, x):

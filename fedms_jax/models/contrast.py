@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Backbone, BackboneCost, Span, Tree
-from fedms_jax.models import family, storages, transformer
+from fedms_jax.models import costs, family, storages, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig
 
@@ -195,16 +195,31 @@ class Pair:
 
   def cost(self) -> BackboneCost:
     """Frozen blocks count as stem; tokens are those of the longer tower."""
-    stem = block = activation = 0.0
-    most = 0
+    stem = block = 0.0
+    most, inside = 0, []
     for name, tower in self.towers.items():
       tokens = (name == 'text' and self.options.tokens) or tower.tokens
-      c = transformer.cost(tower.transformer, tokens, tower.stem_flops, 0.0)
+      c = costs.transformer(tower.transformer, tokens, tower.stem_flops, 0.0)
       stem += c.stem + self.below(name) * c.block
       if name in self.adapted:
-        block, activation = block + c.block, activation + c.activation
-        most = max(most, tokens)
-    return BackboneCost(stem, block, 0.0, most, activation)
+        block, most = block + c.block, max(most, tokens)
+        inside.append((name, c))
+    several = len(inside) > 1
+    return BackboneCost(
+      stem,
+      block,
+      0.0,
+      most,
+      sum(c.activation for _, c in inside),
+      spared=tuple(
+        (f'{name}/{layer}' if several else layer, size)
+        for name, c in inside
+        for layer, size in c.spared
+      ),
+      loose=sum(c.loose for _, c in inside),
+      unroll=max(c.unroll for _, c in inside),
+      work=max(c.work for _, c in inside),
+    )
 
   def names(self) -> dict[str, Name]:
     """The names of both towers at their paths here."""

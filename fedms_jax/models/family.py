@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Backbone, Task, Tree
-from fedms_jax.models import linear, storages, transformer
+from fedms_jax.models import costs, linear, storages, transformer
 from fedms_jax.models.transformer import TransformerConfig
 
 STORAGES = ('float32', 'bfloat16', 'int8')
@@ -147,12 +147,13 @@ class Model(NamedTuple):
 
 class Head(NamedTuple):
   """The last layer. init, logits, once: as in `Backbone`. flops: of one
-  example."""
+  example. vocabulary: V of logits by token."""
 
   init: Callable[[Any], Tree]
   logits: Callable[[Tree, Tree, Any], Any]
   flops: float
   once: Callable[[Tree, Any], Tree] = lambda whole, x: whole
+  vocabulary: int = 0
 
 
 def choose(what: str, got: str, allowed: Collection[str]) -> str:
@@ -283,7 +284,7 @@ def readout(
     return y + lead(final['bias'].astype(jnp.float32), y)
 
   flops = 2.0 * tokens * t.width * vocabulary
-  return Head(lambda key: {}, logits, flops, once)
+  return Head(lambda key: {}, logits, flops, once, vocabulary)
 
 
 def last(x, mask):
@@ -344,6 +345,6 @@ def backbone(
     features=features,
     init_head=head.init,
     logits=head.logits,
-    cost=transformer.cost(t, tokens, stem_flops, head.flops),
+    cost=costs.transformer(t, tokens, stem_flops, head.flops, head.vocabulary),
     once=head.once,
   )

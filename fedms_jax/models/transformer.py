@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.shapes import lead
-from fedms_jax.core.types import Adapter, BackboneCost, Span, Tree
+from fedms_jax.core.types import Adapter, Span, Tree
 from fedms_jax.models import attention, linear, norms
 from fedms_jax.models.rotary import Scaling, rotate
 
@@ -314,27 +314,3 @@ def run(
       local = jnp.asarray(config.local[span.start : span.stop])
     x, _ = jax.lax.scan(apply, x, (span.params, local), unroll=few or 1)
   return x
-
-
-def cost(config: TransformerConfig, tokens: int, stem: float, head: float):
-  """`BackboneCost` of a model with these blocks at T = `tokens`.
-
-  FLOPs of matrix products only. The activations kept for the backward pass
-  are the inputs of every product, norm and nonlinearity.
-  """
-  c = config
-  queries, keys = c.heads * c.per_head, c.groups * c.per_head
-  mlp_kernels = 3 if c.gated else 2
-  weights = c.width * (2 * queries + 2 * keys + mlp_kernels * c.mlp_width)
-  attention = 2 * tokens * queries
-  values = tokens * (4 * c.width + 2 * queries + 2 * keys)
-  values += tokens * mlp_kernels * c.mlp_width + c.heads * tokens**2
-  values += tokens * c.qk_norm * (queries + keys)
-  values += tokens * c.branch_norms * 2 * c.width
-  return BackboneCost(
-    stem=stem,
-    block=2.0 * tokens * (weights + attention),
-    head=head,
-    tokens=tokens,
-    activation=float(values * jnp.dtype(c.dtype).itemsize),
-  )

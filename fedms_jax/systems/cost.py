@@ -7,9 +7,13 @@ trained weights one more again; it ends at the lowest active block.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
+
 import jax
 import numpy as np
 
+from fedms_jax.core.token_logits import CHUNK_BYTES
 from fedms_jax.core.types import BackboneCost, Passes, Plan, Tree
 
 
@@ -94,12 +98,46 @@ def client_memory(
   slots: int,
   batch: int,
   width: int,
+  adapted: Collection[str] | None = None,
 ) -> float:
-  """Peak bytes on a client's device: weights, gradient, optimizer slots, kept
-  activations of the blocks that back-propagate, and one block's workspace."""
-  blocks = len(plan.active)
-  lowest = plan.active.index(True) if any(plan.active) else blocks
-  kept = passes.trained * (blocks - lowest) * cost.activation
+  """Peak bytes on a client's device: weights, gradient, optimizer slots, and
+  what the larger one of two moments takes: the backward pass of one block, or
+  the reading of logits, beside what the blocks keep.
+
+  adapted: layers that have an adapter; None: all train.
+  """
+  count, looped = _trained_blocks(cost, plan)
+  kept = cost.activation
+  if adapted is not None:
+    kept -= sum(size for layer, size in cost.spared if layer not in adapted)
+  held = passes.trained * count * (kept + (0.0 if looped else cost.loose))
+  # A loop takes one of its blocks apart at a time.
+  backward = cost.work + (kept + cost.loose if looped or not count else 0.0)
   stream = 4.0 * cost.tokens * width
-  workspace = batch * (kept + cost.activation + stream)
+  reading = _reading(cost, passes, batch, stream)
+  workspace = batch * held + max(batch * backward, reading)
   return frozen + trained * (2 + slots) + workspace
+
+
+def _trained_blocks(cost: BackboneCost, plan: Plan) -> tuple[int, bool]:
+  """(how many blocks a backward pass goes through, whether in a loop)."""
+  if not any(plan.active):
+    return 0, False
+  above = plan.active[plan.active.index(True) :]
+  runs = (len(list(run)) for _, run in itertools.groupby(above))
+  return len(above), max(runs) > cost.unroll
+
+
+def _reading(cost: BackboneCost, passes: Passes, batch: int, stream: float):
+  """Bytes of a batch while its logits are read: arrays as large as the
+  features, `stream` each, and the logits, as `core.token_logits` has them.
+
+  How many arrays there are is measured by XLA's `memory_analysis`; of several
+  models' logits, mixtures among them.
+  """
+  several = passes.trained + passes.frozen > 1
+  features = batch * stream * (3.0 + 4.5 * passes.frozen)
+  whole = 4.0 * batch * cost.tokens * cost.vocabulary
+  if whole <= CHUNK_BYTES:
+    return features + whole * (7.0 if several else 2.0)
+  return features + CHUNK_BYTES * (7.0 / 3.0 if several else 2.0)

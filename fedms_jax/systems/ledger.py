@@ -221,7 +221,19 @@ class Meter:
       slots=self._slots,
       batch=self._batch,
       width=self._backbone.width,
+      adapted=self._adapted(),
     )
+
+  def _adapted(self) -> set[str] | None:
+    """The layers that have an adapter; None if whole models train."""
+    found = {
+      path.rpartition('/')[0]
+      for role in (self._shapes.personal, self._shapes.shared)
+      for key, value in role.items()
+      if tree.is_stacked(key)
+      for path in tree.flat(value)
+    }
+    return None if self._algorithm.passes.full else found
 
   def _lora(self) -> float:
     """LoRA FLOPs of one trained block, whichever roles its parts are in."""

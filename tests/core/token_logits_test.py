@@ -190,12 +190,15 @@ def stage(name, head, mix='logits', dtype='float32'):
     backbone, TASKS[head], optax.sgd(1.0), optax.sgd(1.0), averaged.mean(),
     lora.Spec(2, 2.0, targets),
   )  # fmt: skip
+  own = mix == 'own'  # the mixture moves the gate alone
+  mix = 'logits' if own else mix
   spec = gate.GateSpec(backbone.width, 0, level=level, mix=mix)
+  choice = fedms.Personal(spec, local_loss='own' if own else 'both')
   stages = {
     'global': [fedms.global_stage(setting)],
     'personal': [
       fedms.global_stage(setting),
-      fedms.personal_stage(setting, fedms.Personal(spec)),
+      fedms.personal_stage(setting, choice),
     ],
     'apfl': [two_models.apfl(setting, 0.3, 0.1)],
     'full': [full.full_model(setting)],
@@ -243,6 +246,7 @@ RUNS = [
   ('personal', 'masked_lm', 'probabilities'),
   ('personal', 'causal_lm', 'features'),
   ('personal', 'causal_lm', 'top1'),
+  ('personal', 'causal_lm', 'own'),
   ('apfl', 'causal_lm', 'logits'),
   ('full', 'causal_lm', 'logits'),
 ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.core import tree
+from fedms_jax.core import token_logits, tree
 from tests.lowering import programs
 from tests.lowering.accelerators import ACCELERATORS, lowered, pretend
 from tests.lowering.programs import Case
@@ -221,6 +221,30 @@ def test_a_program_as_accelerators_get_it(case):
     assert all(loops(made))
     if case.dtype == 'bfloat16':
       check_types(case, made, accelerator)
+
+
+@pytest.mark.parametrize('storage', ['float32', 'int8'])
+@pytest.mark.parametrize('kind', ['train', 'evaluate'])
+@pytest.mark.parametrize('family', ['bert', 'llama'])
+def test_so_where_logits_are_read_by_chunks(family, kind, storage, monkeypatch):
+  """The table is a frozen kernel of every chunk."""
+  case = Case(family, kind, 2, 'bfloat16', storage)
+  words = 4 * programs.WORDS
+  monkeypatch.setattr(token_logits, 'CHUNK_BYTES', 2 * 3 * words)
+  program = programs.program(case)
+  for accelerator in ('ampere', 'tpu'):
+    found = text(program, accelerator)
+    check_kernels(case, found, program.frozen)
+    check_calls(case, found, accelerator)
+    check_types(case, found, accelerator)
+    many = programs.TOKENS[case.odd] * programs.WORDS
+    assert not [
+      axes
+      for axes in re.findall(r'tensor<([\dx]+)xf32>', found)
+      if programs.WORDS in map(int, axes.split('x'))
+      and programs.CLIENTS in map(int, axes.split('x'))
+      and np.prod([int(x) for x in axes.split('x')]) >= programs.CLIENTS * many
+    ]
 
 
 def test_a_kernel_that_is_repeated_is_found():

@@ -13,7 +13,7 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.core.types import Span
-from fedms_jax.models import pretrained, rotary, storages, transformer
+from fedms_jax.models import costs, pretrained, rotary, storages, transformer
 from fedms_jax.models.family import Options
 from tests.models.references import tokens, weights
 from tests.persistence.model_files_test import CONFIGS
@@ -228,7 +228,7 @@ def test_the_backward_pass_keeps_no_more_than_the_cost_model_says(gated):
   sizes = [
     leaf.nbytes for leaf in jax.tree.leaves(backward) if batch in leaf.shape
   ]
-  per_block = transformer.cost(config, tokens, 0.0, 0.0).activation
+  per_block = costs.transformer(config, tokens, 0.0, 0.0).activation
   assert 0 < sum(sizes) <= config.blocks * batch * per_block
 
 
