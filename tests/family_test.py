@@ -19,6 +19,7 @@ from fedms_jax.core.contract import Clients, Received, Sender, Work, identity
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog, config, methods, privacy_rules
+from fedms_jax.simulation import needs
 from tests import world
 from tests.algorithms import clip_world
 
@@ -187,14 +188,13 @@ def test_a_client_may_train_alone(name, stage):
   mine = personal(one.roles.shared, one.roles.personal)
   chunk = world.clients(ROWS, world.stacked(mine, K))
 
-  def train(roles, chunk):
-    algorithm = alone(one.algorithm)
-    work = Work(table(), jax.random.key(5))
-    none = reduction.empty(algorithm, roles._replace(personal=mine))
-    return rounds._chunk(algorithm, one.plan, roles, work, none, chunk)
-
-  roles = Roles(one.roles.frozen, {}, None)
-  totals, kept, _ = jax.eval_shape(train, roles, chunk)
+  algorithm = alone(one.algorithm)
+  work = Work(table(), jax.random.key(5))
+  roles = Roles(one.roles.frozen, {}, mine)
+  none = reduction.empty_shapes(algorithm, roles)
+  args = needs.arguments(algorithm, one.plan, roles, work, none, chunk)
+  finish = rounds.finish_chunk.program()
+  totals, kept, _ = finish.eval_shape(*args.finish)
   assert not jax.tree.leaves((totals.update, totals.extras))
   shapes = jax.eval_shape(lambda: chunk.personal)
   assert jax.tree.map(lambda x: x.shape, kept) == jax.tree.map(
@@ -248,13 +248,19 @@ def test_methods_that_no_noisy_sum_serves_are_those_that_are_refused(
   """They keep messages apart, send more than a change, or nothing."""
   one = case(name, stage)
   message = reduction.message_shapes(one.algorithm, one.roles)[0]
-  # A sketch of LoRA serves a metric alone, and a private run has none.
-  more = set(message.extras) - {'sketch'}
-  served = one.algorithm.server.reduction == 'sum' and not more
+  # These serve metrics alone, and a private run has none.
+  extras = {
+    key: x
+    for key, x in message.extras.items()
+    if key not in ('sketch', 'drift')
+  }
+  served = one.algorithm.server.reduction == 'sum' and not extras
+  served &= name != 'ffdapt'  # what is frozen says how many rows there are
   served = served and bool(jax.tree.leaves(message.update))
   assert served == private(name)
   if served:
-    privacy.central(privacy.Central(C, 0.0)).init(jax.random.key(0), message)
+    how = privacy.central(privacy.Central(C, 0.0))
+    how.init(jax.random.key(0), message._replace(extras=extras))
 
 
 def silence(state, received, key):

@@ -142,7 +142,7 @@ def test_there_is_one_map_over_clients():
   }
   assert found == {
     ('core/rounds.py', 'mapped', 'vmap'),
-    ('core/rounds.py', 'mapped_over', 'shard_map'),
+    ('core/meshes.py', 'mapped_over', 'shard_map'),
     ('core/seeds.py', 'per_client', 'vmap'),  # keys
     ('core/private_gradient.py', 'gradient', 'vmap'),  # rows of a client
     ('core/scoring.py', 'evaluate', 'map'),  # groups of rows

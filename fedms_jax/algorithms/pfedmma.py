@@ -13,7 +13,7 @@ at once.
 What is ours: `up` begins at zero, so that the start is the model as it is (the
 paper's adapters, those of MMA, begin small by a scale of 0.001); blocks are
 counted from the output, since towers may differ in depth; and texts are the
-names of the classes, behind the words that `--prompt.words` gives them.
+names of the classes, behind the words that a prompt begins with.
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ def _split(setting: Setting, cut: Cut, plain: Algorithm) -> Algorithm:
   blocks = setting.backbone.blocks
   if cut.first + cut.last > blocks:
     raise ValueError(
-      f'`Cut.first`={cut.first} and `Cut.last`={cut.last} are more than the '
-      f'{blocks} blocks of the model; allowed: at most that together. Lower '
+      f'the first {cut.first} and the last {cut.last} blocks are more than the '
+      f'{blocks} of the model; allowed: at most that together. Lower '
       'one of them.'
     )
   body = cut.body(blocks)

@@ -130,12 +130,12 @@ def _decoded(how: Central, state, received: Received, key):
   if received.public is None:
     raise ValueError(
       'a private sum is divided by what is public of a round, and nothing is '
-      'known of this one. Give the stage a `Stage.guard`.'
+      'known of this one. Give the stage a guard.'
     )
   if jnp.ndim(received.count):
     raise ValueError(
       'a private sum needs a server that adds messages up, and this one '
-      "keeps them apart: `reduction`='stack'. Take another server."
+      'keeps them apart. Take another server.'
     )
   received, bits = _without_bits(received)
   cover = _cover(how, received, key)

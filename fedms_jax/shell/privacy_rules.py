@@ -22,6 +22,8 @@ REFUSED = {
   'flexlora': 'its server needs the messages apart',
   'hetlora': 'its server needs the messages apart',
   'pfedmoap': 'its server needs the messages apart',
+  'lora_fair': 'its server needs the messages apart',
+  'lonas': 'who held which part of a block is not public',
   'ffdapt': 'what a client freezes says how many rows it has',
 }
 

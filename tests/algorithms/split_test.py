@@ -181,5 +181,5 @@ def test_the_ledger_has_steps_and_ends():
 
 
 def test_more_ends_than_blocks_are_refused():
-  with pytest.raises(ValueError, match='the 3 blocks'):
+  with pytest.raises(ValueError, match='the 3 of the model'):
     split.fedv(world.setting(), split.Cut(2, 2))

@@ -147,7 +147,7 @@ def test_the_job_is_applied(tmp_path, monkeypatch, capsys):
     (['--memory=64GB'], ['--workdir=/r'], 'quantity'),
     (['--resource=rdma/ib=x'], ['--workdir=/r'], 'quantity'),
     (['--node_selector=a=b\nc'], ['--workdir=/r'], 'line breaks'),
-    ([], ['--workdir=/r', '--algorithm.name=fedmz'], 'fedms'),
+    ([], ['--workdir=/r', '--algorithm.name=fedmx'], 'fedms'),
     ([], ['--workdir=/r', '--lora.rnk=3'], '--lora.rank'),
   ],
 )

@@ -179,7 +179,7 @@ def test_time_limits(text, seconds):
     (['--gpus_per_node=-1'], ['--workdir=/r'], 'at least 0'),
     (['--max_restarts=-1'], ['--workdir=/r'], 'at least 0'),
     (['--sbatch=mem=3G'], ['--workdir=/r'], 'dashes'),
-    ([], ['--workdir=/r', '--algorithm.name=fedmz'], "Did you mean 'fedms'"),
+    ([], ['--workdir=/r', '--algorithm.name=fedmx'], "Did you mean 'fedms'"),
     ([], ['--workdir=/r', '--schedule.start=99'], 'blocks'),
     ([], ['--workdir=/r', '--schedule=manual'], 'depths'),
     (

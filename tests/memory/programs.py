@@ -18,6 +18,7 @@ from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models import gate, pretrained, tasks
 from fedms_jax.models.family import Options
 from fedms_jax.server import averaged
+from fedms_jax.simulation import needs
 from fedms_jax.systems.ledger import Meter
 
 SLOTS = 2  # of AdamW
@@ -121,7 +122,7 @@ def _table(found: Scene):
 
 
 def lowered(case: Case):
-  """(the training program of a chunk of clients, its arguments)."""
+  """(the program of a local step of a chunk of clients, its arguments)."""
   found = scene(case)
   algorithm, roles = found.algorithm, found.roles
   clients, batch, _ = case.size
@@ -133,9 +134,11 @@ def lowered(case: Case):
     shape(clients, dtype='float32'),
   )
   work = Work(_table(found), KEY, Moment(*[shape()] * 4))
-  args = (roles._replace(personal=None), work, totals, own)
-  program = rounds.train_chunk.program()
-  return program.lower(algorithm, found.plan, *args), args
+  args = needs.arguments(algorithm, found.plan, roles, work, totals, own).step
+  _, _, _, carry, given, *rest = args
+  program = rounds.step_chunk.program()
+  trained = carry.state, carry.sums
+  return program.lower(*args), (given, work, trained, *rest[1:])
 
 
 def evaluated(case: Case):

@@ -9,6 +9,7 @@ import pytest
 
 from fedms_jax.data import partition
 from fedms_jax.shell import arguments, config, flags, main
+from fedms_jax.shell.commands import COMMANDS
 
 ROOT = pathlib.Path(arguments.__file__).parents[1]
 BELOW = [
@@ -62,7 +63,9 @@ def test_every_quoted_name_in_a_message_is_an_argument_with_a_flag():
   # These are put together: `{flag}`, `{name}_split`, `{column}_column`.
   made = {'image_size', 'revision', 'subset', 'label_column', 'target_column'}
   assert set(arguments.FLAGS) <= said | made
-  assert set(arguments.FLAGS.values()) <= set(config.flatten(config.Config))
+  extra = {name for c in COMMANDS.values() for name in c.extra}
+  flags = set(config.flatten(config.Config)) | extra
+  assert set(arguments.FLAGS.values()) <= flags
 
 
 def test_arguments_become_flags_and_nothing_else_changes():

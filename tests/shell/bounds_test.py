@@ -15,6 +15,7 @@ from fedms_jax.data.names import DataWarning
 from fedms_jax.shell import (
   build,
   config,
+  dealing,
   flags,
   foundation,
   main,
@@ -164,7 +165,7 @@ LARGE = [
 def test_what_does_not_fit_is_refused_before_it_is_made(words, monkeypatch):
   monkeypatch.setattr(memory, 'host', lambda: 1e8)
   monkeypatch.setattr(
-    build, 'federation', lambda *_, **__: pytest.fail('was made')
+    dealing, 'federation', lambda *_, **__: pytest.fail('was made')
   )
   with pytest.raises(ValueError, match='memory and more; 100 MB are free'):
     world.world(parsed(*words))

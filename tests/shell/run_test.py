@@ -69,7 +69,7 @@ def lines(folder):
     (['--model.patch=3'], 'model.patch'),
     (['--workdir={csv}'], 'workdir'),
     (['--lora.rnk=2'], 'lora.rank'),
-    (['--algorithm.name=fedmz'], 'fedms'),
+    (['--algorithm.name=fedmx'], 'fedms'),
     (['--distributed.processes=2', '--distributed.process_id=2',
       '--distributed.coordinator=localhost:1'], '0 to 1'),
     (['--engine.devices=99'], '--engine.devices=99'),

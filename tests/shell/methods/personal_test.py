@@ -30,7 +30,7 @@ def stages(name, **values):
     'gate.learning_rate': 0.0,
     **{key.replace('__', '.'): value for key, value in values.items()},
   }
-  model = types.SimpleNamespace(backbone=world.backbone())
+  model = types.SimpleNamespace(backbone=world.backbone(), task=None)
   return methods.stages(config.from_values(flat), model, world.CLASSES)
 
 
@@ -116,7 +116,7 @@ def test_its_probe_sees_a_slope_in_every_block(name):
 @pytest.mark.parametrize('name', ['fedper', 'fedrep'])
 def test_a_model_without_a_head_is_refused(name):
   bare = world.backbone()._replace(init_head=lambda key: {})
-  model = types.SimpleNamespace(backbone=bare)
+  model = types.SimpleNamespace(backbone=bare, task=None)
   flat = {'algorithm.name': name, 'model.head': 'zero_shot'}
   with pytest.raises(ValueError, match=f'name={name} keeps the head .*zero_sh'):
     methods.stages(config.from_values(flat), model, world.CLASSES)
