@@ -219,7 +219,7 @@ def test_flags_that_the_readme_names_exist():
       assert name in names | set(COMMAND_FLAGS), (page, name)
 
 
-COMMAND_FLAGS = ('what', 'out', 'classes')
+COMMAND_FLAGS = ('what', 'out', 'classes', 'encrypted')
 
 
 def test_the_library_page_runs(cache, capsys):
