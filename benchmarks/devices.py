@@ -123,7 +123,7 @@ def serve(args) -> None:
       start,
       [stage],
       how,
-      keeper=run_store.Memory(),
+      run_store=run_store.Memory(),
       observer=observer.Silent(),
       place=place,
     ).run()

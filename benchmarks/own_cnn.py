@@ -178,6 +178,6 @@ def simulation(own: Algorithm, data: Federation, rounds: int):
       validation_rows=1,
       unroll=cifar.EACH // cifar.BATCH,
     ),
-    keeper=run_store.Memory(),
+    run_store=run_store.Memory(),
     observer=observer.Silent(),
   )

@@ -138,7 +138,7 @@ def measure(clients: int, cohort: int, rounds: int, width: int) -> dict:
         prefetch=False,
         validation_rows=1,
       ),
-      keeper=keep,
+      run_store=keep,
       observer=observer.Silent(),
     )
     with timeline.Timeline(WARM_UP).measuring() as line:

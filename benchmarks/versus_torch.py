@@ -64,7 +64,7 @@ def ours(
       start,
       stages,
       how,
-      keeper=run_store.Memory(),
+      run_store=run_store.Memory(),
       observer=observer.Silent(),
     )
     return simulation.run().roles

@@ -195,7 +195,7 @@ def simulation(keep, watch, **kwargs):
   options = {'clients': 'vmap', 'reports': 4} | kwargs
   return driver.Simulation(
     federation(), BEFORE, options.pop('stages', None) or stages(),
-    Options(batch_size=BATCH, **options), keeper=keep, observer=watch,
+    Options(batch_size=BATCH, **options), run_store=keep, observer=watch,
   )  # fmt: skip
 
 

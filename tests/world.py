@@ -241,7 +241,7 @@ def simulate(
   watchers = observer.Observers(records, *([watch] if watch else []))
   simulation = driver.Simulation(
     data or federation(), start(), stages, Options(**options),
-    keeper=keep or run_store.Memory(), observer=watchers,
+    run_store=keep or run_store.Memory(), observer=watchers,
   )  # fmt: skip
   return simulation, simulation.run(state), records.records
 

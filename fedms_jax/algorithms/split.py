@@ -150,8 +150,7 @@ def _without_gradients(setting: Setting, cut: Cut, zeroth: Zeroth):
   """The objective of FedVZ: its gradient is exact at the last blocks and the
   head, and an estimate below them."""
   backbone, task = setting.backbone, setting.task
-  blocks = backbone.blocks
-  body = cut.body(blocks)
+  blocks, body = backbone.blocks, cut.body(backbone.blocks)
   first = tuple(b < cut.first for b in range(blocks))
   last = tuple(b >= blocks - cut.last for b in range(blocks))
 
@@ -179,9 +178,8 @@ def _without_gradients(setting: Setting, cut: Cut, zeroth: Zeroth):
     # Without a body nothing leaves the client, and all is exact.
     x = jax.lax.stop_gradient(entering) if any(body) else entering
     out = end(part, head, through(body, fixed[0], x))
-    loss = task.loss(out, batch)
+    active, loss = start.plan.active, task.loss(out, batch)
     total = weighted_mean(*loss)
-    active = start.plan.active
     if any(body) and _meet(active, body):
       only = _rows_of(body, active)
       slope = estimated(

@@ -210,6 +210,22 @@ def _rows(draw, rows, count: int, width: int) -> np.ndarray:
   return np.concatenate(found) if found else draw((0, width))
 
 
+def _bins(keys, lengths, most: int) -> list[tuple[bool, list[int]]]:
+  """(whether they are test rows, the texts of a row) for each row, training
+  rows first. keys: of each text, whether it is tested first; texts of one key
+  share rows."""
+  open_bins: dict[tuple, list[int]] = {}
+  bins: list[tuple[bool, list[int]]] = []
+  used: dict[tuple, int] = {}
+  for row, key in enumerate(keys):
+    if key not in open_bins or used[key] + lengths[row] > most:
+      open_bins[key], used[key] = [], 0
+      bins.append((key[0], open_bins[key]))
+    open_bins[key].append(row)
+    used[key] += int(lengths[row])
+  return sorted(bins, key=lambda one: one[0])  # stable
+
+
 def pack(source: Source, max_tokens: int) -> Source:
   """Puts whole texts one after another into rows of `max_tokens`.
 
@@ -230,9 +246,6 @@ def pack(source: Source, max_tokens: int) -> Source:
   labels = source.table.columns['labels']
   groups = source.groups if source.groups is not None else np.zeros_like(labels)
   tested = np.isin(np.arange(len(labels)), source.test_rows)
-  open_bins: dict[tuple, list[int]] = {}
-  bins: list[tuple[bool, list[int]]] = []
-  used: dict[tuple, int] = {}
   public = _among(source.public, len(labels))
   keys = zip(
     tested.tolist(),
@@ -241,13 +254,7 @@ def pack(source: Source, max_tokens: int) -> Source:
     public.tolist(),
     strict=True,
   )
-  for row, key in enumerate(keys):
-    if key not in open_bins or used[key] + lengths[row] > max_tokens:
-      open_bins[key], used[key] = [], 0
-      bins.append((key[0], open_bins[key]))
-    open_bins[key].append(row)
-    used[key] += int(lengths[row])
-  bins.sort(key=lambda one: one[0])  # stable: training rows first
+  bins = _bins(keys, lengths, max_tokens)
   members = [rows for _, rows in bins]
   columns = {
     name: padded([_joined(column, lengths, rows) for rows in members])

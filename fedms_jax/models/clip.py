@@ -73,7 +73,7 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
     mlp_width=3072,
   )
   channels = config.integer('num_channels', 3)
-  patch, cells = patches(config, 32)
+  patch, cells = vit.cells(config, 32)
   mean, std = family.pixels(options, channels, MEAN, STD)
 
   def stem(keys) -> Tree:
@@ -116,21 +116,6 @@ _IMAGE_NAMES = {
   'final/norm': Name('vision_model.post_layernorm'),
   'final/projection': Name('visual_projection.weight', (1, 0)),
 }
-
-
-def patches(config: Settings, usual: int) -> tuple[int, int]:
-  """(side of a patch, how many there are) of a config.json. usual: the side
-  where it gives none."""
-  image, patch = (
-    config.side('image_size', 224),
-    config.side('patch_size', usual),
-  )
-  if image % patch:
-    raise ValueError(
-      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
-      'patch_size that divides it. Mend config.json.'
-    )
-  return patch, (image // patch) ** 2
 
 
 def words(config: Settings) -> Words:

@@ -57,7 +57,7 @@ def image_tower(config: Settings, options: Options) -> tuple[Tower, int]:
     config.refuse(vision_use_head=True)
   config.skip('vision_use_head')
   channels = config.integer('num_channels', 3)
-  patch, cells = clip.patches(config, 16)
+  patch, cells = vit.cells(config, 16)
   mean, std = family.pixels(options, channels, _MEAN, _STD)
 
   def stem(keys) -> Tree:

@@ -54,6 +54,19 @@ def patches(images, side: int):
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, side * side * c)
 
 
+def cells(config: Settings, usual: int) -> tuple[int, int]:
+  """(side of a patch, how many there are) of a config.json. usual: the side
+  where it gives none."""
+  image = config.side('image_size', 224)
+  patch = config.side('patch_size', usual)
+  if image % patch:
+    raise ValueError(
+      f'config.json has image_size={image} and patch_size={patch}; allowed: a '
+      'patch_size that divides it. Mend config.json.'
+    )
+  return patch, (image // patch) ** 2
+
+
 def embed_patches(kernel, images, center, spread):
   """Patch embeddings [B, T, D] of uint8 images [B, H, W, C], by a kernel
   [P, P, C, D], in the type of the kernel."""

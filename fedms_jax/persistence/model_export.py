@@ -52,11 +52,7 @@ def save(
   Raises:
     ValueError: no class of transformers has this head on this feature.
   """
-  if head and not model.reference:
-    raise ValueError(
-      'no class of transformers has a linear layer on this feature; a head '
-      'beside it would be put on another one.'
-    )
+  _check_head(model, head)
   leaves = {'/'.join(k): x for k, x in traverse.flatten_dict(params).items()}
   leaves |= {f'head/{k}': x for k, x in (head or {}).items()}
   _check_storage(leaves)
@@ -78,6 +74,14 @@ def save(
     lambda file: safetensors.numpy.save_file(out, file.name, {'format': 'pt'}),
   )
   write_atomic(folder / 'config.json', text)
+
+
+def _check_head(model: Model, head: Tree | None) -> None:
+  if head and not model.reference:
+    raise ValueError(
+      'no class of transformers has a linear layer on this feature; a head '
+      'beside it would be put on another one.'
+    )
 
 
 def _check_storage(leaves: Collection[str]) -> None:

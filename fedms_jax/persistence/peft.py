@@ -157,11 +157,7 @@ def load(
     if not all(name in tensors for name in names):
       continue
     a, b = (tensors.pop(name) for name in names)
-    if len(a) != config.rank(module):
-      raise ValueError(
-        f'{where} has tensors of rank {len(a)} at {module}, and its '
-        f'{CONFIG} says {config.rank(module)}. Fetch it again.'
-      )
+    _check_rank(len(a), config.rank(module), f'{where} has', module)
     _spread(out, pairs, a, b * (config.scale(module) / scale), where)
   for name, value in (frozen or {}).items():
     if np.array_equal(tensors.get(ROOT + name, np.nan), value):
@@ -173,6 +169,14 @@ def load(
     head = {key: x[..., order] for key, x in head.items()}
   _check_empty(tensors, known, where)
   return tree.nested(out), head
+
+
+def _check_rank(found: int, said: int, where: str, module: str) -> None:
+  if found != said:
+    raise ValueError(
+      f'{where} tensors of rank {found} at {module}, and its {CONFIG} says '
+      f'{said}. Fetch it again.'
+    )
 
 
 def _check_empty(tensors, known: Sequence[Place], where: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fedms_jax import schedules
 from fedms_jax.adapters.lora import Spec
@@ -132,40 +132,8 @@ def schedule(
   budgets = numbers('schedule.budgets', s.budgets, blocks)
   depths = numbers('schedule.depths', s.depths, blocks)
 
-  def noise(rows: int) -> float:
-    # A score of few rows moves in steps; what is under a few of them is noise.
-    return max(s.eps, s.resolution / max(rows, 1))
-
-  def trigger(
-    first: int, rows: int, seed: int, total: int = total
-  ) -> triggers.Trigger:
-    eps = noise(rows)
-    return {
-      'queue': lambda: triggers.queue(
-        first, cap, length=s.queue_length, eps=eps, step=s.step
-      ),
-      'queue_std': lambda: triggers.queue(
-        first,
-        cap,
-        length=s.queue_length,
-        eps=s.eps,
-        step=s.step,
-        spread=statistics.pstdev,
-      ),
-      'fixed': lambda: triggers.fixed(
-        first, cap, interval=s.interval, step=s.step
-      ),
-      'linear': lambda: triggers.linear(first, cap, rounds=total),
-      'geometric': lambda: triggers.geometric(first, cap, interval=s.interval),
-      'dense': lambda: triggers.dense(cap),
-      'random': lambda: triggers.random(
-        first, cap, probability=s.probability, step=s.step, seed=seed
-      ),
-      'manual': lambda: triggers.manual(depths, cap),
-    }[s.name]()
-
   if s.name == 'manual':
-    trigger(min(s.start, cap), 1, 0)  # fails early where it fails
+    triggers.manual(depths, cap)  # fails early where it fails
 
   def make(handover: Handover, seed: int) -> schedules.Schedule:
     first = min(s.start, cap)
@@ -175,7 +143,8 @@ def schedule(
     rounds = handover.rounds or total
     # One that goes on has the rounds of both stages to be at the cap.
     rounds += handover.before * goes_on
-    when = trigger(first, handover.rows, seed, rounds)
+    eps = _noise(s, handover.rows)
+    when = _trigger(s, first, cap, depths, eps, seed, rounds)
     if start == 'dense':
       when = triggers.dense(cap)
     if goes_on:
@@ -193,10 +162,52 @@ def schedule(
       by_scores=by_scores,
     )
     if ends == 'validation':
-      made = schedules.until_flat(made, s.queue_length, noise(handover.rows))
+      made = schedules.until_flat(made, s.queue_length, eps)
     return schedules.delayed(made, 1)  # so that a round may be in flight
 
   return make
+
+
+def _noise(s: ScheduleConfig, rows: int) -> float:
+  """What a score may move by that rests on so many rows: it moves in steps, and
+  what is under a few of them is noise."""
+  return max(s.eps, s.resolution / max(rows, 1))
+
+
+def _trigger(
+  s: ScheduleConfig,
+  first: int,
+  cap: int,
+  depths: Sequence[int],
+  eps: float,
+  seed: int,
+  total: int,
+) -> triggers.Trigger:
+  """The trigger of a stage of `total` rounds that begins with `first` blocks.
+  depths: of a manual one. eps: see `_noise`."""
+  return {
+    'queue': lambda: triggers.queue(
+      first, cap, length=s.queue_length, eps=eps, step=s.step
+    ),
+    'queue_std': lambda: triggers.queue(
+      first,
+      cap,
+      length=s.queue_length,
+      eps=s.eps,
+      step=s.step,
+      spread=statistics.pstdev,
+    ),
+    'fixed': lambda: triggers.fixed(
+      first, cap, interval=s.interval, step=s.step
+    ),
+    'linear': lambda: triggers.linear(first, cap, rounds=total),
+    'geometric': lambda: triggers.geometric(first, cap, interval=s.interval),
+    'dense': lambda: triggers.dense(cap),
+    'random': lambda: triggers.random(
+      first, cap, probability=s.probability, step=s.step, seed=seed
+    ),
+    'manual': lambda: triggers.manual(depths, cap),
+  }[s.name]()
 
 
 def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):

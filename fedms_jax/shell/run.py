@@ -180,10 +180,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   place = Placement(e.devices, e.model_axis, peers)
   if e.model_axis > 1:
     attention.leave_to_compiler()
-  world = source.world(config)
-  _check_shares(config, world)
-  if peers.primary:
-    describe(world.data)
+  world = _dealt(config, source, peers)
   records = observer.Recorder()
   watch = observer.Observers(records, observer.Signals(request))
   stack.push(_closing(watch.close))
@@ -220,22 +217,31 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   if not peers.primary:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
-  result |= stopping.to_target(world.watched.stop, records.records)
-  found = privacy_report.summary(
-    config,
-    world.stages,
-    state.spent,
-    records.records,
-    world.data.train.sizes(),
-  )
-  if found is not None:
-    result['privacy'] = found
+  result |= _aims(config, world, state, records.records)
   if workdir is not None:
     columns = evaluation.table(simulation, scores)
     client_table.write(workdir.root, columns, config.eval.table)
     writers.write_summary(workdir.summary, result)
   print(printed.text(result))
   return 0
+
+
+def _dealt(config: Config, source, peers) -> worlds.World:
+  """The world of a run, checked and told of."""
+  world = source.world(config)
+  _check_shares(config, world)
+  if peers.primary:
+    describe(world.data)
+  return world
+
+
+def _aims(config: Config, world: worlds.World, state, records):
+  """What a summary says of a target, and of privacy."""
+  found = stopping.to_target(world.watched.stop, records)
+  private = privacy_report.summary(
+    config, world.stages, state.spent, records, world.data.train.sizes()
+  )
+  return found if private is None else found | {'privacy': private}
 
 
 def evaluated(
@@ -285,7 +291,7 @@ def simulated(
     Roles(loaded | made, {}, {}),
     world.stages,
     build.options(config, world.watched),
-    keeper=keep,
+    run_store=keep,
     observer=watch,
     place=place,
   )

@@ -79,17 +79,7 @@ class Accounting:
     record['seconds'] = now - record.pop('started')
     record['wall_seconds'], self._settled = now - self._settled, now
     losses, scores = trained.pop('loss'), trained.pop('score')
-    record['train_loss'] = metrics.mean_over_clients(losses)
-    record['train_score'] = metrics.mean_over_clients(scores)
-    if algorithm.task.perplexity:
-      record['tokens'] = float(losses[:, 1].sum())  # that were learned
-    told = {}
-    if held:
-      validated = held[f'score/{algorithm.served}']
-      record['score'] = metrics.mean_over_clients(validated)
-      told = {name: held[name] for name in algorithm.stats}
-    for name, values in (trained | told).items():
-      record[name] = metrics.mean_over_clients(values)
+    record |= self._means(losses, scores, trained, held)
     measured = jax.device_get(flight.measured)
     record |= {name: float(x) for name, x in measured.items()}
     record['skipped'] = int(skipped.sum())
@@ -145,6 +135,23 @@ class Accounting:
       return float('nan')
     total = np.asarray(list(reports.values()), np.float64).sum(axis=0)
     return float(wanted.finish(total.reshape(wanted.shape)))
+
+  def _means(self, losses, scores, trained, held) -> dict[str, float]:
+    """Means over the clients of a round. trained: what else was measured in
+    training. held: on validation rows; {}: nothing."""
+    algorithm, found = self._algorithm, {}
+    found['train_loss'] = metrics.mean_over_clients(losses)
+    found['train_score'] = metrics.mean_over_clients(scores)
+    if algorithm.task.perplexity:
+      found['tokens'] = float(losses[:, 1].sum())  # that were learned
+    told = {}
+    if held:
+      validated = held[f'score/{algorithm.served}']
+      found['score'] = metrics.mean_over_clients(validated)
+      told = {name: held[name] for name in algorithm.stats}
+    for name, values in (trained | told).items():
+      found[name] = metrics.mean_over_clients(values)
+    return found
 
   def _entry(self, flight: InFlight, derived: float, met: np.ndarray):
     """(the ledger's entry of a round, who was met). derived: rows, by all

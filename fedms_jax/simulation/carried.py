@@ -15,17 +15,17 @@ from fedms_jax.simulation.state import Stage, StageState
 
 
 def store(
-  keeper: Any, stages: Sequence[Stage], roles: Roles, state: StageState
+  run_store: Any, stages: Sequence[Stage], roles: Roles, state: StageState
 ) -> Any:
   """The store of the stage of a state. roles: before the first stage."""
   stage, initial = stages[state.stage], state.roles.personal
-  found = keeper.store(stage.folder, initial)
+  found = run_store.store(stage.folder, initial)
   if stage.carry is None or not state.stage:
     return found
   before = stages[state.stage - 1].folder
   shapes = personal_shapes(roles, stages[: state.stage])
   there = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  return Carried(found, keeper.store(before, there), initial, stage.carry)
+  return Carried(found, run_store.store(before, there), initial, stage.carry)
 
 
 def personal_shapes(roles: Roles, stages: Sequence[Stage]) -> Tree:

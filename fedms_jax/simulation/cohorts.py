@@ -109,6 +109,7 @@ def sampler(
     train = federation.train.at(number)
     validation = federation.validation.at(number)
     state, reports = arrivals.next(state, number, None)
+    arrival.check_synchronous(reports, number)
     sizes = train.offsets[reports.ids + 1] - train.offsets[reports.ids]
     there = sizes > 0
     ids = reports.ids[there]

@@ -11,14 +11,39 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import activation, tree
+from fedms_jax.core import activation, seeds, tree
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import ActiveSet, Plan, Public
 from fedms_jax.schedules import Schedule
-from fedms_jax.simulation import handover
-from fedms_jax.simulation.cohorts import Cohort
+from fedms_jax.simulation import handover, public_rows
+from fedms_jax.simulation.cohorts import Cohort, Round
 from fedms_jax.simulation.state import Guard, Stage, StageState
 from fedms_jax.simulation.tangents import active_sets
+
+
+def begun(
+  simulation, state: StageState, schedule: Schedule, store, cohort: Cohort
+) -> tuple[StageState, Round]:
+  """(the state of a round that begins, the round)."""
+  state, plans, public = planned(simulation, state, schedule, store, cohort)
+  key, noise = (
+    seeds.stream(simulation.options.seed, use, state.stage, cohort.round)
+    for use in (Stream.CLIENT, Stream.NOISE)
+  )
+  return state, Round(
+    simulation.stages[state.stage].algorithm,
+    state.roles,
+    state.memory,
+    state.channel,
+    cohort,
+    plans,
+    key,
+    state.clock,
+    noise,
+    public,
+    public_rows.draw(simulation, state),
+  )
 
 
 def planned(

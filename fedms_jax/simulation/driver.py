@@ -48,8 +48,8 @@ from fedms_jax.systems.ledger import Entry, Meter
 class Simulation:
   """Runs stages over a federation.
 
-  keeper: saves and restores, see `run_store.py`. observer: is called after each
-  round and asked whether to stop, see `observer.py`. place: devices and
+  run_store: saves and restores, see `run_store.py`. observer: is called after
+  each round and asked whether to stop, see `observer.py`. place: devices and
   processes; None: one device. ledgers: one `Entry` per stage.
   """
 
@@ -60,14 +60,14 @@ class Simulation:
     stages: Sequence[Stage],
     options: Options,
     *,
-    keeper,
+    run_store,
     observer,
     place: Placement | None = None,
   ):
     self.federation = federation
     self.stages = stages
     self.options = options
-    self.keeper = keeper
+    self.run_store = run_store
     self.observer = observer
     self.ledgers: dict[str, Entry] = {}
     self.place = place or Placement()
@@ -218,18 +218,18 @@ class Simulation:
         state = self.accounting.settle(state, flight)
       flight = dispatched
       with timeline.span('store'):
-        self.keeper.after_round(self, state, store)
+        self.run_store.after_round(self, state, store)
       stop = self._stop()
       last = cohort.round + 1 == rounds
       last |= stopping.over(state.watch, state.round)
       if curves.due(o, state.round, last):
         with timeline.span('evaluate'):
           flight = flight._replace(seen=curves.begin(self, state))
-      due = self.keeper.due(state.round)
+      due = self.run_store.due(state.round)
       if stop or last or due:
         state, flight = self.accounting.settle(state, flight), None
         with timeline.span('store'):
-          self.keeper.save(self, state, store)
+          self.run_store.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
       if last and state.round < stage.rounds:
@@ -240,7 +240,7 @@ class Simulation:
     """The state of a stage that its schedule has ended, saved."""
     if flight is not None:  # else it was resumed from there
       state = self.accounting.settle(state, flight)
-      self.keeper.save(self, state, store)
+      self.run_store.save(self, state, store)
     return state
 
   def _stop(self) -> bool:
@@ -251,33 +251,15 @@ class Simulation:
 
   def store(self, state: StageState):
     """The clients' personal states in the stage of a state."""
-    return carried.store(self.keeper, self.stages, self.initial, state)
+    return carried.store(self.run_store, self.stages, self.initial, state)
 
   def _dispatch(self, state: StageState, schedule, store, cohort):
     """Starts a round: the state after it, and what is still in flight."""
     start = time.perf_counter()
     stage = self.stages[state.stage]
-    algorithm, rounds = stage.algorithm, handover.rounds(self.stages, state)
-    state, plans, public = coverage.planned(
-      self, state, schedule, store, cohort
-    )
-    key, noise = (
-      seeds.stream(self.options.seed, use, state.stage, cohort.round)
-      for use in (Stream.CLIENT, Stream.NOISE)
-    )
-    task = cohorts.Round(
-      algorithm,
-      state.roles,
-      state.memory,
-      state.channel,
-      cohort,
-      plans,
-      key,
-      state.clock,
-      noise,
-      public,
-      public_rows.draw(self, state),
-    )
+    rounds = handover.rounds(self.stages, state)
+    state, task = coverage.begun(self, state, schedule, store, cohort)
+    plans = task.plans
     before = self.tables.derived_rows
     here, held, how = self.here(task, self.plan(state), store)
     self._ahead.tell(self.observer, plans, how)
@@ -286,13 +268,7 @@ class Simulation:
       after = done(execution.train(task, here, how))
     validation = None
     if cohorts.validated(schedule, self.options, cohort.round, rounds):
-      with timeline.span('evaluate') as done:
-        validation = done(
-          execution.validate(
-            algorithm, after.roles, after.chunks, here, held, self.plan(state),
-            how.scored, cohorts.asked(self.options),
-          )
-        )  # fmt: skip
+      validation = self._validate(after, here, held, how, state)
     self.observer.compiling('')
     record = record_of(task, state.ever, state.last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
@@ -321,6 +297,16 @@ class Simulation:
       rows_scored(schedule, cohort),
       score=coverage.score(stage),
     )
+
+  def _validate(self, after, here, held, how, state: StageState):
+    """What the cohort scores on validation rows, on the device."""
+    with timeline.span('evaluate') as done:
+      return done(
+        execution.validate(
+          self.stages[state.stage].algorithm, after.roles, after.chunks, here,
+          held, self.plan(state), how.scored, cohorts.asked(self.options),
+        )
+      )  # fmt: skip
 
   def here(self, task: cohorts.Round, whole: Plan, store):
     """(the round as this process sees it, validation rows in its table, how

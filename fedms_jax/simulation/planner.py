@@ -131,9 +131,7 @@ class Planner:
     # Of several processes, each has now more, now fewer of a cohort.
     self._most = max(self._most, len(plans))
     most = -(-self._most // self._devices)
-    scene = Scene(
-      task.algorithm, task.roles, table, task.cohort, most, task.channel
-    )
+    scene = _scene(task, table, most)
     fits = [self._fit(scene, plan, sent) for plan in dict.fromkeys(plans)]
     every = {Plan((True,) * len(p.active), 0, p.variant) for p in plans}
     dense = [self._predicted(scene, plan, sent) for plan in every]
@@ -143,10 +141,10 @@ class Planner:
     if jax.tree.leaves(task.roles.personal):
       width = min(width, scored)  # chunks are scored as they were trained
     width = self._narrowed(width)
+    each, free = max(f.each for f in fits), min(f.free for f in fits)
     self._tell(
-      f'{task.algorithm.name}: {width} clients at a time: '
-      f'{in_bytes(max(fit.each for fit in fits))} each, '
-      f'{in_bytes(min(fit.free for fit in fits))} free'
+      f'{task.algorithm.name}: {width} clients at a time: {in_bytes(each)} '
+      f'each, {in_bytes(free)} free'
     )
     if on_cpu and self._wanted == 'auto':
       return self._singly()
@@ -248,6 +246,12 @@ def padding_efficiency(
     real += int(mine.sum())
     executed += len(chunk.sums['skipped']) * int(mine.max())
   return real / executed if executed else 1.0
+
+
+def _scene(task: Round, table: dict[str, jax.Array], most: int) -> Scene:
+  return Scene(
+    task.algorithm, task.roles, table, task.cohort, most, task.channel
+  )
 
 
 def _results(scene: Scene) -> float:

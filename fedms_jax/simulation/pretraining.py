@@ -57,7 +57,7 @@ def train(
     before,
     [stage],
     options,
-    keeper=_Nothing(),
+    run_store=_Nothing(),
     observer=_Told(observer),
   )
   return simulation.run().roles.shared

@@ -97,10 +97,9 @@ class Tables:
     self._widths: set[int] = set()
     # Blocks that this run, before a resume too, has derived for `_key`.
     self._counted: tuple = (None, set())
-    self.derived_rows = 0
+    self.derived_rows = self.sent = 0
     self.scope, self.place = scope, place
     self._used: collections.Counter = collections.Counter()
-    self.sent = 0
     self.forget()
 
   def view(

@@ -39,6 +39,18 @@ class Arrivals(NamedTuple):
   next: Callable[[Json, int, Seconds | None], tuple[Json, Reports]]
 
 
+def check_synchronous(reports: Reports, step: int) -> None:
+  """Raises `ValueError` for reports of a server step that is not the one in
+  which their clients began: they would be trained from another model."""
+  if (reports.versions != step).any() or reports.seconds:
+    raise ValueError(
+      f'reports of step {step} began with the models of '
+      f'{sorted(set(reports.versions.tolist()))[:5]} and took '
+      f'{reports.seconds:g} virtual seconds; allowed: {step}, and 0. Every '
+      'report is trained from the newest model, and nothing has a clock.'
+    )
+
+
 def synchronous(
   sample: Callable[[int], np.ndarray],
   lost: Callable[[int, np.ndarray], np.ndarray] | None = None,

@@ -172,7 +172,7 @@ def simulate(**options):
     world.federation(), clip_world.start(),
     [Stage('personal', algorithm, 2, schedule)],
     Options(cohort=3, batch_size=4, block=32, **options),
-    keeper=run_store.Memory(), observer=records,
+    run_store=run_store.Memory(), observer=records,
   )  # fmt: skip
   return simulation.run(), records.records
 

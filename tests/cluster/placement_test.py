@@ -38,7 +38,7 @@ def run(place, stages=None, **options):
     world.start(),
     stages or world.stages(2, DENSE),
     Options(clients='chunk', chunk=3, **options),
-    keeper=run_store.Memory(),
+    run_store=run_store.Memory(),
     observer=records,
     place=place,
   )
@@ -59,7 +59,7 @@ def agree(one, other):
 
 def personal(found):
   simulation, state, _ = found
-  store = simulation.keeper.store('personal', state.roles.personal)
+  store = simulation.run_store.store('personal', state.roles.personal)
   return store.gather(np.arange(6))
 
 

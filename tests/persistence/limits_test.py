@@ -44,7 +44,7 @@ def run(folder, every=1):
     simulation = driver.Simulation(
       world.federation(), world.start(), stages,
       driver.Options(cohort=3, batch_size=4, block=32),
-      keeper=keep, observer=watch,
+      run_store=keep, observer=watch,
     )  # fmt: skip
     state = keep.restore(simulation)
     at = None if state is None else (state.stage, state.round - 1)

@@ -39,7 +39,7 @@ def test_a_client_begins_with_what_it_had():
     personal=jax.tree.map(lambda x: 0 * x, state.roles.personal)
   ))  # fmt: skip
   ids = np.arange(6)
-  before = simulation.keeper.store('personal', state.roles.personal)
+  before = simulation.run_store.store('personal', state.roles.personal)
   known = before.holds(ids)
   assert 0 < known.sum() < 6
   found, old = simulation.store(state).gather(ids), before.gather(ids)
@@ -60,7 +60,7 @@ def simulate(folder, watch):
       simulation = driver.Simulation(
         world.federation(), world.start(), stages(1),
         Options(cohort=3, batch_size=4, block=32),
-        keeper=keep, observer=watch,
+        run_store=keep, observer=watch,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))
       return state, simulation.store(state).gather(np.arange(6))

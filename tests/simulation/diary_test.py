@@ -141,7 +141,7 @@ def test_a_stage_begins_with_nothing_of_the_last_but_its_clock():
     ids, lost = who(2 + t)
     took[ids[~lost]] += 1
   for name in ('first', 'second'):
-    store = made.keeper.store(name, state.roles.personal)
+    store = made.run_store.store(name, state.roles.personal)
     found = store.gather(np.arange(len(ROWS)))['took']
     np.testing.assert_array_equal(found, took)
 
@@ -158,7 +158,7 @@ def test_a_client_takes_over_what_it_had_once():
   state = made.run()
   ids = np.arange(len(ROWS))
   (before, after) = (
-    made.keeper.store(name, state.roles.personal).gather(ids)['took']
+    made.run_store.store(name, state.roles.personal).gather(ids)['took']
     for name in ('first', 'second')
   )
   assert set(before.tolist()) == {0, 1, 2}

@@ -72,7 +72,7 @@ def on_disk(folder, crash_at=None, **kwargs):
       simulation = driver.Simulation(
         world.federation(), world.start(), stages,
         driver.Options(cohort=3, batch_size=4, block=32, **kwargs),
-        keeper=keep, observer=watch,
+        run_store=keep, observer=watch,
       )  # fmt: skip
       state = keep.restore(simulation)
       try:

@@ -66,7 +66,7 @@ def on_disk(folder, watch):
       simulation = driver.Simulation(
         world.federation(), world.start(), stages(),
         driver.Options(cohort=3, batch_size=4, block=32),
-        keeper=keep, observer=observer.Observers(records, watch),
+        run_store=keep, observer=observer.Observers(records, watch),
       )  # fmt: skip
       state = keep.restore(simulation)
       try:

@@ -41,7 +41,7 @@ def simulation(data, number):
   return driver.Simulation(
     data, world.start(), world.stages(1),
     Options(cohort=3, batch_size=4, block=32),
-    keeper=run_store.Memory(), observer=observer.Observers(),
+    run_store=run_store.Memory(), observer=observer.Observers(),
     place=Placement(peers=Process(number)),
   )  # fmt: skip
 

@@ -83,7 +83,7 @@ def private(tmp_path=None, stop=0, resume=False, **more):
     fresh = world.driver.Simulation(
       world.federation(), world.start(), stages,
       world.Options(**({'cohort': 3, 'batch_size': 4, 'block': 32} | options)),
-      keeper=keep, observer=observer.Silent(),
+      run_store=keep, observer=observer.Silent(),
     )  # fmt: skip
     state = keep.restore(fresh)
     return fresh, fresh.run(state), []

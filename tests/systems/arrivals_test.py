@@ -1,6 +1,7 @@
 """Who reports in a step, where each waits for the whole cohort."""
 
 import numpy as np
+import pytest
 
 from fedms_jax.systems import arrivals
 
@@ -20,3 +21,11 @@ def test_of_a_synchronous_cohort_some_are_lost_by_step_and_number():
   )
   lost = [some.next(None, step, None)[1].lost.tolist() for step in (2, 3, 5)]
   assert lost == [[False, True, False], [False] * 3, [False, False, True]]
+
+
+@pytest.mark.parametrize('versions,seconds', [([3, 4], 0.0), ([4, 4], 1.5)])
+def test_reports_of_another_model_are_refused(versions, seconds):
+  ids, lost = np.arange(2), np.zeros(2, bool)
+  reports = arrivals.Reports(ids, np.array(versions), lost, seconds)
+  with pytest.raises(ValueError, match='reports of step 4 began with'):
+    arrivals.check_synchronous(reports, 4)

@@ -50,7 +50,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   )
   with contextlib.ExitStack() as stack:
     stack.callback(watch.close)
-    keep = _keeper(config, out, stack)
+    keep = _run_store(config, out, stack)
     world = world._replace(stages=stages)
     simulation = runner.simulated(config, world, keep, watch)
     with line.measuring():
@@ -81,7 +81,7 @@ def _folder(workdir: str, out: str) -> pathlib.Path:
   return folder
 
 
-def _keeper(config, out: pathlib.Path, stack: contextlib.ExitStack):
+def _run_store(config, out: pathlib.Path, stack: contextlib.ExitStack):
   """What keeps as a run with these flags would, in a folder of its own."""
   if not config.workdir:
     keep = run_store.Memory()

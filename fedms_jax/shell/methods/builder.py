@@ -72,7 +72,6 @@ class Builder(NamedTuple):
     state: bool = False,
   ) -> Setting:
     """Optimizers, aggregator and LoRA as the flags say; LoRA is checked.
-
     Raises `ValueError` for flags that the method has no use for. ranks: it
     takes mixed ranks. merges: it has an aggregator of its own. exact: what
     that gives is what the model must be, so that no server optimizer fits.
@@ -100,13 +99,7 @@ class Builder(NamedTuple):
         'its server sets the mean of the updates; allowed: mean and 1',
       ),
     }
-    for flag, (wrong, why) in problems.items():
-      if wrong:
-        name = self.config.algorithm.name
-        raise ValueError(
-          f'{flag} does not go with --algorithm.name={name}: {why}. Leave it '
-          'out.'
-        )
+    self._refuse(problems)
     base = jax.eval_shape(self.backbone.init, jax.random.key(0))
     build.lora_spec(l).check(base['blocks'])
     setting = build.setting(
@@ -167,6 +160,17 @@ class Builder(NamedTuple):
     server = averaged.meaning(plain.server)
     probe = plain._replace(server=server, variant=None)
     return [self.stage(name, make(setting), self.rounds, start, probe)]
+
+  def _refuse(self, problems: dict[str, tuple[Any, str]]) -> None:
+    """Raises `ValueError` for the first flag that is wrong. problems: (whether
+    it is, why) by flag."""
+    for flag, (wrong, why) in problems.items():
+      if wrong:
+        name = self.config.algorithm.name
+        raise ValueError(
+          f'{flag} does not go with --algorithm.name={name}: {why}. Leave it '
+          'out.'
+        )
 
 
 def _private(setting: Setting, config: Config) -> Setting:

@@ -61,7 +61,7 @@ def simulate(stages, options, folder, watch=None):
       watchers = observer.Observers(records, *([watch] if watch else []))
       simulation = driver.Simulation(
         evaluation.limited(world.federation(), 8, 0),
-        world.start(), stages, options, keeper=keep, observer=watchers,
+        world.start(), stages, options, run_store=keep, observer=watchers,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))
       found = evaluation.evaluate(simulation, state, evaluation.Scope())

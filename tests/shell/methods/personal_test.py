@@ -89,7 +89,7 @@ def test_stage_2_logs_it_where_it_averages_lora(flags, logged):
 
 def own(simulation, state):
   """The personal states of all clients."""
-  store = simulation.keeper.store('personal', state.roles.personal)
+  store = simulation.run_store.store('personal', state.roles.personal)
   return store.gather(np.arange(6))
 
 

@@ -71,7 +71,7 @@ def simulate(stages, found, folder, watch):
     try:
       simulation = driver.Simulation(
         evaluation.limited(world.federation(), 8, 0), clip_world.start(),
-        stages, build.options(found), keeper=keep, observer=watch,
+        stages, build.options(found), run_store=keep, observer=watch,
       )  # fmt: skip
       state = simulation.run(keep.restore(simulation))
       scores = evaluation.evaluate(simulation, state, evaluation.Scope())
