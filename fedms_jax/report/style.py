@@ -58,6 +58,7 @@ svg .number{font-size:10.5px}
 .course{fill:none;stroke:var(--accent);stroke-width:1.6}
 .course.pooled,.clients.pooled{stroke:var(--second)}
 .course.unseen,.clients.unseen{stroke:var(--muted)}
+.course.own{stroke:var(--accent)}.curve:hover .course{stroke-width:2.6}
 .behind{fill:none;stroke:var(--behind)}
 .clients{fill:none;stroke:var(--accent);stroke-width:4;stroke-linecap:round;
 opacity:.55}

@@ -232,7 +232,7 @@ class Simulation:
           self.run_store.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
           raise Preempted(f'{stage.name}, round {cohort.round + 1}')
-      if last and state.round < stage.rounds:
+      if last and state.round < rounds:
         break  # it ends early
     return state
 

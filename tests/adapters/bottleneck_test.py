@@ -31,8 +31,8 @@ def layer(params, target='mlp/down'):
 def test_it_is_two_layers_behind_another():
   p, y = layer(drawn(0)), np.random.default_rng(0).normal(size=(2, 5, 8))
   assert p['down'].shape == (8, 2)
-  inner = np.maximum(y @ p['down'] + p['down_bias'], 0)
-  expected = y + inner @ p['up'] + p['up_bias']
+  inner = np.maximum(y @ p['down'] + p['down_bias'][None, None], 0)
+  expected = y + inner @ p['up'] + p['up_bias'][None, None]
   found = SPEC.apply(p, None, y.astype(np.float32))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

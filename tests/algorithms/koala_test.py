@@ -14,6 +14,7 @@ from fedms_jax.core import columns, reduction
 from fedms_jax.core.types import Plan
 from fedms_jax.models import pretrained
 from fedms_jax.schedules import orders, triggers
+from fedms_jax.simulation import public_rows
 from fedms_jax.systems.ledger import Meter
 from tests import world
 from tests.algorithms import cohort
@@ -189,7 +190,7 @@ def test_public_rows_are_drawn_anew_in_each_round():
   stage = world.stages(2)[0]._replace(algorithm=algorithm, schedule=dense)
   simulation, state, records = world.simulate([stage])
   seen = [
-    np.asarray(simulation._public(state._replace(round=r))['inputs'])
+    np.asarray(public_rows.draw(simulation, state._replace(round=r))['inputs'])
     for r in (0, 0, 1)
   ]
   np.testing.assert_array_equal(seen[0], seen[1])

@@ -58,7 +58,7 @@ def test_tags_come_from_data_of_ones_own(tmp_path):
     (('--model.head=regression', '--gate.mix=probabilities'), 'gate.mix'),
     (('--model.head=ordinal', '--gate.mix=probabilities'), 'gate.mix'),
     (('--model.head=multi_label',), 'lists of tags'),
-    (('--model.head=zero_shot',), 'checkpoints'),
+    (('--model.head=zero_shot',), 'allowed: classification'),
     (('--model.head=regression', '--data.novel_fraction=0.5'), 'no classes'),
     (('--model.head=regression', '--eval.metrics=f1'), 'rmse'),
     (('--model.head=ordinal', '--algorithm.name=fedpgp'), 'fedpgp'),

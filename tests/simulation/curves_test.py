@@ -174,7 +174,7 @@ def test_a_stage_that_has_reached_its_target_hands_over():
   counts = [
     sum(r['stage'] == name for r in records) for name in ('first', 'second')
   ]
-  assert counts == ends and state.ended == (ends[0],)
+  assert counts == ends and state.done == (ends[0],)
   assert state.round == ends[1]
   # It is looked at when it ends, too.
   assert 'eval_own' in records[ends[0] - 1]
@@ -200,7 +200,7 @@ def attempt(folder, watch):
       )
       state = keep.restore(made)
       at = None if state is None else (state.stage, state.round - 1)
-      rounds = [] if state is None else state.ended
+      rounds = [] if state is None else state.done
       file = MetricsFile(workdir.metrics, at, rounds)
       keep.before_saving(file.sync)
       watchers.add(observer.Writers(file, None, names))

@@ -55,7 +55,7 @@ def guarded(stages, how, expected, score=None, alike=True):
 
 def test_an_open_clip_without_noise_is_bitwise_the_plain_run():
   """Poisson sampling of everybody, with equal weights."""
-  everybody = {'cohort': CLIENTS, 'equal': True}
+  everybody = {'cohort': CLIENTS, 'weights': 'equal'}
   _, plain, records = world.simulate(world.stages(2)[:1], **everybody)
   stages = guarded(world.stages(2)[:1], OPEN, float(CLIENTS))
   _, found, again = world.simulate(stages, sampling='poisson', **everybody)
@@ -70,7 +70,7 @@ NOISY = privacy.Central(0.5, 0.3)
 
 def private(tmp_path=None, stop=0, resume=False, **more):
   stages = guarded(world.stages(2), NOISY, 3.0)
-  options = {'sampling': 'poisson', 'equal': True} | more
+  options = {'sampling': 'poisson', 'weights': 'equal'} | more
   if tmp_path is None:
     return world.simulate(stages, **options)
   workdir = Workdir.open(tmp_path, 'flags', resume)
