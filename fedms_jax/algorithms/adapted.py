@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.adapters import lora
-from fedms_jax.core import activation, client, metrics, token_logits, tree
+from fedms_jax.core import (
+  activation,
+  client,
+  joined,
+  metrics,
+  token_logits,
+  tree,
+)
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
@@ -178,8 +185,8 @@ def together(*stacks: Stack) -> Stack:
 def at_rest(roles: Roles, blocks: int) -> Roles:
   """Whole roles, for evaluation, in the form of those that train."""
   return roles._replace(
-    shared=client.rest(roles.shared, blocks),
-    personal=client.rest(roles.personal, blocks),
+    shared=joined.rest(roles.shared, blocks),
+    personal=joined.rest(roles.personal, blocks),
   )
 
 
@@ -236,7 +243,7 @@ def one_model(
     return total, found
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    start = client.rest(roles.frozen['start'], backbone.blocks)
+    start = joined.rest(roles.frozen['start'], backbone.blocks)
     now = model(at_rest(roles, backbone.blocks))
     base = roles.frozen['base']
     found = {'pretrained': start, served: now}

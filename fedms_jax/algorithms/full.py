@@ -10,7 +10,7 @@ import jax
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import activation, client, tree
+from fedms_jax.core import activation, client, joined, tree
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import (
@@ -96,7 +96,7 @@ def full_model(setting: Setting) -> Algorithm:
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan
-    shared = client.rest(roles.shared, backbone.blocks)
+    shared = joined.rest(roles.shared, backbone.blocks)
     out = _logits(backbone, task, shared, seen(batch))
     return Prediction({'global': out}, {})
 

@@ -27,7 +27,7 @@ from fedms_jax.adapters import lora
 from fedms_jax.algorithms import adapted, fedms, ranks
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
-from fedms_jax.core import client, tree
+from fedms_jax.core import client, joined, tree
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.contract import (
   Algorithm,
@@ -88,7 +88,7 @@ def search_stage(
     return Roles(frozen, {'ranks': whole}, {})
 
   def model(roles: Roles) -> Tree:
-    whole = client.rest(roles.frozen['global'], blocks)
+    whole = joined.rest(roles.frozen['global'], blocks)
     found = narrowed(setting.lora, whole['blocks'], roles.shared['ranks'])
     return {'blocks': found, 'head': whole['head']}
 
@@ -105,7 +105,7 @@ def search_stage(
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     plan = plan._replace(boundary=0)
-    whole = client.rest(roles.frozen['global'], blocks)
+    whole = joined.rest(roles.frozen['global'], blocks)
     logits = plain.predict(roles, batch, plan).logits
     logits |= {'whole': _logits(setting, roles.frozen, whole, batch)}
     return Prediction(logits, {})
@@ -217,7 +217,7 @@ def _trying(setting: Setting, search: Search) -> ClientUpdate:
   def step(carry, start: Start, batch: Batch, key):
     del key
     frozen = start.roles.frozen
-    whole = client.rest(frozen['global'], blocks)
+    whole = joined.rest(frozen['global'], blocks)
 
     def tried(found):
       stack = narrowed(setting.lora, whole['blocks'], found)

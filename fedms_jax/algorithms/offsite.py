@@ -21,7 +21,7 @@ import numpy as np
 
 from fedms_jax.algorithms import adapted, fedms
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import activation, client
+from fedms_jax.core import activation, client, joined
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import Algorithm, Prediction, Start
 from fedms_jax.core.types import (
@@ -109,7 +109,7 @@ def fedot(
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     found = plain.predict(roles, batch, plan).logits
-    whole = client.rest(roles.shared, blocks)
+    whole = joined.rest(roles.shared, blocks)
     seen = emulator(roles.frozen['base'], whole, batch, plan)
     return Prediction(found | {'emulator': seen}, {})
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import client, tree
+from fedms_jax.core import joined, tree
 from fedms_jax.core.activation import Stack, at_rest
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
@@ -65,7 +65,7 @@ def pair(
   )
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    whole = client.rest(roles.shared, setting.backbone.blocks)
+    whole = joined.rest(roles.shared, setting.backbone.blocks)
     shared = logits(setting, roles.frozen, whole, batch, plan)
     found = own.predict(roles, batch, plan)
     return Prediction(found.logits | {'global': shared}, {})

@@ -14,7 +14,7 @@ import optax
 
 from fedms_jax.algorithms import adapted, two_experts
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import client, token_logits
+from fedms_jax.core import client, joined, token_logits
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 
@@ -102,7 +102,7 @@ def feddpa(
   """
 
   def own_loss(roles: Roles, batch: Batch, start: Start):
-    sent = client.rest(start.roles.shared, setting.backbone.blocks)
+    sent = joined.rest(start.roles.shared, setting.backbone.blocks)
     return _mixture(setting, roles, 0.5, sent, batch, start.plan), 0.0
 
   def masks(plan: Plan):
@@ -118,7 +118,7 @@ def feddpa(
 
   def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
     found = plain.columns(roles, batch, plan)
-    rest = client.rest(roles.frozen['start'], setting.backbone.blocks)
+    rest = joined.rest(roles.frozen['start'], setting.backbone.blocks)
     whole = batch | found
     x = two_experts.features(setting, roles.frozen, rest['blocks'], whole, plan)
     return found | {'base_features': x}

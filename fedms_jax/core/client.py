@@ -23,9 +23,7 @@ from fedms_jax.core.contract import (
   Moment,
   Start,
 )
-from fedms_jax.core.joined import join as join
 from fedms_jax.core.joined import join_roles
-from fedms_jax.core.joined import rest as rest
 from fedms_jax.core.types import Batch, Mask, Plan, Roles, Tree
 
 

@@ -3,13 +3,11 @@
 A cohort is executed as chunks of clients; `train` adds a chunk to the totals,
 which `reduction.close` turns into the roles of the next round. The loop over
 local steps is on the host, which knows their number: it dispatches one program
-again and again and never waits, whereas a loop on the device, whose length it
-alone knows, would wait for the host at each step. So no number of steps is
-compiled, and no step that nobody has is run.
+after another and never waits, as a loop of unknown length on the device would.
+So no number of steps is compiled, and no step that nobody has is run.
 
-A chunk of one client is executed without `vmap`, which is what XLA:CPU likes
-best. On a mesh, each device has its share of a chunk and totals of its own;
-`add_devices` adds them up, once per round.
+A chunk of one client is executed without `vmap`, as XLA:CPU likes it. On a
+mesh, each device has its share of a chunk and totals of its own.
 """
 
 from __future__ import annotations

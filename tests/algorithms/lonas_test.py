@@ -9,7 +9,7 @@ import pytest
 
 from fedms_jax.adapters import lora
 from fedms_jax.algorithms import adapted, fedms, lonas
-from fedms_jax.core import client, tree
+from fedms_jax.core import joined, tree
 from fedms_jax.core.activation import at_rest
 from fedms_jax.core.types import Plan
 from tests import world
@@ -194,7 +194,7 @@ def test_users_get_the_configuration_that_was_taken():
     roles, batch
   )
   base, backbone = roles.frozen['base'], world.setting().backbone
-  whole = client.rest(roles.frozen['global'], world.BLOCKS)
+  whole = joined.rest(roles.frozen['global'], world.BLOCKS)
   for name, stack in (
     ('whole', whole['blocks']),
     ('global', lonas.narrowed(world.LORA, whole['blocks'], ranks)),
