@@ -12,6 +12,7 @@ from benchmarks.peers import cifar
 from fedms_jax import schedules
 from fedms_jax.core import client, metrics
 from fedms_jax.core.contract import Algorithm, Prediction, Start
+from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import (
   Backbone,
   BackboneCost,
@@ -24,7 +25,7 @@ from fedms_jax.core.types import (
   Table,
   Tree,
 )
-from fedms_jax.models import tasks
+from fedms_jax.models import linear, tasks
 from fedms_jax.persistence import run_store
 from fedms_jax.schedules import triggers
 from fedms_jax.server import averaged
@@ -61,10 +62,10 @@ def logits(params: Tree, images):
       'VALID',
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    x = pooled(jax.nn.relu(x + p['bias']))
+    x = pooled(jax.nn.relu(x + lead(p['bias'], x)))
   x = x.reshape(len(x), -1)
-  x = jax.nn.relu(x @ params['hidden']['kernel'] + params['hidden']['bias'])
-  return x @ params['out']['kernel'] + params['out']['bias']
+  x = jax.nn.relu(linear.apply(params['hidden'], x))
+  return linear.apply(params['out'], x)
 
 
 def pooled(x):
