@@ -9,7 +9,8 @@ from fedms_jax.shell.config.privacy import CENTRAL, EXAMPLE
 from fedms_jax.simulation.state import Stage
 
 _SCORED = ('queue', 'queue_std')  # triggers that watch a score
-_MEASURED = ('importance', 'balanced')  # orders by gradients of private rows
+# Orders by gradients of private rows.
+_MEASURED = ('importance', 'balanced', 'f3ocus')
 EACH = ('allocation', 'dropout')  # orders that draw for each client
 _MOST_COUNTED = 20_000  # clients whose plans are asked for in every round
 # Methods that no sum with noise can serve, and why.
@@ -24,6 +25,8 @@ REFUSED = {
   'pfedmoap': 'its server needs the messages apart',
   'lora_fair': 'its server needs the messages apart',
   'lonas': 'who held which part of a block is not public',
+  'fedv': 'what passes in each of its steps has no noise',
+  'fedvz': 'what passes in each of its steps has no noise',
   'ffdapt': 'what a client freezes says how many rows it has',
 }
 
@@ -98,6 +101,7 @@ def check_flags(config: Config) -> None:
     if found:
       raise ValueError(f'{said} does not go with {flag}: {why}. Change it.')
   _check_schedule(config)
+  _check_stop(config)
   _check_bands(config)
   handover = config.methods.fedms.handover
   if name == 'fedms' and handover != 'rounds':
@@ -121,11 +125,31 @@ def _check_example(config: Config) -> None:
       f'{said} does not go with --gate.inputs={config.gate.inputs}: a '
       "client's mean feature has no noise; allowed: feature, confidence."
     )
+  rows, own = config.gate.rows, config.methods.fedms.local_loss == 'own'
+  fitted = rows not in ('auto', 'train') or (rows == 'auto' and own)
+  if name == 'fedms' and fitted:
+    raise ValueError(
+      f'{said} does not go with --gate.rows={rows}: a gate that is fitted to '
+      'rows of its own sees them without noise; allowed: train.'
+    )
   if config.model.head == 'contrast':
     raise ValueError(
       f'{said} does not go with --model.head=contrast, which compares the rows '
       'of a batch: no gradient is of one row; allowed: any other head.'
     )
+
+
+def _check_stop(config: Config) -> None:
+  """Refuses an end that what a run measures decides."""
+  stop = config.stop
+  for name in ('target', 'patience'):
+    value = getattr(stop, name)
+    if value:
+      raise ValueError(
+        f'--privacy.mode={config.privacy.mode} does not go with --stop.{name}='
+        f'{value}: a stage that ends by what it measures has no number of '
+        'rounds that could be accounted. Leave it out.'
+      )
 
 
 def _check_bands(config: Config) -> None:
@@ -166,7 +190,8 @@ def _check_schedule(config: Config) -> None:
       '--schedule.name=linear, or give --privacy.score_noise=<standard '
       'deviation> to release a noisy one.'
     )
-  if p.score_noise and (not scored or s.score == 'train_loss'):
+  bounded = s.score in ('validation', 'train_accuracy')
+  if p.score_noise and not (scored and bounded):
     raise ValueError(
       f'--privacy.score_noise={p.score_noise:g} is for a schedule that watches '
       f'a score in [0, 1]; got --schedule.name={s.name} and --schedule.score='

@@ -300,7 +300,7 @@ def simulated(
 def _check_shares(config: Config, world: worlds.World) -> None:
   """Raises `ValueError` for class shares where there are no classes."""
   task = world.stages[-1].algorithm.task
-  if config.algorithm.label_prior and (task.perplexity or task.within_batch):
+  if config.algorithm.label_prior and task.kind != 'classes':
     raise ValueError(
       f'--algorithm.label_prior={config.algorithm.label_prior} is of classes, '
       f'which --model.head={config.model.head} has not. Leave it out.'

@@ -148,6 +148,22 @@ def test_rows_are_private_by_the_steps_of_their_client():
 
 REFUSED = [
   (('--fedms.handover=validation',), '--fedms.handover=validation'),
+  (('--stop.patience=3',), '--stop.patience=3'),
+  (('--stop.target=0.5',), '--stop.target=0.5'),
+  (
+    ('--privacy.mode=example', '--gate.rows=validation'),
+    '--gate.rows=validation',
+  ),
+  (
+    ('--privacy.mode=example', '--fedms.local_loss=own'),
+    '--gate.rows=auto',
+  ),
+  (('--schedule.order=f3ocus',), '--schedule.order=f3ocus measures'),
+  (('--algorithm.name=fedv',), '--algorithm.name=fedv.*each of its steps'),
+  (
+    ('--schedule.name=queue', '--schedule.score=f1', '--privacy.score_noise=1'),
+    '--schedule.score=f1',
+  ),
   (
     ('--privacy.mode=example', '--gate.inputs=likeness'),
     '--gate.inputs=likeness',
