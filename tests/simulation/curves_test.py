@@ -233,7 +233,7 @@ def test_a_run_that_ends_early_is_resumed_bitwise(tmp_path):
   assert starts == len(lines[0]) < 2 * ROUNDS
   state, wanted = found[0], whole[0]
   world.same(state.roles, wanted.roles)
-  for name in ('watch', 'ended', 'round', 'stage', 'reports', 'progress'):
+  for name in ('watch', 'done', 'round', 'stage', 'reports', 'progress'):
     assert getattr(state, name) == getattr(wanted, name), name
   assert found[1] == whole[1]
 
