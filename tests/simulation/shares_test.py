@@ -87,3 +87,21 @@ def test_a_weight_is_learned_on_validation_rows(monkeypatch):
   for name, each in losses.items():
     assert found[name] == shares.WEIGHTS[int(np.argmin(each))], name
   assert set(found) == {'pretrained', 'global', 'local', 'mixture'}
+
+
+def test_test_rows_do_not_choose_the_weight(monkeypatch):
+  """Rows that the shares were counted on ask for a large one, and rows of
+  another client for none."""
+  monkeypatch.setattr(shares, 'WEIGHTS', (0.0, 4.0))
+  simulation, state, _ = world.reference()
+  data = simulation.federation
+  turned = np.roll(np.arange(data.test.num_clients), 1)
+  others = world.partition(*(data.test.of(k) for k in turned))
+  found = []
+  for test in (data.test, data.train, others):
+    made = copy.copy(simulation)
+    made.federation = data._replace(test=test)
+    found.append(
+      shares.evaluate(made, state, SCOPE, shares.Shares())['share_weights']
+    )
+  assert found[0] == found[1] == found[2]
