@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedms_jax.algorithms import adapted, mixture
+from fedms_jax.algorithms import adapted, mixture, profiles
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.mixture import APART, GATES, Experts, Fit, Personal
 from fedms_jax.core import client, tree
@@ -164,28 +164,9 @@ def profiled(
   if not choice.likeness:
     return update
 
-  def begin(start: Start):
-    seen = {
-      'total': jnp.zeros(setting.backbone.width),
-      'count': jnp.float32(0),
-    }
-    return {'models': update.begin(start), 'seen': seen}
-
-  def step(carry, start: Start, batch: Batch, key):
-    models, sums = update.step(carry['models'], start, batch, key)
-    held = batch['mask'].astype(jnp.float32)
-    seen = {
-      'total': carry['seen']['total']
-      + held @ adapted.directions(setting, batch),
-      'count': carry['seen']['count'] + jnp.sum(held),
-    }
-    return {'models': models, 'seen': seen}, sums
-
-  def finish(carry, start: Start):
-    message, personal = update.finish(carry['models'], start)
-    seen = carry['seen']
-    mean = {PROFILE: seen['total'] / jnp.maximum(seen['count'], 1.0)}
+  def send(message, personal, profile):
+    mean = {PROFILE: profile}
     message = message._replace(update=message.update | mean)
     return message, personal | mean
 
-  return ClientUpdate(begin, step, finish, update.sums)
+  return profiles.profiled(setting, update, send)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedms_jax.algorithms import adapted, two_experts
+from fedms_jax.algorithms import adapted, profiles, two_experts
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import client, joined, token_logits
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Prediction, Start
@@ -108,10 +108,13 @@ def feddpa(
   def masks(plan: Plan):
     return plan.active, {'blocks': plan.active, 'profile': False}
 
+  def keep(message, personal, profile):
+    return message, personal | {'profile': profile}
+
   plain = two_experts.pair(
     setting,
     'feddpa',
-    _profiled(setting, _both(setting, own_loss, masks)),
+    profiles.profiled(setting, _both(setting, own_loss, masks), keep),
     extra={'profile': jnp.zeros(setting.backbone.width)},
     adapter=adapter,
   )
@@ -215,30 +218,3 @@ def _by_example(features: Callable, weight, batch: Batch):
   groups = jax.tree.map(grouped, (weight, batch))
   out = jax.lax.map(lambda group: jax.vmap(one)(*group), groups)
   return out.reshape(-1, *out.shape[2:])[:count]
-
-
-def _profiled(setting: Setting, update: ClientUpdate) -> ClientUpdate:
-  """Makes the client's profile of the rows it trains on."""
-
-  def begin(start: Start):
-    total = jnp.zeros_like(start.roles.personal['profile'])
-    seen = {'total': total, 'count': jnp.float32(0)}
-    return {'models': update.begin(start), 'seen': seen}
-
-  def step(carry, start: Start, batch: Batch, key):
-    models, sums = update.step(carry['models'], start, batch, key)
-    held = batch['mask'].astype(jnp.float32)
-    seen = {
-      'total': carry['seen']['total']
-      + held @ adapted.directions(setting, batch),
-      'count': carry['seen']['count'] + jnp.sum(held),
-    }
-    return {'models': models, 'seen': seen}, sums
-
-  def finish(carry, start: Start):
-    message, personal = update.finish(carry['models'], start)
-    seen = carry['seen']
-    mean = seen['total'] / jnp.maximum(seen['count'], 1.0)
-    return message, personal | {'profile': mean}
-
-  return ClientUpdate(begin, step, finish, update.sums)
