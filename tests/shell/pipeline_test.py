@@ -79,6 +79,7 @@ PIPELINE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_pipeline_stopped_at_every_round_ends_bitwise_the_same(tmp_path):
   """With kept states, a server that goes on, and a base that was trained."""
   found = made(*IMAGES, *PIPELINE)

@@ -21,6 +21,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', elastic.STAGES)
 def test_a_run_an_evaluation_and_a_resumed_run(name, tmp_path):
   made = bench(name, **FLAGS[name], lora__ranks='1,2' * (name == 'lonas'))
