@@ -38,6 +38,12 @@ class Product:
     return self._run(self._a, self._b)
 
 
+def square(dtype: str, quick: bool) -> Product:
+  """One large product, whose rate is what others are a share of."""
+  side = 256 if quick else SIDE.get(jax.default_backend(), 8192)
+  return Product(side, side, side, dtype, 1)
+
+
 def main(argv: list[str] | None = None) -> None:
   """Measures the step and the products."""
   memory.keep_memory()
@@ -51,10 +57,9 @@ def main(argv: list[str] | None = None) -> None:
   lora = cost.lora_flops(roles.shared['blocks'], model.cost.tokens)
   one = cost.client_flops(model.cost, Passes(), plan, lora)
   tokens, width = args.batch * model.cost.tokens, model.width
-  side = 256 if args.quick else SIDE.get(jax.default_backend(), 8192)
   variants = {
     'step': step,
-    'square': Product(side, side, side, args.dtype, 1),
+    'square': square(args.dtype, args.quick),
     'attention': Product(tokens, width, width, args.dtype, 8),
     'mlp': Product(tokens, width, 4 * width, args.dtype, 4),
   }

@@ -108,6 +108,7 @@ def lora(args, rounds: int, turns: int) -> None:
   """The second workload."""
   shape, clients = ('quick', 2) if args.quick else ('ti4', CLIENTS)
   args.clients, args.steps, args.batch = clients, STEPS, BATCH
+  args.dtype = 'float32'
   args.unroll = blocks = small_vit.SHAPES[shape][0]
   model = small_vit.backbone(shape, unroll=blocks)
   algorithm, _ = small_vit.algorithms(model)

@@ -1,11 +1,12 @@
 """How fast is a run beside PyTorch + PEFT, client after client?
 
     python -m benchmarks.versus_torch [--quick] [--torch=<python>] [--clients=2]
-      [--batch=32] [--steps=5] [--turns=5]
-      [--unroll=12] [--only=<part of a row's name>]
+      [--batch=32] [--steps=5] [--turns=5] [--shape=ti4|b16]
+      [--dtype=float32|bfloat16] [--unroll=12] [--only=<part of a row's name>]
 
-The same model (ViT-Ti/4 at 32x32, float32, LoRA of rank 8 on queries and
-values, and a head), clients, batches and steps, Adam, as many threads. Ours is
+The same model (by default ViT-Ti/4 at 32x32, float32, LoRA of rank 8 on queries
+and values, and a head), clients, batches and steps, Adam, as many threads; on
+a GPU if there is one; products in the same type (theirs by autocast). Ours is
 the driver with all that a round does; theirs, `peers/torch_lora.py`, is a loop
 over clients in an interpreter that has torch, transformers and peft (by default
 the one that runs this). Ours compiles blocks one by one (`--model.unroll`). One
@@ -46,7 +47,7 @@ def ours(
 ) -> Callable[[], object]:
   """Runs the stages from the start, columns and all, each time it is called;
   all clients take part in every round."""
-  model = small_vit.backbone(shape, unroll=args.unroll)
+  model = small_vit.backbone(shape, args.dtype, args.unroll)
   data = small_vit.federation(
     shape, args.clients, args.steps * args.batch, validation
   )
@@ -79,11 +80,13 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--torch', default=sys.executable)
   parser.add_argument('--only', default='')
+  parser.add_argument('--shape', default='ti4', choices=small_vit.SHAPES)
+  parser.add_argument('--dtype', default='float32')
   sizes = dict(clients=2, batch=32, steps=5, turns=5, unroll=12)
   for name, default in sizes.items():
     parser.add_argument(f'--{name}', type=int, default=default)
   args = parser.parse_args(argv)
-  shape, runs, args.validation = 'ti4', RUNS, 8
+  shape, runs, args.validation = args.shape, RUNS, 8
   if args.quick:
     shape, runs = 'quick', QUICK
     args.clients, args.batch, args.steps, args.turns = 2, 8, 2, 2
@@ -110,6 +113,7 @@ def options(args, shape: str) -> dict[str, int]:
     'clients': args.clients,
     'steps': args.steps,
     'batch': args.batch,
+    'dtype': args.dtype,
   }
 
 
@@ -117,7 +121,7 @@ def dense(args, shape: str) -> None:
   """FedAvg of LoRA in all blocks. Ours runs some rounds at a time and counts
   them: it keeps a round in flight."""
   rounds, blocks = 2, small_vit.SHAPES[shape][0]
-  model = small_vit.backbone(shape, unroll=args.unroll)
+  model = small_vit.backbone(shape, args.dtype, args.unroll)
   algorithm, _ = small_vit.algorithms(model)
   stages = [small_vit.stage(algorithm, [blocks] * rounds, blocks)]
   worker = timing.Worker(args.torch, SCRIPT, **options(args, shape))
@@ -134,7 +138,7 @@ def dense(args, shape: str) -> None:
 def whole(args, shape: str, name: str, first, second) -> None:
   """Both stages of FedMS."""
   blocks = small_vit.SHAPES[shape][0]
-  model = small_vit.backbone(shape, unroll=args.unroll)
+  model = small_vit.backbone(shape, args.dtype, args.unroll)
   algorithms = small_vit.algorithms(model)
   stages = [
     small_vit.stage(algorithm, depths, blocks)

@@ -6,10 +6,11 @@ written down: a step of stage 2 runs the base model for the gate, the global
 expert, and the local one. Needs torch, transformers and peft.
 
     python torch_lora.py --clients=8 --steps=5 --batch=32
-      [--first=1,1,2 --second=2,2 --validation=32]
+      [--first=1,1,2 --second=2,2 --validation=32] [--dtype=bfloat16]
 
 A unit of work is a dense round of FedAvg, or, with depths for the rounds of
-both stages, a whole run.
+both stages, a whole run. Rows and models are on the GPU if there is one; with
+bfloat16, products are in it by autocast.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ warnings.filterwarnings('ignore')
 transformers.logging.set_verbosity_error()
 
 RANK, ALPHA, LEARNING_RATE, CLASSES = 8, 16, 1e-3, 10
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def backbone(args) -> torch.nn.Module:
@@ -122,9 +124,10 @@ class Federated:
     self.args = args
     rows = args.steps * args.batch + args.validation
     shape = (args.clients, rows, args.image, args.image, 3)
-    self.images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    self.labels = torch.randint(0, CLASSES, shape[:2])
-    model = backbone(args)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
+    self.images = images.to(DEVICE)
+    self.labels = torch.randint(0, CLASSES, shape[:2]).to(DEVICE)
+    model = backbone(args).to(DEVICE)
     self.base = copy.deepcopy(model).requires_grad_(False)
     self.frozen = Expert(copy.deepcopy(model), args.blocks)
     self.expert = Expert(model, args.blocks)
@@ -176,7 +179,7 @@ class Federated:
     self.frozen.load(self.shared)
     self.frozen.model.requires_grad_(False)
     self.local = [dict(self.shared) for _ in range(self.args.clients)]
-    self.gate = Gate(self.args.width)
+    self.gate = Gate(self.args.width).to(DEVICE)
     self.adapter = copy.deepcopy(self.gate.state_dict())
 
   def mixture(self, images):
@@ -231,13 +234,22 @@ def main() -> None:
 
   parser.add_argument('--first', type=depths, default=[])
   parser.add_argument('--second', type=depths, default=[])
+  parser.add_argument('--dtype', default='float32')
   args = parser.parse_args()
   torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
   run = Federated(args)
-  if args.first:
-    serving.serve(run.whole)
-  else:
-    serving.serve(lambda: run.global_round(args.blocks))
+  half = torch.autocast(DEVICE, torch.bfloat16, args.dtype == 'bfloat16')
+
+  def unit() -> None:
+    with half:
+      if args.first:
+        run.whole()
+      else:
+        run.global_round(args.blocks)
+    if DEVICE == 'cuda':
+      torch.cuda.synchronize()
+
+  serving.serve(unit)
 
 
 if __name__ == '__main__':
