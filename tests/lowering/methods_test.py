@@ -1,0 +1,134 @@
+"""The programs of every method of the catalog, as accelerators will get them.
+
+On the toy world of the family's laws; the numbers of a real model change
+nothing of what is asked here: whether a program lowers at all, calls nothing
+of the host, and has no loop whose length the device alone knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedms_jax.algorithms import fedms
+from fedms_jax.core import columns, reduction, rounds, scoring
+from fedms_jax.core.contract import Work
+from fedms_jax.core.private_gradient import private_gradient
+from fedms_jax.simulation import needs, tangents
+from tests import family_test as family
+from tests import world
+from tests.algorithms import fresh_gate_test
+from tests.lowering.accelerators import ACCELERATORS, lowered, pretend
+from tests.lowering.lowering_test import loops
+
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+# What of the device's libraries a program calls, and of which method.
+# What of the device's libraries a program calls: at the server alone, and on
+# matrices as small as LoRA's.
+CALLS: dict[str, set[str]] = {
+  'flexlora/close': {
+    'cusolver_gesvdj_ffi', 'cusolver_geqrf_ffi', 'cusolver_orgqr_ffi',
+    'Eigh', 'Qr', 'ProductOfElementaryHouseholderReflectors',
+  },
+  'lora_fair/close': {
+    'cusolver_getrf_ffi', 'cu_lu_pivots_to_permutation', 'LuDecomposition',
+  },
+  'tangents': {'cusolver_syevd_ffi', 'Eigh'},
+}  # fmt: skip
+# On a TPU an SVD goes on until it is exact enough.
+ITERATE = {('flexlora/close', 'tpu')}
+QUICK = ('koala', 'fedvz')  # each has programs like no other's
+
+
+def shapes(values):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), values
+  )
+
+
+def table(case):
+  """Raw columns, and the derived ones of the case's prefix."""
+  raw = shapes(family.table())
+  shared = shapes(case.roles)._replace(personal=None)
+  return raw | columns.shapes(case.algorithm, shared, raw, case.plan)
+
+
+def programs(case, chunk):
+  """name -> (function, arguments) of a round of such clients."""
+  algorithm, plan, roles = case.algorithm, case.plan, shapes(case.roles)
+  chunk = shapes(chunk)
+  work = Work(table(case), KEY)
+  totals = None
+  if algorithm.server.reduction == 'sum':
+    totals = reduction.empty_shapes(algorithm, case.roles)
+  args = needs.arguments(algorithm, plan, roles, work, totals, chunk)
+  found = {}
+  for which, given in args._asdict().items():
+    function = getattr(rounds, f'{which}_chunk').__wrapped__
+    found[which] = functools.partial(function, *given[:3]), given[3:]
+  sent = rounds.finish_chunk.program().eval_shape(*args.finish)[0]
+  close = functools.partial(reduction.close.__wrapped__, algorithm)
+  memory, number = shapes(case.memory), shapes(np.int32(0))
+  found['close'] = close, (roles, memory, (), sent, KEY, number)
+  look = scoring.Look(algorithm, plan)
+  score = functools.partial(scoring.evaluate_chunk.__wrapped__, look)
+  rows = jax.ShapeDtypeStruct((family.K, 5), np.int32)
+  bare = roles._replace(personal=None)
+  found['evaluate'] = score, (bare, work.table, chunk.personal, rows)
+  return found
+
+
+def check(function, args, called: str = '') -> None:
+  calls = CALLS.get(called, set())
+  for name in ('ampere', 'tpu'):
+    with pytest.MonkeyPatch.context() as patch:
+      pretend(patch, ACCELERATORS[name])
+      text = lowered(function, args, ACCELERATORS[name])
+    assert set(re.findall(r'custom_call @([\w$.]+)', text)) <= calls, name
+    assert all(loops(text)) != ((called, name) in ITERATE), name
+
+
+@pytest.mark.parametrize(
+  ('name', 'stage'),
+  [
+    pytest.param(*x, marks=() if x[0] in QUICK else pytest.mark.slow)
+    for x in family.CASES
+  ],
+)
+def test_the_programs_of_a_method_lower(name, stage):
+  case = family.case(name, stage)
+  for which, (function, args) in programs(case, family.clients(case)).items():
+    check(function, args, f'{name}/{which}')
+
+
+@pytest.mark.parametrize(
+  'rows', ['holdout', pytest.param('crossfit', marks=pytest.mark.slow)]
+)
+def test_a_gate_that_is_fitted_lowers(rows):
+  algorithm, roles = world.second_stage(fresh_gate_test.choice(rows))
+  case = family.Case(algorithm, roles, (), world.TOP)
+  chunk = family.clients(case)
+  chunk = chunk._replace(fresh=np.repeat(fresh_gate_test.HELD, family.K, 0))
+  check(*programs(case, chunk)['finish'])
+
+
+def test_gradients_of_single_rows_lower():
+  setting = world.setting()._replace(gradient=private_gradient(1.0, 0.5, 4))
+  algorithm = fedms.global_stage(setting)
+  roles = jax.jit(algorithm.begin)(jax.random.key(2), world.start())
+  case = family.Case(algorithm, roles, (), family.PLAN)
+  check(*programs(case, family.clients(case))['step'])
+
+
+@pytest.mark.slow
+def test_scores_of_blocks_lower():
+  case = family.case('fedavg', 0)
+  raw = jax.tree.map(lambda x: x[: tangents.ROWS], family.table())
+  batch = shapes(raw | {'mask': jnp.ones(tangents.ROWS, bool)})
+  score = functools.partial(tangents.eigenvalues.__wrapped__, case.algorithm)
+  check(score, (shapes(case.roles), batch), 'tangents')
