@@ -19,7 +19,7 @@ from fedms_jax.core.contract import Clients, Received, Sender, Work, identity
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog, config, methods, privacy_rules
-from fedms_jax.simulation import needs
+from fedms_jax.simulation import derivation, needs
 from tests import world
 from tests.algorithms import clip_world
 
@@ -200,6 +200,27 @@ def test_a_client_may_train_alone(name, stage):
   assert jax.tree.map(lambda x: x.shape, kept) == jax.tree.map(
     lambda x: x.shape, shapes
   )
+
+
+@every
+def test_columns_of_a_boundary_lead_to_those_of_one_above(name, stage):
+  """In one pass, as `columns` would give them apart; the others stay."""
+  one = case(name, stage)
+  if one.algorithm.deeper is None:
+    pytest.skip('its columns are of no boundary, or no pass leads on')
+  plan = Plan((True,) * one.algorithm.backbone.blocks, 2)
+  shared = one.roles._replace(personal=None)
+  raw = jax.tree.map(lambda x: x[:NAN_ROW], table())
+
+  def derived(boundary, lower=()):
+    plans = plan._replace(boundary=boundary)
+    return derivation.derive(one.algorithm, shared, raw, plans, lower)
+
+  found, others = derived(2, (0, 1))
+  world.close(found, derived(2)[0])
+  assert set(others) == {0, 1}
+  for boundary, columns in others.items():
+    world.close(found | columns, derived(boundary)[0])
 
 
 C = 0.25  # of the clip

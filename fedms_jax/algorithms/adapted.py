@@ -106,7 +106,12 @@ def features(backbone: Backbone, base, stacks, x, batch, boundary: int):
 def prefix(backbone: Backbone, base, blocks, batch, boundary: int):
   """Activations [B, T, D] that enter block `boundary`."""
   x = backbone.embed(base, inputs(batch))
-  spans = activation.prefix(base['blocks'], blocks, boundary)
+  return onward(backbone, base, blocks, x, batch, 0, boundary)
+
+
+def onward(backbone: Backbone, base, blocks, x, batch, low: int, high: int):
+  """What enters block `high`, of what enters block `low`."""
+  spans = activation.prefix(base['blocks'], blocks, high, low)
   return backbone.run(spans, x, mask(backbone, batch))
 
 
@@ -223,6 +228,11 @@ def one_model(
     base, blocks = roles.frozen['base'], roles.frozen['start']['blocks']
     return {'prefix': prefix(backbone, base, blocks, batch, plan.boundary)}
 
+  def deeper(roles: Roles, batch: Batch, low: int, high: int) -> Batch:
+    base, blocks = roles.frozen['base'], roles.frozen['start']['blocks']
+    x = batch['prefix']
+    return {'prefix': onward(backbone, base, blocks, x, batch, low, high)}
+
   def predicted(base, whole, batch: Batch, plan: Plan):
     x = features(
       backbone,
@@ -271,4 +281,5 @@ def one_model(
     served=served,
     passes=Passes(trained=1, frozen=0),
     models=models,
+    deeper=deeper,
   )

@@ -64,6 +64,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     task=setting.task,
     begin=_begin_personal(setting, choice),
     columns=mixture.columns(setting, choice),
+    deeper=mixture.deeper(setting, choice),
     derived=('prefix', 'base_features'),
     update=_personal_update(setting, choice, experts, masks),
     predict=_personal_predict(setting, experts),

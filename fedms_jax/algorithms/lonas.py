@@ -112,6 +112,7 @@ def search_stage(
 
   return plain._replace(
     columns=columns,
+    deeper=None,
     predict=predict,
     update=_trying(setting, search),
     passes=Passes(trained=0, again=search.candidates + 1),

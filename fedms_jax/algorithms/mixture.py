@@ -197,6 +197,24 @@ def columns(setting: Setting, choice: Personal) -> Callable:
   return columns
 
 
+def deeper(setting: Setting, choice: Personal) -> Callable:
+  """See `Algorithm.deeper`: features are of all blocks at any boundary."""
+  backbone, origins = setting.backbone, {'prefix': origin(choice)}
+  if choice.tower == 'lora':
+    origins['gate_prefix'] = 'start'
+
+  def columns(roles: Roles, batch: Batch, low: int, high: int) -> Batch:
+    def of(name: str, expert: str):
+      base, blocks = roles.frozen['base'], roles.frozen[expert]['blocks']
+      return adapted.onward(
+        backbone, base, blocks, batch[name], batch, low, high
+      )
+
+    return {name: of(name, expert) for name, expert in origins.items()}
+
+  return columns
+
+
 class Experts(NamedTuple):
   """Both experts and the gate, of roles as `client.join` gives them.
 

@@ -117,6 +117,7 @@ def fedot(
     name='fedot',
     backbone=_shorter(backbone, held),
     columns=columns,
+    deeper=None,
     derived=('prefix', 'emulator_prefix'),
     update=client.sgd(objective, setting.optimizer, masks),
     predict=predict,

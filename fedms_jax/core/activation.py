@@ -87,9 +87,11 @@ def over(weights: Tree, lora: Sequence[Span]) -> tuple[Span, ...]:
   )
 
 
-def prefix(weights: Tree, lora: Tree | None, stop: int) -> tuple[Span, ...]:
-  """The blocks [0, stop) as one span; none if it is empty."""
-  if stop == 0:
+def prefix(
+  weights: Tree, lora: Tree | None, stop: int, start: int = 0
+) -> tuple[Span, ...]:
+  """The blocks [start, stop) as one span; none if it is empty."""
+  if start == stop:
     return ()
-  lora = None if lora is None else cut(lora, 0, stop)
-  return (Span(0, stop, (cut(weights, 0, stop), lora)),)
+  lora = None if lora is None else cut(lora, start, stop)
+  return (Span(start, stop, (cut(weights, start, stop), lora)),)

@@ -196,8 +196,8 @@ class Channel(NamedTuple):
   accountant counts, None: no release. measure: state after a round -> metrics
   of the round by name; None: nothing.
 
-  The key of decode is of a stream of its own. What encode makes of a client
-  that only fills a chunk is dropped by the engine.
+  The key of decode is of a stream of its own. What is encoded of a client that
+  only fills a chunk is dropped.
   """
 
   init: Callable[[Any, Message], Tree]
@@ -272,22 +272,23 @@ class Algorithm(NamedTuple):
   shared and of personal are trainable. served: the prediction that users are
   served with; its score drives the schedule. passes: for the ledger.
 
-  The rest may be left out. models: whole roles -> what has become of the models
-  that `predict` names, for `fedms export`: 'global' of all clients, 'local' of
-  the one whose roles they are. Each has some of 'base' (if it is trained),
-  'blocks' (LoRA [L, ...], with what is dense beside it) and 'head', or parts of
-  the method's own. variant: (round, client) -> what else is static of a
-  client's training, such as its rank, for `Plan.variant`; clients of one
-  variant are compiled together. traffic: (shapes of the roles, plan, blocks
-  ever active, clients in the cohort) -> bytes that one client sends and
-  receives in a round; None: what it trains, and what of shared may have
-  changed. crossing: (shapes of the roles, plan) -> what passes in each step
-  beside that; None: nothing. public: rows of the public set that the server's
-  step gets in a round, drawn anew in each, as `Context.public`. held: (shapes
-  of the roles, plan) -> those that a client's device has, and the plan on the
-  blocks that it has, for the ledger; None: all. channel: set by whoever builds
-  the stage, never by a method. stats: names of `Prediction.stats` that a round
-  reports, of validation rows.
+  The rest may be left out. models: whole roles -> the models that `predict`
+  names, for `fedms export`: 'global' of all clients, 'local' of the one whose
+  roles they are. Each has some of 'base' (if it is trained), 'blocks' (LoRA
+  [L, ...], with what is dense beside it) and 'head', or parts of its own.
+  variant: (round, client) -> what else is static of a client's training, such
+  as its rank, for `Plan.variant`; clients of one variant are compiled together.
+  traffic: (shapes of the roles, plan, blocks ever active, clients in the
+  cohort) -> bytes that one client sends and receives in a round; None: what it
+  trains, and what of shared may have changed. crossing: (shapes of the roles,
+  plan) -> what passes in each step beside that; None: nothing. public: rows of
+  the public set that the server's step gets in a round, drawn anew in each, as
+  `Context.public`. held: (shapes of the roles, plan) -> those that a client's
+  device has, and the plan on the blocks that it has, for the ledger; None: all.
+  channel: set by whoever builds the stage, never by a method. stats: names of
+  `Prediction.stats` that a round reports, of validation rows. deeper: (roles,
+  raw and derived columns of the boundary `low`, low, high) -> those that are
+  others at `high`, above it.
   """
 
   name: str
@@ -312,3 +313,4 @@ class Algorithm(NamedTuple):
   held: Callable[[Roles, Plan], tuple[Roles, Plan]] | None = None
   channel: Channel = PLAIN
   stats: tuple[str, ...] = ()
+  deeper: Callable[[Roles, Batch, int, int], Batch] | None = None

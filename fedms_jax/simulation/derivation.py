@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 
 from fedms_jax.core import compile
@@ -9,10 +11,32 @@ from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Plan, Roles
 
 
-@compile.jit(static=(0, 3))
-def derive(algorithm: Algorithm, roles: Roles, raw, plan: Plan):
-  """The derived columns of one block of raw rows."""
-  return algorithm.columns(roles, raw, plan)
+@compile.jit(static=(0, 3, 4))
+def derive(
+  algorithm: Algorithm,
+  roles: Roles,
+  raw,
+  plan: Plan,
+  lower: tuple[int, ...] = (),
+):
+  """The derived columns of one block of raw rows, in one pass through its
+  prefix.
+
+  lower: boundaries below the plan's, ascending; see `Algorithm.deeper`.
+
+  Returns:
+    (columns, boundary -> those columns that are others at this lower one).
+  """
+  if not lower:
+    return algorithm.columns(roles, raw, plan), {}
+  assert algorithm.deeper is not None
+  found = algorithm.columns(roles, raw, plan._replace(boundary=lower[0]))
+  others = {}
+  for low, high in itertools.pairwise((*lower, plan.boundary)):
+    new = algorithm.deeper(roles, raw | found, low, high)
+    others[low] = {name: found[name] for name in new}
+    found = found | new
+  return found, others
 
 
 @compile.jit(donate=(0,), light=True)

@@ -21,8 +21,9 @@ from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
-from fedms_jax.simulation import derivation, timeline
+from fedms_jax.simulation import boundaries, derivation, timeline
 from fedms_jax.simulation.host_columns import UNDER_WAY, HostColumns, TableDict
+from fedms_jax.simulation.row_blocks import RowBlocks
 
 
 class Tables:
@@ -74,18 +75,8 @@ class Tables:
       only: sorted numbers of the rows that will be asked for, and kept; None:
         all. Other numbers may occur, and mean nothing.
     """
-    self._place_of = None  # of rows in what is kept
-    if only is not None:
-      self._place_of = np.zeros(raw['labels'].shape[0], np.int32)
-      self._place_of[only] = np.arange(len(only))
-      raw = lazy.take(raw, only)
-    else:
-      raw = lazy.whole(raw)
-    rows = raw['labels'].shape[0]
-    self.block = -(-min(block, rows) // devices) * devices
-    self.blocks = -(-rows // self.block)
-    self._raw = raw
-    self._rows = rows
+    self._raw = RowBlocks(raw, block, devices, only)
+    self.block, self.blocks = self._raw.block, self._raw.blocks
     self._wanted = scope, place
     self._budget = budget
     self._device_memory = device_memory
@@ -95,8 +86,8 @@ class Tables:
     self._split = split
     self._resident: TableDict | None = None
     self._widths: set[int] = set()
-    # Blocks that this run, before a resume too, has derived for `_key`.
-    self._counted: tuple = (None, set())
+    self._counted = boundaries.Counted()
+    self._left = boundaries.Left()
     self.derived_rows = self.sent = 0
     self.scope, self.place = scope, place
     self._used: collections.Counter = collections.Counter()
@@ -112,41 +103,37 @@ class Tables:
     one of those that `self.usual` is about, whose derived rows are counted,
     and whose widths others may take.
     """
-    rows = self._kept(rows)
+    rows = self._raw.kept(rows)
     self._set_budget(roles)
     shapes = self._shapes(algorithm, roles, plan)
     needed = np.unique(rows[rows >= 0] // self.block)
     chosen = self._choose(shapes, len(needed))
     self.scope, self.place = chosen
     self._used[chosen] += usual
-    everything = self.scope == 'step' and tree.nbytes(self._raw) <= self._budget
+    everything = (
+      self.scope == 'step' and tree.nbytes(self._raw.columns) <= self._budget
+    )
     key = (algorithm.name, plan.boundary)
     if self.scope == 'run':
       self._begin(key, needed if usual else needed[:0])
+      room = self._room(algorithm, roles, plan)
+      self._left.settle(algorithm, roles, self._raw.shapes(), plan, room)
     if everything or self.scope == 'run' and self.place == 'device':
       table = self._whole()
       if self.scope == 'run':
         table |= self._on_device(algorithm, roles, needed, plan, shapes)
       self.sent = 0
-      return table, self._kept
+      return table, self._raw.kept
     table, translate = self._gathered(
       algorithm, roles, needed, plan, shapes, usual
     )
     self.sent = tree.nbytes(table)
-    return table, lambda r: translate(self._kept(r))
+    return table, lambda r: translate(self._raw.kept(r))
 
   def rows(self, rows: np.ndarray) -> TableDict:
     """A batch of the raw columns of row numbers [B], on the device; negative
     ones are padding, whose 'mask' is False."""
-    safe = np.maximum(self._kept(rows), 0)
-    table = {name: column[safe] for name, column in self._raw.items()}
-    return self._sent(table | {'mask': rows >= 0})
-
-  def _kept(self, rows: np.ndarray) -> np.ndarray:
-    """Row numbers among the rows that are kept; negatives stay."""
-    if self._place_of is None:
-      return rows
-    return np.where(rows >= 0, self._place_of[rows], -1).astype(np.int32)
+    return self._sent(self._raw.batch(rows))
 
   @property
   def usual(self) -> columns.Choice:
@@ -158,6 +145,7 @@ class Tables:
     """Drops derived columns: another stage begins."""
     self._key = None
     self._derived: TableDict = {}
+    self._left.tables.clear()
     self._filled = np.zeros(self.blocks, bool)
     self._host: HostColumns | None = None
     self._known: dict[tuple, dict] = {}
@@ -169,21 +157,26 @@ class Tables:
     derived = self._shapes(algorithm, roles, plan)
     if self._shapes(algorithm, roles, now) != derived:
       raise ValueError('The columns of the next plan have other shapes.')
-    if self.scope == 'step' or not derived:
+    key = algorithm.name, plan.boundary
+    if self.scope == 'step' or not derived or self._left.known(key):
       return []
-    shared = Roles(roles.frozen, roles.shared, None)
-    plan = Plan((True,) * len(plan.active), plan.boundary)
-    return [(derivation.derive, (algorithm, shared, self._raw_shapes(), plan))]
+    shared, raw = Roles(roles.frozen, roles.shared, None), self._raw.shapes()
+    room = self._room(algorithm, shared, plan)
+    way = boundaries.passing(algorithm, shared, raw, plan, room)
+    args = algorithm, shared, raw, way.plan(plan), way.lower
+    return [(derivation.derive, args)]
 
   def counted(self) -> list:
     """What `derived_rows` has counted for the present prefix, as JSON: a
-    resumed run derives it again, but an uninterrupted one would not."""
-    key, blocks = self._counted
-    return [key, sorted(blocks)]
+    resumed run derives it again, but an uninterrupted one would not; and by
+    which pass."""
+    return [*self._counted.as_json(), self._left.as_json()]
 
   def count_as_done(self, counted: list) -> None:
     """Does not count these blocks again; inverts `counted`."""
-    self._counted = (counted[0] and tuple(counted[0]), set(counted[1]))
+    *blocks, way = counted
+    self._counted.read(*blocks)
+    self._left.read(way)
 
   def _shapes(self, algorithm, roles, plan):
     """Shapes of a block's derived columns. Finding them traces the model,
@@ -191,17 +184,9 @@ class Tables:
     key = (algorithm, plan.boundary)
     if key not in self._known:
       self._known[key] = columns.shapes(
-        algorithm, roles, self._raw_shapes(), plan
+        algorithm, roles, self._raw.shapes(), plan
       )
     return self._known[key]
-
-  def _raw_shapes(self):
-    """Shapes of the raw columns of a block."""
-
-    def of(x):
-      return jax.ShapeDtypeStruct((self.block, *x.shape[1:]), x.dtype)
-
-    return jax.tree.map(of, self._raw)
 
   def _set_budget(self, roles: Roles) -> None:
     """Fixes the budget, once the roles are on the device, and before anything
@@ -215,29 +200,37 @@ class Tables:
     self._budget = memory.for_tables(free)
 
   def _choose(self, shapes, needed: int) -> columns.Choice:
-    derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw)
+    derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw.columns)
     sizes = columns.Sizes(
       derived * self.blocks, raw, needed * (derived + raw // self.blocks)
     )
     return columns.choose(*self._wanted, sizes, self._budget, self._host_budget)
 
-  def _begin(self, key, needed) -> None:
-    """Drops the columns of another prefix; counts the blocks as derived."""
+  def _begin(self, key: boundaries.Key, needed) -> None:
+    """Drops the columns of another prefix, unless the pass to it has left
+    those of this one; counts the blocks as derived."""
     if key != self._key:
-      self.forget()
+      left = self._left.take(self._key, key)
+      if left is None:
+        self.forget()
+      self._derived = self._derived | (left or {})
       self._key = key
-    if key != self._counted[0]:
-      self._counted = (key, set())
-    new = set(map(int, needed)) - self._counted[1]
-    self._counted[1].update(new)
-    self.derived_rows += len(new) * self.block
+    self.derived_rows += self._counted.add(key, needed, self._left) * self.block
+
+  def _room(self, algorithm: Algorithm, roles: Roles, plan: Plan) -> float:
+    """Bytes for what passes leave of a block: of the budget, half of what is
+    left."""
+    if self.place != 'device':
+      return 0.0
+    held = self._shapes(algorithm, roles, plan), self._raw.shapes()
+    return (self._budget / self.blocks - tree.nbytes(held)) / 2
 
   def _whole(self) -> TableDict:
     """All raw columns, on the device."""
     resident = self._resident
     if resident is None:
       with timeline.span('transfer') as done:
-        resident = self._resident = done(self._sent(self._raw))
+        resident = self._resident = done(self._sent(self._raw.columns))
     return dict(resident)
 
   def _on_device(self, algorithm, roles, needed, plan, shapes) -> TableDict:
@@ -255,7 +248,7 @@ class Tables:
     """A table of the needed blocks only."""
     width = self._width(len(needed), usual)
     with timeline.span('load'):
-      staged = self._raw_blocks(needed, width)
+      staged = self._raw.several(needed, width)
     with timeline.span('transfer') as done:
       table = done(self._sent(staged))
     places = np.arange(len(needed))
@@ -282,17 +275,6 @@ class Tables:
     if usual:
       self._widths.add(width)
     return width
-
-  def _raw_blocks(self, needed, width: int) -> dict[str, np.ndarray]:
-    staged = {
-      name: np.zeros((width * self.block, *x.shape[1:]), x.dtype)
-      for name, x in self._raw.items()
-    }
-    for place, number in enumerate(needed):
-      at = slice(place * self.block, (place + 1) * self.block)
-      for name, values in self._block(int(number)).items():
-        staged[name][at] = values
-    return staged
 
   def _from_host(self, algorithm, roles, needed, plan, shapes, width):
     """The derived columns of the needed blocks, from host memory; those that
@@ -326,15 +308,20 @@ class Tables:
     if not derived:
       return {}
     shared = Roles(roles.frozen, roles.shared, None)
-    plan = Plan((True,) * len(plan.active), plan.boundary)
+    way = self._left.by((algorithm.name, plan.boundary))
     under_way: collections.deque = collections.deque()
     with timeline.span('columns') as done:
       for count, (number, place) in enumerate(zip(blocks, places, strict=True)):
-        raw = self._split(self._block(int(number)))
-        new = self._put(derivation.derive(algorithm, shared, raw, plan))
+        raw = self._split(self._raw.one(int(number)))
+        new, others = self._put(
+          derivation.derive(algorithm, shared, raw, way.plan(plan), way.lower)
+        )
+        new = new | others.get(plan.boundary, {})
         derived = derivation.write(derived, new, int(place) * self.block)
         if keep:
           keep(int(number), new)
+        elif self.scope == 'run':
+          self._leave(others, plan.boundary, int(place))
         under_way.append(new)
         if len(under_way) > UNDER_WAY:
           jax.block_until_ready(under_way.popleft())
@@ -342,9 +329,9 @@ class Tables:
       self._on_block(len(blocks), len(blocks))
       return done(derived)
 
-  def _block(self, number: int) -> dict[str, np.ndarray]:
-    """Raw rows of a block; the last one is filled up with its last row."""
-    start = number * self.block
-    stop = min(start + self.block, self._rows)
-    rows = np.minimum(np.arange(start, start + self.block), stop - 1)
-    return {name: column[rows] for name, column in self._raw.items()}
+  def _leave(self, others, boundary: int, place: int) -> None:
+    """Keeps a block's columns at boundaries below this one."""
+    lower = {b: x for b, x in others.items() if b < boundary}
+    self._left.write(
+      lower, place * self.block, lambda x: self._empty(x, self.blocks)
+    )

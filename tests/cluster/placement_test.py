@@ -83,15 +83,15 @@ def test_order_statistics_see_all_clients_of_all_devices():
 
 
 def test_each_device_derives_its_share_of_a_block(monkeypatch):
-  shares, derive = [], derivation.derive
+  shares, derive, alone = [], derivation.derive, single()
 
-  def watched(algorithm, roles, raw, plan):
+  def watched(algorithm, roles, raw, *how):
     rows = raw['inputs']
     shares.append((len(rows), rows.sharding.shard_shape(rows.shape)[0]))
-    return derive(algorithm, roles, raw, plan)
+    return derive(algorithm, roles, raw, *how)
 
   monkeypatch.setattr(derivation, 'derive', watched)
-  agree(run(Placement(4), block=30), single())
+  agree(run(Placement(4), block=30), alone)
   assert set(shares) == {(32, 8)}  # 30 rows, filled up
 
 

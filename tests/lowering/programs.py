@@ -257,11 +257,13 @@ def _evaluate(case: Case) -> Program:
 
 
 def _columns(case: Case) -> Program:
-  """The derived columns of a block of rows."""
+  """The derived columns of a block of rows, of lower boundaries, too."""
   scene = _scene(case)
 
   def run(roles, raw):
-    return derivation.derive.__wrapped__(scene.algorithm, roles, raw, case.plan)
+    return derivation.derive.__wrapped__(
+      scene.algorithm, roles, raw, case.plan, tuple(range(case.plan.boundary))
+    )
 
   roles = scene.roles._replace(personal=None)
   return Program(run, (roles, scene.raw), scene.roles.frozen)

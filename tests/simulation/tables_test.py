@@ -1,11 +1,13 @@
 """Tables: every scope and place gives the same numbers, each block once."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from fedms_jax.cluster import memory
-from fedms_jax.core import columns
+from fedms_jax.core import columns, tree
 from fedms_jax.core.columns import Choice, Sizes
 from fedms_jax.core.types import Plan
 from fedms_jax.simulation.tables import Tables
@@ -78,8 +80,9 @@ def test_a_run_with_columns_in_host_memory_is_the_same_bitwise():
     assert a['train_loss'] == b['train_loss'] and a['score'] == b['score']
 
 
-@pytest.mark.parametrize('place', ['device', 'host'])
-def test_a_block_is_derived_once_per_prefix(place):
+@pytest.mark.parametrize(('place', 'deeper'), [('device', 0), ('host', 3)])
+def test_a_block_is_derived_once_per_prefix(place, deeper):
+  """On the device, the pass to a prefix leaves the columns of shorter ones."""
   algorithm, roles = world.first_stage()
   passes = []
   found = tables(
@@ -94,8 +97,50 @@ def test_a_block_is_derived_once_per_prefix(place):
     found.view(algorithm, roles, rows, plan)
     derived.append(passes[-1][1])
   # Of rows 0, 17, 40 three blocks; then of 80, 95 one; then of all, anew.
-  assert derived == [3, 1, 0, 3, 3]
+  assert derived == [3, 1, 0, deeper, 3]
   assert found.derived_rows == BLOCK * sum(derived)
+
+
+def plan(boundary):
+  return Plan(tuple(b >= boundary for b in range(3)), boundary)
+
+
+@pytest.mark.parametrize('stage', [world.first_stage, world.second_stage])
+def test_who_goes_deeper_derives_nothing_again_resumed_or_not(stage):
+  """What is found is what another table derives, and a resumed run's is the
+  same bitwise; nothing is counted twice."""
+  algorithm, roles = stage()
+  passes = []
+  whole = tables(scope='run', on_block=lambda *at: passes.append(at[1]))
+  looked_up(whole, SOME[2], algorithm, roles, plan(2))
+  first, saved = whole.derived_rows, json.loads(json.dumps(whole.counted()))
+  for boundary in (1, 0):
+    passes.clear()
+    went_on = looked_up(whole, SOME[2], algorithm, roles, plan(boundary))
+    assert passes == [0] and whole.derived_rows == first
+    fresh = looked_up(
+      tables(scope='run'), SOME[2], algorithm, roles, plan(boundary)
+    )
+    world.close(went_on, fresh)
+    for before in (saved, json.loads(json.dumps(whole.counted()))):
+      resumed = tables(scope='run')
+      resumed.count_as_done(before)
+      again = looked_up(resumed, SOME[2], algorithm, roles, plan(boundary))
+      world.same(went_on, again)
+      assert resumed.derived_rows == 0
+
+
+@pytest.mark.parametrize(('room', 'lower'), [(0, ()), (1, (1,)), (9, (0, 1))])
+def test_a_pass_leaves_the_next_boundaries_as_far_as_they_fit(room, lower):
+  algorithm, roles = world.first_stage()
+  whole = tables(scope='run')
+  table, _ = whole.view(algorithm, roles, SOME[2], plan(2))
+  size = {name: tree.nbytes(x) for name, x in table.items()}
+  budget = sum(size.values()) + 2 * room * size['prefix']
+  some = tables(scope='run', budget=budget)
+  some.view(algorithm, roles, SOME[2], plan(2))
+  (_, boundary), kept = json.loads(json.dumps(some.counted()))[2]
+  assert boundary == 2 and tuple(kept) == lower
 
 
 def test_of_many_blocks_few_are_under_way_and_all_are_told_of():
