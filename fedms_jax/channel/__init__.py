@@ -12,6 +12,7 @@ import jax
 
 from fedms_jax.core.contract import Channel, Message, Received, Sender
 from fedms_jax.core.types import Tree
+from fedms_jax.core.wire import Keys, Wire
 
 
 def chain(*channels: Channel) -> Channel:
@@ -61,4 +62,82 @@ def chain(*channels: Channel) -> Channel:
     return found
 
   events = tuple(c.event for c in channels if c.event is not None)
-  return Channel(init, encode, decode, size, events or None, measure)
+  wire = _wires(channels)
+  return Channel(init, encode, decode, size, events or None, measure, wire)
+
+
+def _wires(channels: tuple[Channel, ...]) -> Wire:
+  """What members do beside encoding and decoding."""
+  keys = Keys()
+  for channel in channels:
+    keys = keys.plus(channel.wire.keys)
+  # The last one says how what goes through all of them is coded.
+  coded = [c.wire.coded for c in channels if c.wire.coded is not None]
+  down = _only(channels, 'coded_down')
+  return Wire(
+    begin=_each(channels, 'begin'),
+    open=_each(channels, 'open'),
+    receive=_receive(channels),
+    keep=_keep(channels),
+    coded=coded[-1] if coded else None,
+    coded_down=None if down is None else channels[down].wire.coded_down,
+    keys=keys,
+  )
+
+
+def _only(channels: tuple[Channel, ...], field: str) -> int | None:
+  """The one member with a part of `Wire`; None: no member has it."""
+  has = [i for i, c in enumerate(channels) if getattr(c.wire, field)]
+  if len(has) > 1:
+    raise ValueError(
+      f'channels {has[0]} and {has[1]} of a chain both have `Wire.{field}`; '
+      'allowed: one. Leave one of them out.'
+    )
+  return has[0] if has else None
+
+
+def _each(channels: tuple[Channel, ...], field: str):
+  """A part of `Wire` that makes states, of all members that have it."""
+  if not any(getattr(c.wire, field) for c in channels):
+    return None
+
+  def made(state: Tree, value, *key):
+    states = list(state)
+    for number, channel in enumerate(channels):
+      hook = getattr(channel.wire, field)
+      if hook is not None:
+        more = (jax.random.fold_in(k, number) for k in key)
+        states[number] = hook(states[number], value, *more)
+    return tuple(states)
+
+  return made
+
+
+def _receive(channels: tuple[Channel, ...]):
+  at = _only(channels, 'receive')
+  own = None if at is None else channels[at].wire.receive
+  if at is None or own is None:
+    return None
+
+  def receive(state: Tree, shared: Tree, key) -> Tree:
+    return own(state[at], shared, jax.random.fold_in(key, at))
+
+  return receive
+
+
+def _keep(channels: tuple[Channel, ...]):
+  at = _only(channels, 'keep')
+  own = None if at is None else channels[at].wire.keep
+  if own is None:
+    return None
+
+  def keep(state: Tree, message: Message, key, sender: Sender, kept: Tree):
+    for number, (channel, one) in enumerate(zip(channels, state, strict=True)):
+      key_of = jax.random.fold_in(key, number)
+      if number == at:
+        message, kept = own(one, message, key_of, sender, kept)
+      else:
+        message = channel.encode(one, message, key_of, sender)
+    return message, kept
+
+  return keep

@@ -1,9 +1,7 @@
-"""The contract between clients, the server and the engine.
-
-A client begins with a `Start`, takes local steps, and sends a `Message`; the
-engine puts it through the `Channel`; the `Server` makes of all that it has
-`Received` the roles of the next round. An `Algorithm` is a value made of these
-functions.
+"""The contract between clients, the server and the engine: a client begins with
+a `Start`, takes local steps, and sends a `Message`; the engine puts it through
+the `Channel`; the `Server` makes of all that it has `Received` the roles of the
+next round. An `Algorithm` is a value made of these functions.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from fedms_jax.core.types import (
   Task,
   Tree,
 )
+from fedms_jax.core.wire import Wire
 
 
 class Moment(NamedTuple):
@@ -130,9 +129,10 @@ class ClientResult(NamedTuple):
 
 class Sender(NamedTuple):
   """What the server knows of who sends. stale: server steps since the client
-  began, a scalar."""
+  began, a scalar. id: its number, uint32."""
 
   stale: Any = 0.0
+  id: Any = 0
 
 
 class Received(NamedTuple):
@@ -172,8 +172,7 @@ class Server(NamedTuple):
   memory, measured), with whole shared trees, and metrics of the round by name;
   what nobody held stays as it was. Of what is frozen only blocks that have
   been active may change, and the base never. broadcast: memory -> what clients
-  see of it, as frozen['server'], on which no derived column may depend; None:
-  nothing.
+  see of it, as frozen['server'], on which no column may depend; None: nothing.
   """
 
   init: Callable[[Any, Roles], Tree]
@@ -194,10 +193,9 @@ class Channel(NamedTuple):
   (state, received), at the server; noise and release live here. bytes: (state,
   bytes of a plain message) -> bytes that a client sends. event: what the
   accountant counts, None: no release. measure: state after a round -> metrics
-  of the round by name; None: nothing.
-
-  The key of decode is of a stream of its own. What is encoded of a client that
-  only fills a chunk is dropped.
+  of the round by name; None: nothing. wire: what few channels do. The key of
+  decode is of a stream of its own. What encode makes of a client that only
+  fills a chunk is dropped by the engine.
   """
 
   init: Callable[[Any, Message], Tree]
@@ -206,6 +204,7 @@ class Channel(NamedTuple):
   bytes: Callable[[float], float]
   event: Any = None
   measure: Callable[[Tree], dict[str, Any]] | None = None
+  wire: Wire = Wire()
 
 
 def identity() -> Channel:

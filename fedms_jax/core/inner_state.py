@@ -7,10 +7,13 @@ itself is a federation of one client whose state the server keeps.
 
 Both need every client to train all of its blocks in every round, so that the
 state always has the same shape.
+
+Beside it a client may keep what a lossy channel has kept back.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -28,8 +31,9 @@ from fedms_jax.core.contract import (
   Start,
 )
 from fedms_jax.core.types import Plan, Roles, Tree
+from fedms_jax.core.wire import INNER, RESIDUAL
 
-INNER, _STATE, _OPTIMIZER = 'inner', 'state', 'optimizer'
+_STATE, _OPTIMIZER = 'state', 'optimizer'
 _SERVER = 'server'  # of frozen: what the server shows of its memory
 
 
@@ -77,6 +81,46 @@ def kept(algorithm: Algorithm) -> Algorithm:
     begin=begin,
     update=ClientUpdate(begin_client, step, finish, update.sums),
     masks=masks,
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def with_residual(algorithm: Algorithm) -> Algorithm:
+  """The algorithm, each of whose clients has a place for what its channel keeps
+  back (see `Wire.keep`): zeros of the form of what trains of the shared tree.
+  The method itself does not see it."""
+  update = algorithm.update
+
+  def without(roles: Roles) -> Roles:
+    if not roles.personal:
+      return roles
+    return roles._replace(personal=model(roles.personal))
+
+  def begin(key, before: Roles) -> Roles:
+    roles = algorithm.begin(key, without(before))
+    plan = Plan((True,) * algorithm.backbone.blocks, 0)
+    trained = tree.narrow(roles.shared, algorithm.masks(plan)[0])
+    zeros = {RESIDUAL: jax.tree.map(jnp.zeros_like, trained)}
+    return roles._replace(personal=roles.personal | {INNER: zeros})
+
+  def begin_client(start: Start) -> Tree:
+    return update.begin(start.at(without(start.roles)))
+
+  def step(carry, start: Start, batch, key):
+    return update.step(carry, start.at(without(start.roles)), batch, key)
+
+  def finish(carry, start: Start):
+    message, own = update.finish(carry, start.at(without(start.roles)))
+    return message, own | {INNER: start.roles.personal[INNER]}
+
+  def predict(roles: Roles, batch, plan: Plan):
+    return algorithm.predict(without(roles), batch, plan)
+
+  return algorithm._replace(
+    begin=begin,
+    update=ClientUpdate(begin_client, step, finish, update.sums),
+    predict=predict,
+    models=lambda roles: algorithm.models(without(roles)),
   )
 
 

@@ -16,6 +16,7 @@ from fedms_jax.core import compile, seeds, tree
 from fedms_jax.core.contract import (
   PLAIN,
   Algorithm,
+  Channel,
   ClientResult,
   Context,
   Message,
@@ -25,6 +26,7 @@ from fedms_jax.core.contract import (
 )
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Batch, Plan, Public, Roles, Tree
+from fedms_jax.core.wire import INNER, RESIDUAL, Opening
 
 _WIRE = 0x77697265  # of a client's key, beside its steps: the channel's draws
 SERVER = 'server'  # the key of roles.frozen that the server's memory has
@@ -45,34 +47,58 @@ def covered(message: Message) -> Message:
 
 
 def sent(
-  algorithm: Algorithm, start: Start, result: ClientResult, weight, key, channel
+  algorithm: Algorithm,
+  start: Start,
+  result: ClientResult,
+  weight,
+  key,
+  channel,
+  id=0,
 ):
   """What reaches the wire of a client: (message, whether it counts, personal,
   sums).
 
   A client whose result is not finite sends zeros, weighs nothing, and keeps
-  its personal state. channel: its state. key: the client's.
+  its personal state. channel: its state. key: the client's. id: its number.
   """
-  roles, sender = start.roles, Sender()
+  roles, sender = start.roles, Sender(id=id)
   finite = tree.all_finite((result.message, result.personal, result.sums))
-  before = tree.narrow(roles.shared, algorithm.masks(start.plan)[0])
+  mask, kept = algorithm.masks(start.plan)[0], result.personal
+  before = tree.narrow(roles.shared, mask)
   message = algorithm.server.send(
     before, covered(result.message), weight, sender
   )
   message = tree.where(finite, message, jax.tree.map(jnp.zeros_like, message))
   key = jax.random.fold_in(key, _WIRE)
   if algorithm.channel is not PLAIN:
-    message = algorithm.channel.encode(channel, message, key, sender)
+    message, kept = _encoded(
+      algorithm.channel, channel, message, key, sender, kept, mask
+    )
     # Who only fills the chunk adds nothing, not even noise of its own.
     nothing = jax.tree.map(jnp.zeros_like, message)
     message = tree.where(weight > 0, message, nothing)
-  personal = tree.where(finite, result.personal, roles.personal)
+  personal = tree.where(finite, kept, roles.personal)
   counts = finite & (weight > 0)
   skipped = jnp.stack([1.0 - finite, jnp.float32(1)])
   skipped = jnp.where(weight > 0, skipped, 0.0)
   zeros = jax.tree.map(jnp.zeros_like, result.sums)
   sums = tree.where(counts, result.sums, zeros)
   return message, counts, personal, sums | {'skipped': skipped}
+
+
+def _encoded(
+  channel: Channel, state, message: Message, key, sender, personal: Tree, mask
+):
+  """(the message on the wire, the client's personal tree with what the channel
+  keeps there of the blocks that it has sent)."""
+  keep = channel.wire.keep
+  if keep is None:
+    return channel.encode(state, message, key, sender), personal
+  inner = personal[INNER]
+  mine = tree.narrow(inner[RESIDUAL], mask)
+  message, mine = keep(state, message, key, sender, mine)
+  inner = inner | {RESIDUAL: tree.widen(inner[RESIDUAL], mine, mask)}
+  return message, personal | {INNER: inner}
 
 
 def empty(algorithm: Algorithm, roles: Roles) -> Received:
@@ -197,7 +223,22 @@ def begin(algorithm: Algorithm, roles: Roles, seed: int):
   state = algorithm.channel.init(
     next(keys), message_shapes(algorithm, roles)[0]
   )
+  if algorithm.channel.wire.begin is not None:
+    state = algorithm.channel.wire.begin(state, roles.shared)
   return roles, memory, state
+
+
+@compile.jit(static=(0,), light=True)
+def opened(algorithm: Algorithm, roles: Roles, channel, opening: Opening, key):
+  """(the shared tree that clients get, the channel's state) at the start of a
+  round, for channels with `Wire.open` or `Wire.receive`. key: the channel's."""
+  wire, shared = algorithm.channel.wire, roles.shared
+  key = jax.random.fold_in(key, _WIRE)  # decode draws by its own
+  if wire.open is not None:
+    channel = wire.open(channel, opening, key)
+  if wire.receive is not None:
+    shared = wire.receive(channel, shared, key)
+  return shared, channel
 
 
 @compile.jit(static=(0,), light=True)

@@ -184,7 +184,8 @@ def finish_chunk(
       start = _start(algorithm, plan, roles, work, its, steps)
       message, personal = algorithm.update.finish(state, start)
       result = ClientResult(message, personal, sums)
-      return sent(algorithm, start, result, its.weights, key, work.channel)
+      who = its.weights, key, work.channel, its.ids
+      return sent(algorithm, start, result, *who)
 
     messages, counts, personal, sums = over_clients(one)(
       carry.state, carry.sums, clients, steps, carry.keys

@@ -102,6 +102,8 @@ def text(result: dict[str, Any]) -> str:
   ]
   if messages := total.get('step_messages'):
     lines.append(f'messages within local steps: {messages:,.0f}')
+  if keys := total.get('secagg_bytes'):
+    lines.append(f'of the bytes, keys and shares: {units.in_bytes(keys)}')
   if 'privacy' in result:
     lines += private.lines(result['privacy'])
   return '\n'.join(lines)

@@ -179,9 +179,8 @@ class Accounting:
         scope=flight.scope,
         fresh=fresh_rows(cohort, places),
       )
-      if lost:  # and the simulator has not trained it
-        none = {'bytes_up': 0.0, 'peak_client_bytes_up': 0.0}
-        one = one._replace(simulator_flops=0.0, **none)
+      if lost:
+        one = self._meter.unsent(one)
       else:
         derived = 0  # counted once
       entry = entry.plus(one)

@@ -17,6 +17,7 @@ from fedms_jax.core import reduction, rounds, scoring, tree
 from fedms_jax.core.contract import Algorithm, Clients, Moment, Received, Work
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Plan, Roles
+from fedms_jax.core.wire import Opening
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
 from fedms_jax.simulation.cohorts import Cohort, Round
@@ -91,13 +92,14 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
   summing = algorithm.server.reduction == 'sum'
   totals = place.empty(none) if summing else None
   chunks, apart = [], []
+  task, seen = _opened(task, none)
   mine = [task.plans[i] for i in here.places]
   steps = task.cohort.steps[here.places]
   for chosen, lanes in layout(mine, steps, how, place.width):
     places = here.places[chosen]
     clients = _padded(task.cohort, here, chosen, lanes)
     plan = task.plans[places[0]]
-    totals, new, sums = _chunk(task, plan, clients, here, totals, how)
+    totals, new, sums = _chunk(seen, plan, clients, here, totals, how)
     chunks.append(Chunk(places, plan, new, sums))
     if not summing:
       apart.append((places, totals))
@@ -122,6 +124,48 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
       task.rows,
     )
     return done(Outcome(roles, memory, channel, chunks, measured))
+
+
+def _opened(task: Round, none: Received) -> tuple[Round, Round]:
+  """(the round with the channel's state when it begins, the same as clients see
+  it).
+
+  Raises:
+    ValueError: the channel needs clients that train the same blocks.
+  """
+  wire = task.algorithm.channel.wire
+  if wire.open is None and wire.receive is None:
+    return task, task
+  if wire.open is not None and len(set(task.plans)) > 1:
+    raise ValueError(
+      'the channel adds up what is hidden, for which all clients of a round '
+      'train the same blocks, and these do not. Take another schedule.'
+    )
+  opening = _opening(task, none)
+  key = task.key if task.noise is None else task.noise
+  shared, channel = reduction.opened(
+    task.algorithm, task.roles, task.channel, opening, key
+  )
+  task = task._replace(channel=channel)
+  return task, task._replace(roles=task.roles._replace(shared=shared))
+
+
+def _opening(task: Round, none: Received) -> Opening:
+  """What everybody knows of the cohort. none: what nobody sends."""
+  algorithm, cohort = task.algorithm, task.cohort
+  plan = task.plans[0] if task.plans else None
+  mask = algorithm.masks(plan)[0] if plan else {}
+
+  def held(key: str) -> np.ndarray:
+    here = tree.trained(mask, key) if plan else False
+    if tree.is_stacked(key):
+      here = np.broadcast_to(here, algorithm.backbone.blocks)
+    return np.asarray(here, bool)
+
+  names = set(none.update).union(*none.extras.values())
+  there = ~cohort.lost & (cohort.weights > 0)
+  found = {key: held(key) for key in sorted(names)}
+  return Opening(cohort.ids.astype(np.uint32), there, found)
 
 
 def _chunk(task: Round, plan, clients: Clients, here: Here, totals, how):

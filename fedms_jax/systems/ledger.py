@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import jax
 
-from fedms_jax.core import tree
+from fedms_jax.core import inner_state, tree
 from fedms_jax.core.contract import Algorithm
-from fedms_jax.core.types import ActiveSet, Plan, Roles
+from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.systems import cost
 
 
 class Entry(NamedTuple):
   """One round, or a sum of rounds: bytes, FLOPs, and counts. step_messages:
-  that pass within local steps, see `Crossing`."""
+  that pass within local steps, see `Crossing`. secagg_bytes: of those up and
+  down, which are keys and shares of a secure sum."""
 
   bytes_up: float = 0.0
   bytes_down: float = 0.0
@@ -29,6 +30,7 @@ class Entry(NamedTuple):
   peak_client_memory: float = 0.0
   peak_client_bytes_up: float = 0.0
   step_messages: float = 0.0
+  secagg_bytes: float = 0.0
 
   def plus(self, other: Entry) -> Entry:
     peaks = ('peak_client_memory', 'peak_client_bytes_up')
@@ -74,6 +76,35 @@ class Meter:
       return self._algorithm.traffic(self._shapes, plan, ever, cohort)
     return self.up(plan), self.down(ever)
 
+  def _sent(self, plan: Plan, ever: ActiveSet, cohort: int):
+    """`traffic` as the channel codes it, with keys and shares."""
+    up, down = self.traffic(plan, ever, cohort)
+    channel = self._algorithm.channel
+    wire = channel.wire
+    up = channel.bytes(up)
+    if wire.coded is not None:
+      up += wire.coded(self._part(plan)) - self.up(plan)
+    if wire.coded_down is not None:
+      down += wire.coded_down(self._part(Plan(ever, 0))) - self.down(ever)
+    return up + wire.keys.early + wire.keys.up, down + wire.keys.down
+
+  def _part(self, plan: Plan) -> Tree:
+    """Shapes of what trains of the shared tree."""
+    mask = self._algorithm.masks(plan)[0]
+    return jax.eval_shape(lambda x: tree.narrow(x, mask), self._shapes.shared)
+
+  def unsent(self, entry: Entry) -> Entry:
+    """An entry of clients that were lost after training: but for early keys
+    nothing of them arrives, and the simulator has not trained them."""
+    keys = self._algorithm.channel.wire.keys
+    early = entry.client_rounds * keys.early
+    return entry._replace(
+      bytes_up=early,
+      peak_client_bytes_up=keys.early,
+      simulator_flops=0.0,
+      secagg_bytes=early + entry.client_rounds * keys.down,
+    )
+
   def handover(self) -> int:
     """Bytes of what a stage freezes beyond the base model. What the server
     writes there, into stacked keys or from its memory, is no part of it:
@@ -103,8 +134,7 @@ class Meter:
     a, b = self._algorithm, self._backbone
     lora = self._lora()
     args = (b.cost, a.passes, self._held(plan)[1], lora)
-    up, down = self.traffic(plan, ever, cohort)
-    up = a.channel.bytes(up)
+    up, down = self._sent(plan, ever, cohort)
     beside = self._beside(clients, steps)
     fresh *= bool(a.passes.fresh)
     seen = fresh * cost.fresh_flops(b.cost, a.passes, plan)
@@ -122,6 +152,7 @@ class Meter:
       examples=examples,
       peak_client_memory=self.memory(plan),
       peak_client_bytes_up=float(up),
+      secagg_bytes=float(clients * sum(a.channel.wire.keys)),
     )
     if a.crossing is None:
       return entry
@@ -194,7 +225,8 @@ class Meter:
     """Bytes of what a client trains under a plan."""
     shared, personal = self._algorithm.masks(plan)
     size = tree.nbytes_of(self._shapes.shared, shared)
-    return size + tree.nbytes_of(self._shapes.personal, personal)
+    own = inner_state.model(self._shapes.personal)
+    return size + tree.nbytes_of(own, personal)
 
   def _held(self, plan: Plan) -> tuple[Roles, Plan]:
     """What a client's device has: shapes of roles, and the plan on them."""
