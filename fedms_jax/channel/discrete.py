@@ -80,7 +80,6 @@ def whole(values: Tree, levels: int, key, noise: Noise | None = None):
     x + skellam(k, x.shape, deviation)
     for x, k in zip(leaves, keys, strict=False)
   ]
-  # How many are out of range would be told without noise.
   return jax.tree.unflatten(structure, leaves), jnp.float32(0)
 
 

@@ -70,7 +70,9 @@ class Secure(NamedTuple):
     """The bits that the sum of all clients needs."""
     largest = self.most * self.levels
     if self.noise is not None:
-      largest += math.ceil(_SPREAD * self.noise.total * self.levels)
+      # Of more clients than it takes there is more noise, too.
+      more = math.sqrt(max(1.0, self.most / self.noise.least))
+      largest += math.ceil(_SPREAD * self.noise.total * more * self.levels)
     return 1 + math.ceil(math.log2(largest + 1))
 
   @property

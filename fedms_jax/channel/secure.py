@@ -39,9 +39,9 @@ def secure(how: Secure) -> Channel:
   """The channel of a secure sum.
 
   A message is scaled to the largest weight, so that nobody counts for more
-  than that: who weighs more is scaled down. Its metrics: the share of numbers
-  that were out of range, those of too large a weight among them, and whether
-  nothing was opened.
+  than that: who weighs more is scaled down. Its metrics: whether nothing was
+  opened and, without noise, the share of numbers that were out of range, those
+  of too large a weight among them.
 
   Raises:
     ValueError: see `protocol.check`.
@@ -66,7 +66,8 @@ def secure(how: Secure) -> Channel:
     }
 
   def measure(state: Tree) -> dict[str, Any]:
-    return {name: state[name] for name in ('saturated', 'aborted')}
+    told = ('aborted',) if how.noise else ('saturated', 'aborted')
+    return {name: state[name] for name in told}
 
   wire = Wire(
     open=lambda state, opening, key: masks.opened(how, state, opening, key),
@@ -99,6 +100,8 @@ def _encoded(how: Secure, state, message: Message, key, sender: Sender):
   )
   size = max(1, tree.size(sent))
   share = jnp.where(over, 1.0, outside / size)
+  if how.noise is not None:  # it would be told without any
+    share = jnp.float32(0)
   unit = _cover_unit(how)
   cover = jax.tree.map(
     lambda x: jnp.rint(x * factor * unit).astype(jnp.int32), message.cover

@@ -50,6 +50,7 @@ FLAGS = {
   for name in names
 } | {
   'Choice.ends': 'fedot.ends',
+  'Code.name': 'compression.up',
   'depth': 'encrypted',
   'encode_text': 'model.name',
   'most': 'ffdapt.most',
@@ -78,6 +79,10 @@ FLAGS = {
   'Options.validation_rows': 'eval.validation_rows',
   'Personal.local_loss': 'fedms.local_loss',
   'Personal.rows': 'gate.rows',
+  'Secure.bits': 'secagg.bits',
+  'Secure.modulus': 'secagg.modulus',
+  'Secure.most': 'cohort.size',
+  'Secure.threshold': 'secagg.threshold',
   'Bottleneck.targets': 'feddat.targets',
   'Personal.tower': 'gate.tower',
   'Personal.upload': 'fedms.upload_blocks',

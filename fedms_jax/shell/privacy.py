@@ -15,7 +15,12 @@ from fedms_jax.core.types import Sampling
 from fedms_jax.data import sampling as samplers
 from fedms_jax.shell import privacy_rules
 from fedms_jax.shell.config import Config
-from fedms_jax.shell.config.privacy import CENTRAL, EXAMPLE, LOCAL
+from fedms_jax.shell.config.privacy import (
+  CENTRAL,
+  DISTRIBUTED,
+  EXAMPLE,
+  LOCAL,
+)
 from fedms_jax.simulation.state import Guard, Stage
 from fedms_jax.systems import banded
 from fedms_jax.systems import privacy as accounts
@@ -129,6 +134,9 @@ def ledger(config: Config, how: Sampling, rounds, noise) -> list[Any]:
   if config.privacy.mode == LOCAL:
     most = int(participations(config.seed, how, rounds).max())
     return [local_entry(noise[0], most)]
+  if config.privacy.mode == DISTRIBUTED:
+    most = int(participations(config.seed, how, rounds).max())
+    return [distributed_entry(config, noise[0], most)]
   return [
     accounts.entry(stage, accounts.event(how, z), n, how.groups)
     for stage, (n, z) in enumerate(zip(rounds, noise, strict=True))
@@ -155,14 +163,37 @@ def local_entry(noise: float, times: int) -> Any:
   return accounts.entry(0, event, times)
 
 
+def distributed_entry(config: Config, noise: float, times: int) -> Any:
+  """A client's messages, each in a sum with discrete noise. The server knows
+  whose they are, so that a sampler amplifies nothing."""
+  levels = 2 ** (secagg_bits(config) - 1) - 1
+  event = {'kind': 'skellam', 'noise': noise, 'levels': levels}
+  return accounts.entry(0, event, times)
+
+
+def secagg_bits(config: Config) -> int:
+  """Bits of a number in a secure sum. Discrete noise has a table, which many
+  bits would make long."""
+  usual = 12 if config.privacy.mode == DISTRIBUTED else 16
+  return config.secagg.bits or usual
+
+
+def clip(config: Config, stage: int) -> float:
+  """C of a stage."""
+  p = config.privacy
+  return p.gate_clip if stage and p.gate_clip else p.clip
+
+
 def channel(config: Config, plan: Plan, stage: int) -> list[Channel]:
   """The channel of a stage; none where the steps are private already."""
   p, z = config.privacy, plan.noise[stage]
   if p.mode == EXAMPLE:
     return []
-  clip = p.gate_clip if stage and p.gate_clip else p.clip
+  most = clip(config, stage)
   if p.mode == LOCAL:
-    return [channels.local(clip, z)]
+    return [channels.local(most, z)]
+  if p.mode == DISTRIBUTED:  # the noise is in the secure sum
+    return [channels.central(channels.Central(most, 0.0, scale=plan.scale))]
   adaptive = None
   if p.clipping == 'adaptive':
     bits = _bits(config, plan, stage)
@@ -170,7 +201,7 @@ def channel(config: Config, plan: Plan, stage: int) -> list[Channel]:
   bands = min(p.bands, max(plan.rounds[stage], 1))
   made = channels.central(
     channels.Central(
-      clip=clip,
+      clip=most,
       noise=values_noise(config, plan, stage),
       adaptive=adaptive,
       counts=p.count_noise,
@@ -232,13 +263,13 @@ def guard(config: Config, plan: Plan, stage: int) -> Guard:
   def each(spent, ids, steps):
     """Releases of each client: its messages, or its steps."""
     found = dict(spent or {})
-    times = [1] * len(ids) if p.mode == LOCAL else steps.tolist()
+    times = steps.tolist() if p.mode == EXAMPLE else [1] * len(ids)
     for i, n in zip(map(str, ids.tolist()), times, strict=True):
       found[i] = found.get(i, 0) + int(n)
     return found
 
-  summed = p.mode == CENTRAL
-  spend = central if summed else each
+  summed = p.mode in (CENTRAL, DISTRIBUTED)
+  spend = central if p.mode == CENTRAL else each
   return Guard(
     plan.how.clients,
     plan.expected if summed else 0.0,

@@ -11,7 +11,12 @@ import numpy as np
 from fedms_jax.data import private_rows
 from fedms_jax.shell import privacy
 from fedms_jax.shell.config import Config
-from fedms_jax.shell.config.privacy import CENTRAL, EXAMPLE, LOCAL
+from fedms_jax.shell.config.privacy import (
+  CENTRAL,
+  DISTRIBUTED,
+  EXAMPLE,
+  LOCAL,
+)
 from fedms_jax.shell.privacy import Plan
 from fedms_jax.simulation.state import Stage
 from fedms_jax.systems import privacy as accounts
@@ -55,6 +60,7 @@ def outline(config: Config, plan: Plan) -> dict[str, Any]:
   if not central:
     neighbors = {
       LOCAL: 'any two messages of a client',
+      DISTRIBUTED: "a client's messages zeroed out",
       EXAMPLE: 'one row of a client added or removed',
     }[p.mode]
   note = None
@@ -69,7 +75,7 @@ def outline(config: Config, plan: Plan) -> dict[str, Any]:
   return {
     'mode': p.mode,
     'unit': 'row of a client' if p.mode == EXAMPLE else 'client',
-    'trusted': 'the server' if central else 'nobody',
+    'trusted': _trusted(p.mode),
     'neighbors': neighbors,
     'sampler': how.kind,
     'chance': how.chance,
@@ -85,6 +91,13 @@ def outline(config: Config, plan: Plan) -> dict[str, Any]:
   }  # fmt: skip
 
 
+def _trusted(mode: str) -> str:
+  """Whom clients must trust."""
+  if mode == DISTRIBUTED:
+    return 'enough clients of a round to make their noise, and the secure sum'
+  return 'the server' if mode == CENTRAL else 'nobody'
+
+
 def costs(
   config: Config, plan: Plan, spent: Any, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
@@ -96,6 +109,9 @@ def costs(
   if config.privacy.mode == LOCAL:
     most = max((spent or {}).values(), default=0)
     ledger = [privacy.local_entry(plan.noise[0], most)] if most else []
+  if config.privacy.mode == DISTRIBUTED:
+    most, z = max((spent or {}).values(), default=0), plan.noise[0]
+    ledger = [privacy.distributed_entry(config, z, most)] if most else []
   if config.privacy.mode == EXAMPLE:
     assert rows is not None
     ledger, delta, more = _worst(config, plan, spent or {}, rows)

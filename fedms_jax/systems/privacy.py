@@ -22,6 +22,7 @@ import numpy as np
 
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Sampling
+from fedms_jax.systems import skellam
 
 Json = Any
 ACCOUNTANTS = ('pld', 'rdp')
@@ -160,6 +161,8 @@ def _epsilon(spent, delta: float, accountant: str) -> float:
   events = [(json.loads(name), count) for name, count in spent]
   if any(e['noise'] <= 0 for e, _ in events):
     return math.inf
+  if any(e['kind'] == 'skellam' for e, _ in events):
+    return skellam.epsilon(events, delta)
   rdp = _rdp(events, delta)
   if accountant == 'rdp' or rdp > _NO_BOUND:
     return rdp

@@ -160,6 +160,7 @@ def coded_run(**more):
   )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_what_its_clients_kept(tmp_path):
   from fedms_jax.persistence.run_store import Disk
   from fedms_jax.persistence.workdir import Workdir

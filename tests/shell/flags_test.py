@@ -60,8 +60,10 @@ def any_config(seed):
   flat |= {'lora.ranks': '1', 'lora.init': '', 'model.mlp_ratio': 2.0}
   built_in = rng.random() < 0.5
   flat['model.name'] = 'vit' if built_in else 'a/b'
-  # Options of privacy and of samplers must fit each other.
-  flat = {k: v for k, v in flat.items() if not k.startswith('privacy.')}
+  # Options of privacy, codes and samplers must fit each other.
+  fitted = ('privacy.', 'compression.', 'secagg.')
+  flat = {k: v for k, v in flat.items() if not k.startswith(fitted)}
+  flat |= {'compression.down': 'top_k', 'compression.share': rng.random()}
   flat |= {'cohort.sampling': 'poisson', 'cohort.cap': 0, 'cohort.groups': 1}
   flat |= {'privacy.mode': 'central', 'privacy.noise': 0.1 + rng.random()}
   unused = OF_CHECKPOINT if built_in else OF_BUILT_IN

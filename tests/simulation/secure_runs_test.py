@@ -24,6 +24,7 @@ def stages(how):
   ]
 
 
+@pytest.mark.slow
 def test_a_masked_run_is_the_ideal_one_stopped_or_not(tmp_path):
   """Bitwise, with clients that are lost, a round that is not opened, and at
   each depth; and near what floats give."""

@@ -40,6 +40,7 @@ from fedms_jax.shell.config.training import (
   GateConfig,
   ServerConfig,
 )
+from fedms_jax.shell.config.wire import CompressionConfig, SecaggConfig
 from fedms_jax.shell.fields import flatten, opt, section, validate, values
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
   'ClientConfig',
   'CohortConfig',
   'ColumnsConfig',
+  'CompressionConfig',
   'Config',
   'DataConfig',
   'DistributedConfig',
@@ -61,6 +63,7 @@ __all__ = [
   'PrivacyConfig',
   'PromptConfig',
   'ScheduleConfig',
+  'SecaggConfig',
   'ServerConfig',
   'StopConfig',
   'flatten',

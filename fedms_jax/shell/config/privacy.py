@@ -7,18 +7,20 @@ import dataclasses
 from fedms_jax.shell.fields import opt
 
 NONE, CENTRAL, LOCAL, EXAMPLE = 'none', 'central', 'local', 'example'
+DISTRIBUTED = 'distributed'
 
 
 # What an option is looked at with, where that is not mode=central alone.
-_ANY = '--privacy.mode=central, local or example'
+_ANY = '--privacy.mode=central, distributed, local or example'
+_MESSAGES = '--privacy.mode=central, distributed or local'
 _ADAPTIVE = '--privacy.clipping=adaptive'
 NEEDS = {
   'clip': _ANY,
   'noise': _ANY,
   'delta': _ANY,
   'accountant': _ANY,
-  'epsilon': '--privacy.mode=central or local',
-  'gate_clip': '--privacy.mode=central or local',
+  'epsilon': _MESSAGES,
+  'gate_clip': _MESSAGES,
   'batch_cap': '--privacy.mode=example',
   'quantile': _ADAPTIVE,
   'clip_rate': _ADAPTIVE,
@@ -31,10 +33,11 @@ class PrivacyConfig:
   mode: str = opt(
     NONE,
     'differential privacy: central (of clients; the server adds noise to the '
-    'clipped sum), local (of clients; each adds noise to its own message), '
-    'example (of rows; clients clip the gradient of each row and add noise to '
-    'every step)',
-    choices=(NONE, CENTRAL, LOCAL, EXAMPLE),
+    'clipped sum), distributed (of clients; each adds a part of the noise, and '
+    'a secure sum shows no part alone), local (of clients; each adds noise to '
+    'its own message), example (of rows; clients clip the gradient of each row '
+    'and add noise to every step)',
+    choices=(NONE, CENTRAL, DISTRIBUTED, LOCAL, EXAMPLE),
   )
   clip: float = opt(
     1.0,
@@ -154,6 +157,12 @@ class PrivacyConfig:
   def check(self) -> None:
     """Raises `ValueError` for options that would not be looked at."""
     self._check_used()
+    if self.mode == DISTRIBUTED and self.accountant != 'rdp':
+      raise ValueError(
+        f'--privacy.mode=distributed does not go with --privacy.accountant='
+        f'{self.accountant}: of its discrete noise Renyi divergences alone are '
+        'known; allowed: rdp. Set it.'
+      )
     if self.noise and self.epsilon:
       raise ValueError(
         f'--privacy.noise={self.noise:g} does not go with --privacy.epsilon='
@@ -175,10 +184,10 @@ class PrivacyConfig:
   def _check_used(self) -> None:
     wanted = {
       'clip': self.on,
-      'gate_clip': self.mode in (CENTRAL, LOCAL),
+      'gate_clip': self.mode in (CENTRAL, DISTRIBUTED, LOCAL),
       'batch_cap': self.mode == EXAMPLE,
       'noise': self.on,
-      'epsilon': self.mode in (CENTRAL, LOCAL),
+      'epsilon': self.mode in (CENTRAL, DISTRIBUTED, LOCAL),
       'delta': self.on,
       'accountant': self.on,
       'quantile': self.clipping == 'adaptive',

@@ -34,6 +34,7 @@ from fedms_jax.shell.config.training import (
   GateConfig,
   ServerConfig,
 )
+from fedms_jax.shell.config.wire import CompressionConfig, SecaggConfig
 from fedms_jax.shell.fields import opt, section
 
 
@@ -75,6 +76,8 @@ class Config:
   server: ServerConfig = section(ServerConfig)
   gate: GateConfig = section(GateConfig)
   privacy: PrivacyConfig = section(PrivacyConfig)
+  compression: CompressionConfig = section(CompressionConfig)
+  secagg: SecaggConfig = section(SecaggConfig)
   engine: EngineConfig = section(EngineConfig)
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)

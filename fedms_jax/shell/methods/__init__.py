@@ -86,7 +86,8 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
 def _steps_of(config: Config) -> tuple[Hashable, ...]:
   """What of a config's privacy is in the steps of clients."""
   p = config.privacy
-  return (p.on, p.clip, p.noise) if p.mode == EXAMPLE else (p.on,)
+  on = p.on or config.secagg.on
+  return (on, p.clip, p.noise) if p.mode == EXAMPLE else (on,)
 
 
 def _check_hiding(config: Config, made: list[Stage]) -> None:

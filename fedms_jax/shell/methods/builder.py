@@ -176,8 +176,9 @@ class Builder(NamedTuple):
 def _private(setting: Setting, config: Config) -> Setting:
   """What privacy makes of a setting; the same without."""
   p = config.privacy
-  # A private run sends nothing that only a metric is made of.
-  setting = setting._replace(residual=not p.on)
+  # A private run sends nothing that only a metric is made of; in a secure sum
+  # it would have no range.
+  setting = setting._replace(residual=not (p.on or config.secagg.on))
   if p.mode != EXAMPLE:
     return setting
   gradient = private_gradient.private_gradient(
