@@ -55,8 +55,7 @@ def alive(how: Secure, state: Tree):
   left = jnp.sum(near & there[None], axis=1)
   # The least over members; nobody is enough for nobody.
   least = jnp.min(jnp.where(member, left, how.most))
-  enough = how.needed if how.noise is None else max(how.needed, how.noise.least)
-  return (least >= how.needed) & (jnp.sum(there) >= enough)
+  return (least >= how.needed) & (jnp.sum(there) >= how.enough)
 
 
 def _partners(state: Tree, place, step):

@@ -27,9 +27,10 @@ class Secure(NamedTuple):
   weight of a client. most: clients in a round. modulus: m; 0: the least that
   the sum of so many fits into. masked: whether masks are made, which changes
   no number. neighbors: of a client, even; 0: all others. threshold: how many of
-  a client and its neighbors must be alive; 0: two thirds of them. noise: see
-  `discrete.Noise`; None: there is none. share: of the numbers are sent, of
-  which all clients know which.
+  a client and its neighbors must be alive; 0: two thirds of them. survivors:
+  how many of all must be; 0: as many. noise: see `discrete.Noise`; None: there
+  is none. blocks: L. share: of the numbers are sent, of which all clients know
+  which.
   """
 
   bits: int
@@ -41,6 +42,7 @@ class Secure(NamedTuple):
   masked: bool = True
   neighbors: int = 0
   threshold: int = 0
+  survivors: int = 0
   noise: discrete.Noise | None = None
   share: float = 1.0
 
@@ -64,6 +66,12 @@ class Secure(NamedTuple):
   def needed(self) -> int:
     """t: shares that open a secret."""
     return self.threshold or -(-2 * self.shares // 3)
+
+  @property
+  def enough(self) -> int:
+    """Clients that must be alive in all."""
+    least = 0 if self.noise is None else self.noise.least
+    return max(self.needed, self.survivors, least)
 
   @property
   def fitting(self) -> int:
@@ -99,6 +107,11 @@ def check(how: Secure) -> None:
       f'`Secure.threshold`={how.needed} is not allowed for secrets in '
       f'{how.shares} shares; allowed: {how.shares // 2 + 1} to {how.shares}, '
       'for with half of them a server could open both masks of a client.'
+    )
+  if how.enough > how.most:
+    raise ValueError(
+      f'`Secure.survivors`={how.enough} is more than the {how.most} clients of '
+      'a round. Lower it.'
     )
   if how.noise is not None:
     discrete.check(how.noise, how.levels)

@@ -82,6 +82,7 @@ FLAGS = {
   'Secure.bits': 'secagg.bits',
   'Secure.modulus': 'secagg.modulus',
   'Secure.most': 'cohort.size',
+  'Secure.survivors': 'secagg.survivors',
   'Secure.threshold': 'secagg.threshold',
   'Bottleneck.targets': 'feddat.targets',
   'Personal.tower': 'gate.tower',

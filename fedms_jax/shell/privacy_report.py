@@ -22,12 +22,13 @@ from fedms_jax.simulation.state import Stage
 from fedms_jax.systems import privacy as accounts
 
 COVERS = ('the shared model after every round of all stages',)
+_ROUNDING = 'the rounding of float32 noise'
 NOT_COVERED = (
   "clients' own models, which they keep",
   'scores and losses in metrics.jsonl, summary.json and the report',
   'the numbers of rows that clients have, and of which classes',
   'the seed, from which cohorts and noise follow: keep it secret',
-  'the rounding of float32 noise',
+  _ROUNDING,
 )
 
 
@@ -87,8 +88,16 @@ def outline(config: Config, plan: Plan) -> dict[str, Any]:
     'delta': plan.delta,
     'population': note,
     'covers': list(COVERS),
-    'not_covered': list(NOT_COVERED),
+    'not_covered': _not_covered(p.mode),
   }  # fmt: skip
+
+
+def _not_covered(mode: str) -> list[str]:
+  """Discrete noise is not rounded; but who makes none leaves others less."""
+  if mode != DISTRIBUTED:
+    return list(NOT_COVERED)
+  kept = [text for text in NOT_COVERED if text != _ROUNDING]
+  return [*kept, 'clients that make no noise, or tell theirs to the server']
 
 
 def _trusted(mode: str) -> str:

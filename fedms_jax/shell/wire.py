@@ -104,9 +104,11 @@ def secure_sum(
     masked=s.mode == 'masked',
     neighbors=s.neighbors,
     threshold=s.threshold,
+    survivors=s.survivors,
     share=share,
   )
   if plan is not None and config.privacy.mode == DISTRIBUTED:
     z = plan.noise[number]
-    noise = discrete.Noise(z, made.needed) if z else None
+    least = max(made.needed, s.survivors or -(-2 * c.size // 3))
+    noise = discrete.Noise(z, least) if z else None
   return secure.secure(made._replace(noise=noise))

@@ -171,6 +171,10 @@ def test_with_too_few_nothing_is_opened():
   )
   assert float(found.count) == 0.0
   assert float(run(how, (0, 1))[0]['aborted']) == 0.0
+  # So it is where more are wanted than open a secret.
+  made, state = opened(how, np.arange(K) > 1)
+  assert bool(masks.alive(how, state))
+  assert not bool(masks.alive(how._replace(survivors=6), state))
 
 
 def test_everybody_needs_neighbors_that_are_left():
@@ -316,6 +320,8 @@ def test_what_could_be_opened_by_few_is_refused():
   for threshold in (3, 8):
     with pytest.raises(ValueError, match=r'Secure.threshold.*4 to 7'):
       protocol.check(HOW._replace(threshold=threshold))
+  with pytest.raises(ValueError, match=r'Secure.survivors`=8'):
+    protocol.check(HOW._replace(survivors=8))
   with pytest.raises(ValueError, match='the sum of one client'):
     protocol.check(HOW._replace(most=1))
   with pytest.raises(ValueError, match=r'Secure.modulus`=36'):

@@ -110,6 +110,14 @@ class SecaggConfig:
     low=0,
     high=1 << 20,
   )
+  survivors: int = opt(
+    0,
+    'messages of a round that must come for it to be opened; with --privacy.'
+    'mode=distributed they make all of the noise (0: as secagg.threshold says; '
+    'distributed: two thirds of cohort.size)',
+    low=0,
+    high=1 << 20,
+  )
 
   @property
   def on(self) -> bool:
