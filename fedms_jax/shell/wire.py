@@ -37,7 +37,7 @@ def wired(config: Config, stages: list[Stage]) -> list[Stage]:
       members += privacy.channel(config, plan, number)
       stage = stage._replace(guard=privacy.guard(config, plan, number))
     if config.secagg.on:
-      members.append(secure_sum(config, stage, plan, number))
+      members.append(secure.secure(sum_of(config, stage, plan, number)))
     if members:
       made = _chained(tuple(members))
       stage = stage._replace(algorithm=stage.algorithm._replace(channel=made))
@@ -80,9 +80,9 @@ def _keeping(stage: Stage) -> Stage:
   )
 
 
-def secure_sum(
+def sum_of(
   config: Config, stage: Stage, plan: privacy.Plan | None, number: int
-) -> Channel:
+) -> protocol.Secure:
   """The secure sum of a stage."""
   s, c = config.secagg, config.cohort
   how = samplers.sampling(
@@ -102,13 +102,16 @@ def secure_sum(
     blocks=stage.algorithm.backbone.blocks,
     modulus=s.modulus,
     masked=s.mode == 'masked',
-    neighbors=s.neighbors,
+    # A cohort of random size seldom is as large as it may be.
+    neighbors=s.neighbors or (c.size - 1 if how.random else 0),
     threshold=s.threshold,
     survivors=s.survivors,
     share=share,
   )
+  if how.random and not s.threshold:
+    made = made._replace(threshold=made.shares // 2 + 1)
   if plan is not None and config.privacy.mode == DISTRIBUTED:
     z = plan.noise[number]
     least = max(made.needed, s.survivors or -(-2 * c.size // 3))
     noise = discrete.Noise(z, least) if z else None
-  return secure.secure(made._replace(noise=noise))
+  return made._replace(noise=noise)

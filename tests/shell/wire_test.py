@@ -95,6 +95,22 @@ def test_distributed_noise_is_accounted_by_participations(capsys):
   assert 'distributed' not in capsys.readouterr().err
 
 
+def test_noise_is_found_for_the_epsilon_of_all_participations():
+  words = [w for w in DISTRIBUTED if 'noise' not in w]
+  config, found = stages(*words, '--privacy.epsilon=9')
+  told = privacy_report.planned(config, privacy.plan(config, found))
+  assert 8.9 < told['epsilon'] <= 9.0
+
+
+def test_cohorts_of_random_size_are_mostly_opened():
+  """Their cap is far over their mean; what opens them is not made of it."""
+  config, found = stages(*SECURE, '--cohort.sampling=poisson')
+  how = wire.sum_of(config, found[0], None, 0)
+  assert how.most > 20 and how.shares == 11 and how.needed == 6
+  fixed = wire.sum_of(*stages(*SECURE)[:1], found[0], None, 0)
+  assert fixed.most == fixed.shares == 10 and fixed.needed == 7
+
+
 REFUSED = [
   (('--secagg.mode=ideal',), '--server.weights=rows.*secagg.max_weight'),
   ((*SECURE, '--secagg.max_weight=9'), 'weigh alike'),

@@ -99,14 +99,15 @@ class SecaggConfig:
   )
   neighbors: int = opt(
     0,
-    'other clients that a client shares secrets with (0: with all of a round)',
+    'other clients that a client shares secrets with (0: with all of a round, '
+    'or of random ones with cohort.size - 1)',
     low=0,
     high=1 << 20,
   )
   threshold: int = opt(
     0,
     'of a client and its neighbors, how many must be left for the round to be '
-    'opened (0: two thirds)',
+    'opened (0: two thirds, or of cohorts of random size just over half)',
     low=0,
     high=1 << 20,
   )
