@@ -124,6 +124,7 @@ def test_the_ledger_counts_the_bits_of_the_code():
   assert found.peak_client_bytes_up == size
 
 
+@pytest.mark.slow
 def test_a_code_that_keeps_all_is_bitwise_the_plain_run():
   up = with_channel(world.stages(2), compression.up(WHOLE))
   _, state, records = world.simulate(up, scope='run')

@@ -149,7 +149,7 @@ def test_a_message_alone_tells_nothing():
   bare, same = opened(HOW._replace(masked=False))
   other = opened(HOW, key=jax.random.key(99))[1]
   a, b, c = (
-    np.asarray(m.encode(s, message(0), KEY, Sender(id=IDS[0])).update['head'])
+    np.asarray(jax.jit(encoded, static_argnums=(0, 2))(m, s, 0).update['head'])
     for m, s in ((made, state), (bare, same), (made, other))
   )
   assert (a != b).all() and (a != c).all() and a.dtype == np.uint32
