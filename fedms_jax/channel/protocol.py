@@ -91,6 +91,11 @@ class Secure(NamedTuple):
 
 def check(how: Secure) -> None:
   """Raises `ValueError` for sums that wrap, or open too early or never."""
+  if how.bits < 2:
+    raise ValueError(
+      f'`Secure.bits`={how.bits} leaves a sign and no number; allowed: 2 or '
+      'more.'
+    )
   if how.word > WORD or how.word < how.fitting:
     raise ValueError(
       f'`Secure.modulus`={how.word} bits do not hold the sum of {how.most} '

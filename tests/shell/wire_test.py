@@ -125,6 +125,7 @@ REFUSED = [
   ((*SECURE, '--secagg.modulus=12'), '`Secure.modulus`=12'),
   ((*SECURE, '--secagg.threshold=3'), '`Secure.threshold`=3.*6 to 10'),
   ((*SECURE, '--cohort.size=1'), 'sum of one client'),
+  ((*SECURE, '--secagg.bits=1'), '--secagg.bits=1'),
   ((*SECURE, '--secagg.bits=30'), '`Secure.modulus`'),
   (
     (*SECURE, '--privacy.mode=local', '--privacy.noise=1',

@@ -130,6 +130,10 @@ class SecaggConfig:
     for field in dataclasses.fields(self):
       if field.name != 'mode':
         _check_used(self, 'secagg', field.name, self.on, 'mode=masked or ideal')
+    if self.bits == 1:
+      raise ValueError(
+        '--secagg.bits=1 leaves a sign and no number; allowed: 2 to 31, or 0.'
+      )
 
 
 def _check_used(config, section: str, name: str, used: bool, what: str) -> None:
