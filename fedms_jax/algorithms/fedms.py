@@ -13,7 +13,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.algorithms import adapted, fresh_gate, mixture
+from fedms_jax.algorithms import (
+  adapted,
+  fresh_gate,
+  mixture,
+  mixture_columns,
+)
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.adapted import start as start
 from fedms_jax.algorithms.mixture import Personal as Personal
@@ -55,7 +60,7 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
   """Stage 2: a local expert per client, and a gate that weighs it."""
   backbone = setting.backbone
   mixture.check(choice)
-  masks = _upload_masks(backbone.blocks, choice.upload)
+  masks = mixture.upload_masks(backbone.blocks, choice.upload)
   averaged = choice.tower == 'lora' and choice.scope == 'shared'
   experts = mixture.experts(setting, choice)
   return Algorithm(
@@ -63,8 +68,8 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
     backbone=backbone,
     task=setting.task,
     begin=_begin_personal(setting, choice),
-    columns=mixture.columns(setting, choice),
-    deeper=mixture.deeper(setting, choice),
+    columns=mixture_columns.columns(setting, choice),
+    deeper=mixture_columns.deeper(setting, choice),
     derived=('prefix', 'base_features'),
     update=_personal_update(setting, choice, experts, masks),
     predict=_personal_predict(setting, experts),
@@ -78,21 +83,6 @@ def personal_stage(setting: Setting, choice: Personal) -> Algorithm:
       'local': mixture.local_expert(backbone, choice, roles),
     },
   )
-
-
-def _upload_masks(blocks: int, upload: float) -> Callable:
-  """The lowest `upload` share of the blocks is the server's, if active."""
-  if not upload:
-    return client.everywhere
-  limit = mixture.uploaded(blocks, upload)
-
-  def masks(plan):
-    blocks = tuple(enumerate(plan.active))
-    shared = tuple(a and b < limit for b, a in blocks)
-    personal = tuple(a and b >= limit for b, a in blocks)
-    return shared, personal
-
-  return masks
 
 
 def _begin_personal(setting: Setting, choice: Personal) -> Callable:

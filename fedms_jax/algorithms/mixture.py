@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedms_jax.algorithms import adapted
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import activation, token_logits, tree
+from fedms_jax.core import client, token_logits
 from fedms_jax.core.types import Backbone, Batch, Plan, Roles, Tree
 from fedms_jax.models import gate
 
@@ -140,6 +140,21 @@ def local_expert(backbone: Backbone, choice: Personal, roles: Roles) -> Tree:
   return {'blocks': blocks, 'head': own['head']}
 
 
+def upload_masks(blocks: int, upload: float) -> Callable:
+  """The lowest `upload` share of the blocks is the server's, if active."""
+  if not upload:
+    return client.everywhere
+  limit = uploaded(blocks, upload)
+
+  def masks(plan):
+    blocks = tuple(enumerate(plan.active))
+    shared = tuple(a and b < limit for b, a in blocks)
+    personal = tuple(a and b >= limit for b, a in blocks)
+    return shared, personal
+
+  return masks
+
+
 def _stacked(below: Tree, above: Tree, limit: int) -> Tree:
   """Stacked LoRA that is another one from block `limit` on."""
   return jax.tree.map(
@@ -150,69 +165,6 @@ def _stacked(below: Tree, above: Tree, limit: int) -> Tree:
 def origin(choice: Personal) -> str:
   """Which frozen expert the local one starts as a copy of."""
   return 'global' if choice.local_start == 'global' else 'start'
-
-
-def columns(setting: Setting, choice: Personal) -> Callable:
-  """The local prefix, and the frozen features of the base and of the global
-  expert. The expert that the local one starts from shares its prefix."""
-  backbone, first = setting.backbone, origin(choice)
-
-  def prefixes(frozen: Tree, batch: Batch, boundary: int) -> dict[str, Any]:
-    base = frozen['base']
-    stacks = {name: frozen[name]['blocks'] for name in ('start', 'global')}
-
-    def of(name):
-      return adapted.prefix(backbone, base, stacks[name], batch, boundary)
-
-    start = of('start')
-    # Stage 1 has moved nothing below the depth that it reached.
-    below = jax.tree.map(lambda x: x[:boundary], stacks)
-    same = tree.equal(below['start'], below['global'])
-    other = jax.lax.cond(same, lambda: start, lambda: of('global'))
-    return {'start': start, 'global': other}
-
-  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
-    base = roles.frozen['base']
-    entering = prefixes(roles.frozen, batch, plan.boundary)
-    features = {}
-    for name, x in entering.items():
-      stack = activation.at_rest(roles.frozen[name]['blocks'], backbone.blocks)
-      features[name] = adapted.features(
-        backbone, base, [stack], x, batch, plan.boundary
-      )
-    out = {'prefix': entering[first], 'base_features': features['start']}
-    if choice.tower == 'lora':
-      out['gate_prefix'] = entering['start']
-    logits = global_logits(backbone, roles, features['global'])
-    # A column holds what is smaller, and a vocabulary is wider than D; logits
-    # against other rows of the batch are no column at all.
-    wide = features['global'].ndim > 2 or logits.size > features['global'].size
-    wide = wide or setting.task.within_batch
-    if wide or choice.gate.mix == 'features':
-      out['global_features'] = features['global']
-    if not wide:
-      out['global_logits'] = logits
-    return out
-
-  return columns
-
-
-def deeper(setting: Setting, choice: Personal) -> Callable:
-  """See `Algorithm.deeper`: features are of all blocks at any boundary."""
-  backbone, origins = setting.backbone, {'prefix': origin(choice)}
-  if choice.tower == 'lora':
-    origins['gate_prefix'] = 'start'
-
-  def columns(roles: Roles, batch: Batch, low: int, high: int) -> Batch:
-    def of(name: str, expert: str):
-      base, blocks = roles.frozen['base'], roles.frozen[expert]['blocks']
-      return adapted.onward(
-        backbone, base, blocks, batch[name], batch, low, high
-      )
-
-    return {name: of(name, expert) for name, expert in origins.items()}
-
-  return columns
 
 
 class Experts(NamedTuple):
