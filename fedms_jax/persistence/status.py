@@ -119,6 +119,28 @@ def text(path: str | pathlib.Path, status: Status) -> str:
   return '\n'.join([str(path), *(f'  {a:<12}{b}' for a, b in rows)])
 
 
+# What `brief` gives.
+BRIEF = ('state', 'stage', 'round', 'score', 'time left')
+
+
+def brief(status: Status) -> list[str]:
+  """The status in the cells of a row, '-' for what is not known."""
+  record, total = status.record, status.total
+  stage, score = '-', None
+  if record is not None:
+    stage, score = status.stages[record['stage']][0], record.get('score')
+  left = '-'
+  if status.left is not None and status.state.startswith('running'):
+    left = _duration(status.left)
+  return [
+    status.state,
+    stage,
+    f'{status.done} of {"?" if total is None else total}',
+    '-' if score is None else f'{score:.4f}',
+    left,
+  ]
+
+
 _ADVICE = {
   'finished': 'finished',
   'running': 'running',

@@ -9,6 +9,7 @@ from typing import Any
 from fedms_jax.core import tree
 from fedms_jax.core.types import Task
 from fedms_jax.report import private
+from fedms_jax.report.lines import grid
 from fedms_jax.systems import units
 from fedms_jax.systems.ledger import Entry
 
@@ -208,18 +209,6 @@ def _number(value: float | None) -> str:
 def _in_order(models: dict[str, Any]):
   known = [name for name in MODELS if name in models]
   return [(n, models[n]) for n in [*known, *(set(models) - set(known))]]
-
-
-def grid(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Rows of cells as aligned lines, the first column to the left."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    '  '.join(
-      cell.ljust(width) if i == 0 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  ]
 
 
 def _perplexity(loss: float) -> str:

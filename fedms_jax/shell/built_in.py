@@ -8,7 +8,12 @@ from fedms_jax.shell.config import ModelConfig
 
 
 def backbone(m: ModelConfig, data: Federation) -> Backbone:
-  """The model of --model.name=vit.
+  """The model of --model.name=vit; see `shape`."""
+  return vit.backbone(shape(m, data))
+
+
+def shape(m: ModelConfig, data: Federation) -> vit.VitConfig:
+  """Its shape.
 
   Raises:
     ValueError: the inputs are no square images.
@@ -25,7 +30,7 @@ def backbone(m: ModelConfig, data: Federation) -> Backbone:
       f'images are {height} x {width}; allowed: square ones. Set '
       '--data.image_size.'
     )
-  shape = transformer.TransformerConfig(
+  blocks = transformer.TransformerConfig(
     blocks=m.blocks,
     width=m.width,
     heads=m.heads,
@@ -34,14 +39,12 @@ def backbone(m: ModelConfig, data: Federation) -> Backbone:
     remat=m.remat,
     unroll=m.unroll,
   )
-  return vit.backbone(
-    vit.VitConfig(
-      shape,
-      image=height,
-      channels=channels,
-      patch=m.patch,
-      classes=len(data.table.output_names),
-      pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
-      masked=m.head == 'masked_patches',
-    )
+  return vit.VitConfig(
+    blocks,
+    image=height,
+    channels=channels,
+    patch=m.patch,
+    classes=len(data.table.output_names),
+    pooling=family.choose('--model.pooling', m.pooling, ('cls', 'mean')),
+    masked=m.head == 'masked_patches',
   )

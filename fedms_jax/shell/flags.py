@@ -96,7 +96,7 @@ def define(
       field.metadata['help'],
       boolean=kind is bool,
     )
-    absl_flags.DEFINE_flag(flag, flag_values, module_name=_section(name))
+    absl_flags.DEFINE_flag(flag, flag_values, module_name=section_of(name))
   for alias, name in ALIASES.items():
     absl_flags.DEFINE_alias(alias, name, flag_values=flag_values)
   return flag_values
@@ -257,16 +257,16 @@ def help_text(extra: Mapping[str, tuple[Any, str]]) -> str:
     lines += [f'  --{name}={default}', f'      {text}']
   section = None
   for name, field in config_lib.flatten(config_lib.Config).items():
-    if _section(name) != section:
-      section = _section(name)
+    if section_of(name) != section:
+      section = section_of(name)
       lines.append(f'{section}:')
-    lines += _help_lines(name, field)
+    lines += help_lines(name, field)
   aliases = ', '.join(f'--{a} is --{name}' for a, name in SHORT.items())
   lines.append(f'Short names: {aliases}.')
   return '\n'.join(lines)
 
 
-def _help_lines(name: str, field: dataclasses.Field) -> list[str]:
+def help_lines(name: str, field: dataclasses.Field) -> list[str]:
   """The lines of one flag in the help."""
   default, rule = field.default, field.metadata
   shown = str(default).lower() if isinstance(default, bool) else default
@@ -290,7 +290,8 @@ def _help_lines(name: str, field: dataclasses.Field) -> list[str]:
   return [f'  --{name}={shown}', *body]
 
 
-def _section(name: str) -> str:
+def section_of(name: str) -> str:
+  """The group that a flag is shown in."""
   return name.rpartition('.')[0] or 'run'
 
 

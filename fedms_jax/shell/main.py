@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedms_jax.cluster import signals
 
 # jax is imported only after the flags are read.
-from fedms_jax.shell import commands, exits, flags
+from fedms_jax.shell import commands, exits, flags, manual
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def body() -> int:
     name, words = commands.split(sys.argv if argv is None else argv)
+    page = manual.asked(name, words)
+    if page is not None:
+      print(page)
+      return 0
     if name:
       return commands.run(name, words)
     config = flags.parse(words)

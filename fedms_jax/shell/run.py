@@ -229,7 +229,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
 def _dealt(config: Config, source, peers) -> worlds.World:
   """The world of a run, checked and told of."""
   world = source.world(config)
-  _check_shares(config, world)
+  check_shares(config, world)
   if peers.primary:
     describe(world.data)
   return world
@@ -297,7 +297,7 @@ def simulated(
   )
 
 
-def _check_shares(config: Config, world: worlds.World) -> None:
+def check_shares(config: Config, world: worlds.World) -> None:
   """Raises `ValueError` for class shares where there are no classes."""
   task = world.stages[-1].algorithm.task
   if config.algorithm.label_prior and task.kind != 'classes':

@@ -186,11 +186,12 @@ def _adapter(
 def shapes(
   m: ModelConfig,
   model: Model,
-  checkpoint: Checkpoint,
+  checkpoint: Checkpoint | None,
   tokens: Tree | None = None,
 ) -> Roles:
   """The shapes of `initial`, without data or weights. tokens: see
-  `foundation.text_tower_shapes`; None: the method reads no names."""
+  `foundation.text_tower_shapes`; None: the method reads no names, as any of
+  the built-in model."""
 
   def start(key):
     backbone = model.backbone
@@ -199,6 +200,7 @@ def shapes(
   roles = jax.eval_shape(start, jax.random.key(0))
   if tokens is None:
     return roles
+  assert checkpoint is not None
   text = foundation.text_tower_shapes(m, tokens, checkpoint)
   base = roles.frozen['base'] | {'text': text}
   return roles._replace(frozen=roles.frozen | {'base': base})

@@ -13,13 +13,19 @@ from typing import Any, NamedTuple
 
 class Command(NamedTuple):
   """help: one line. module: its `run(argv, extra) -> exit code` is called;
-  extra: default and help of the flags that it adds to those of a run."""
+  extra: default and help of the flags that it adds to those of a run. flags:
+  flags and groups of a run that its help shows first. words: those that are no
+  flags, as its help has them. own_help: it answers --help by itself."""
 
   help: str
   module: str
   extra: dict[str, tuple[Any, str]]
+  flags: tuple[str, ...] = ()
+  words: str = ''
+  own_help: bool = False
 
 
+_OF_RUN = ('workdir',)
 COMMANDS = {
   'export': Command(
     'write a model of a workdir for PEFT or transformers',
@@ -29,21 +35,24 @@ COMMANDS = {
         'global',
         'global (the global expert as an adapter), client:<id> (the local '
         'expert of a client as an adapter), merged or merged:<id> (the same '
-        'merged into the whole model); what is no LoRA, such as a prompt, is '
-        'written as arrays',
+        'merged into the whole model); what is no LoRA, such as a prompt, and '
+        'what is beside the built-in vit, is written as arrays',
       ),
       'out': ('', 'folder to write; made if absent'),
     },
+    flags=_OF_RUN,
   ),
   'eval': Command(
     'evaluate the newest checkpoint of a workdir, finished or running',
     'fedms_jax.shell.commands.evaluation',
     {},
+    flags=(*_OF_RUN, 'eval'),
   ),
   'status': Command(
     'how the run of a workdir stands, from any machine that sees it',
     'fedms_jax.shell.commands.status',
-    {},
+    {'all': ('', "folders of runs, a line each; a pattern: --all='runs/*'")},
+    flags=_OF_RUN,
   ),
   'report': Command(
     'a page with tables and figures of a workdir, or of a sweep or benchmark',
@@ -55,11 +64,32 @@ COMMANDS = {
         'report.html in the workdir)',
       )
     },
+    flags=_OF_RUN,
   ),
   'list': Command(
     'what can be chosen: algorithms, schedules, partitions, models',
     'fedms_jax.shell.commands.listing',
     {},
+    words='[algorithms]',
+  ),
+  'check': Command(
+    'whether a run could start: flags, data and model, without training',
+    'fedms_jax.shell.commands.check',
+    {},
+    flags=(*_OF_RUN, 'data', 'partition', 'model', 'algorithm'),
+  ),
+  'help': Command(
+    'a page on a command, a group of flags, a method, or all',
+    'fedms_jax.shell.commands.help',
+    {},
+    words='[command, group or method]',
+    own_help=True,
+  ),
+  'completion': Command(
+    'a script by which a shell completes commands, flags and values',
+    'fedms_jax.shell.commands.completion',
+    {},
+    words='bash|zsh|fish',
   ),
   'profile': Command(
     "where a round's time goes, and a trace of it",
@@ -69,9 +99,10 @@ COMMANDS = {
       'warmup': (2, 'rounds before them, which compile'),
       'out': ('', 'folder of the traces (empty: profile in the workdir)'),
     },
+    flags=('engine', 'columns'),
   ),
   'plan': Command(
-    'what a model would cost, from its config.json alone',
+    'what a run would cost, before anything is trained',
     'fedms_jax.shell.commands.plan',
     {
       'classes': (10, 'classes of the head'),
@@ -91,6 +122,7 @@ COMMANDS = {
       ),
       'rate': (0.0, 'FLOP/s of such a client in all, for seconds (0: none)'),
     },
+    flags=('model.name', 'model', 'algorithm', 'lora', 'client', 'privacy'),
   ),
 }
 
@@ -115,6 +147,19 @@ def run(name: str, words: Sequence[str]) -> int:
   """Runs a command; gives the exit code."""
   command = COMMANDS[name]
   return importlib.import_module(command.module).run(words, command.extra)
+
+
+def topic(words: Sequence[str], usual: str = '') -> tuple[str, list[str]]:
+  """(the one word that is no flag, or `usual`; the other words).
+
+  Raises:
+    ValueError: there are several.
+  """
+  found = [w for w in words[1:] if not w.startswith('-')]
+  if len(found) > 1:
+    raise ValueError(f'{" ".join(found)} is more than one word; give one.')
+  rest = [w for w in words[1:] if w.startswith('-')]
+  return (found[0] if found else usual), [words[0], *rest]
 
 
 def usage() -> str:

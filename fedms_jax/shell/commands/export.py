@@ -27,6 +27,7 @@ from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import build, flags, foundation, methods, pipeline
 from fedms_jax.shell import world as worlds
+from fedms_jax.shell.commands import export_built_in
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.units import in_bytes
 
@@ -68,10 +69,8 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     raise ValueError('--out is missing. Name the folder to write to.')
   checkpoint = foundation.checkpoint(config)
   if checkpoint is None:
-    raise ValueError(
-      f'--model.name={config.model.name} is built in, and no other library '
-      'knows its format; allowed: runs of a loaded checkpoint.'
-    )
+    _built_in(config, what, out)
+    return 0
   trained = worlds.ahead(config) == 'full'
   if (trained or config.pipeline.phases) and not what.merged:
     how = f'--stages={config.stages}'
@@ -96,6 +95,24 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   finally:
     snapshot.close()
   return 0
+
+
+def _built_in(config: Config, what: What, out: str) -> None:
+  """Writes of a run of the built-in model, whose shape is the data's: the
+  whole model, or arrays of what goes beside it."""
+  world = worlds.world(config)
+  snapshot = Snapshot(config.workdir)
+  facts = foundation.facts(world.data)
+  try:
+    model, parts = _parts(
+      config, (world.first, world.model), facts, None, snapshot, what.client
+    )
+    if what.merged:
+      export_built_in.whole(config, world, snapshot, model, parts, out)
+    else:
+      _own_format(parts, out)
+  finally:
+    snapshot.close()
 
 
 class What(NamedTuple):

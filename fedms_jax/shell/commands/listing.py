@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedms_jax.shell import catalog, flags
+from fedms_jax.shell import catalog, commands, flags
 from fedms_jax.shell import config as config_lib
 
 Entry = tuple[str, str]  # one line, and the paper or '-'
@@ -111,26 +111,36 @@ PRESETS = pathlib.Path(__file__).parents[3] / 'launch' / 'presets'
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
-  """Prints the lists."""
+  """Prints the lists, or the one that is named."""
+  wanted, words = commands.topic(words)
   flags.parse_command(words, extra)
-  print(text())
+  print(text(wanted))
   return 0
 
 
-def text() -> str:
-  """All lists, one after another."""
+def text(wanted: str = '') -> str:
+  """All lists, one after another. wanted: a word of the title of a list,
+  which is then given alone.
+
+  Raises:
+    ValueError: no list begins so.
+  """
   methods = {k: (m.summary, m.paper) for k, m in catalog.METHODS.items()}
   lists = {
     'algorithms (--algorithm.name)': methods,
     'schedules (--schedule)': SCHEDULES,
     'orders (--schedule.order)': ORDERS,
     'partitions (--partition.name)': PARTITIONS,
-    'metrics (--eval.metrics, --schedule.score)': _metrics(),
+    'metrics (--eval.metrics, --schedule.score)': (
+      _metrics() if wanted in ('', 'metrics') else {}
+    ),
     'models (--model.name: vit, or a folder or Hub id)': MODELS,
     'text models that begin with random weights (--model.name)': NEW_MODELS,
   }
   if PRESETS.is_dir():
     lists['presets (--flagfile=launch/presets/<name>.flags)'] = presets(PRESETS)
+  if wanted:
+    return _one(lists, wanted)
   blocks = [f'{title}\n{_lines(found)}' for title, found in lists.items()]
   default = config_lib.Config()
   return '\n\n'.join(
@@ -141,6 +151,21 @@ def text() -> str:
       f'{default.model.name}.',
     ]
   )
+
+
+def _one(lists: Mapping[str, Mapping[str, Entry]], wanted: str) -> str:
+  """The lists that have this word in their title."""
+  found = [
+    f'{title}\n{_lines(entries)}'
+    for title, entries in lists.items()
+    if wanted in title.partition(' (')[0].split()
+  ]
+  if not found:
+    names = dict.fromkeys(title.split()[0] for title in lists)
+    raise ValueError(
+      f'there is no list of {wanted!r}. Lists: {", ".join(names)}.'
+    )
+  return '\n\n'.join(found)
 
 
 def _metrics() -> dict[str, Entry]:

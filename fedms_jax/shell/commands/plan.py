@@ -1,7 +1,8 @@
 """`fedms plan`: what a model would cost, from shapes alone.
 
 Nothing is allocated and no weight is read: parameters come from
-`jax.eval_shape` and costs from the analytic model of `systems/`.
+`jax.eval_shape` and costs from the analytic model of `systems/`. Data is read
+for the built-in model alone, whose shape follows from it.
 """
 
 from __future__ import annotations
@@ -59,18 +60,15 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       raise ValueError(
         f'--{name}={values[name]} is not allowed; allowed: at least {least}.'
       )
-  if config.privacy.on and config.model.built_in:
-    print('\n'.join(_privacy(config, config.model.blocks)))
+  if config.model.built_in:
+    shapes = _built_in(config, extra['classes'][0], values['classes'])
+    print('\n'.join([*lines(config, shapes), *_more(config, shapes, values)]))
     return 0
   if config.model.scratch:
     checkpoint = scratch.planned(config.model, config.data)
   else:
     checkpoint = foundation.find(config.model, weights=False)
-  if checkpoint is None:
-    raise ValueError(
-      'fedms plan needs --model.name=<Hub id or folder>; the built-in vit has '
-      'its shape from the data.'
-    )
+  assert checkpoint is not None  # the built-in model has none
   names = tuple(map(str, range(values['classes'])))
   tokens = foundation.text_length(config.model, config.data, checkpoint)
   facts = foundation.Facts(names, tokens)
@@ -84,6 +82,26 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   shapes = shaped(config, model, roles, first)
   print('\n'.join([*lines(config, shapes), *_more(config, shapes, values)]))
   return 0
+
+
+def _built_in(config: Config, usual: int, classes: int) -> Shapes:
+  """The shapes of the built-in vit, which has them from the data."""
+  if classes != usual:
+    raise ValueError(
+      f'--classes={classes} is for checkpoints; --model.name=vit has as many '
+      'as the data. Leave it out.'
+    )
+  return of_world(config, worlds.world(config))
+
+
+def of_world(config: Config, world: worlds.World) -> Shapes:
+  """The shapes of a world; names of classes count as a token each."""
+  tokens = None
+  if methods.reads_names(config.algorithm.name, world.model):
+    names = world.data.table.output_names
+    tokens = foundation.one_token(config.prompt, len(names))
+  roles = worlds.shapes(config.model, world.first, world.checkpoint, tokens)
+  return shaped(config, world.model, roles, world.first)
 
 
 def _more(config: Config, shapes: Shapes, values: dict[str, Any]) -> list[str]:

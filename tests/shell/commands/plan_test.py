@@ -281,7 +281,7 @@ def test_what_no_ring_bears_is_told(flag, message, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--model.name=vit'], 'needs --model.name='),
+    (['--classes=3'], '--classes=3 is for checkpoints'),
     (['--lora.rank=x'], 'not a whole number'),
   ],
 )
