@@ -23,7 +23,8 @@ from fedms_jax.simulation import observer
 # Flags that neither data nor model depend on; names that end in a dot stand
 # for a section. A flag that is not listed here is never shared over.
 _HOW = (
-  'workdir', 'resume', 'break_lock', 'progress', 'tensorboard', 'checkpoint.',
+  'workdir', 'resume', 'break_lock', 'progress', 'log_seconds', 'log_rounds',
+  'loggers', 'tensorboard', 'checkpoint.',
   'distributed.', 'engine.', 'columns.', 'eval.', 'schedule.',
 )  # fmt: skip
 _TRAINING = (

@@ -11,7 +11,7 @@ summary.json    the final table
 per_client.csv  or .parquet: a row for each evaluated client
 checkpoints/    server state, schedule, round
 clients/        personal state of the clients
-tensorboard/    events
+tensorboard/    events, with other loggers: metrics.csv, wandb/, mlflow/
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedms_jax.persistence.lock import Lock, holder
 
 # Options that change no number of the run; a run may go on with others. Names
 # that end in a dot stand for a whole section.
-NEUTRAL = ('progress', 'tensorboard', 'checkpoint.')
+NEUTRAL = ('progress', 'loggers', 'tensorboard', 'checkpoint.')
 
 
 class Workdir:

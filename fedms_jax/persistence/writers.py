@@ -1,4 +1,4 @@
-"""What a run writes for its readers: metrics, events, the summary.
+"""What a run writes for its readers: metrics and the summary.
 
 Numbers are written as plain JSON; NaN and infinities, which JSON lacks,
 become null.
@@ -6,12 +6,10 @@ become null.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +46,7 @@ class MetricsFile:
 
   Write the line of a round, and call `sync`, before the checkpoint of that
   round is saved: then a resumed file is that of an uninterrupted run, but for
-  the fields that end in `seconds`.
+  the fields that end in `seconds`. rounds: how many lines it has.
   """
 
   def __init__(
@@ -75,6 +73,7 @@ class MetricsFile:
       lines = _lines(path) if path.exists() else []
       kept = [(raw, at) for raw, at in lines if at and at <= resume_at]
       _check_complete(path, [at for _, at in kept], resume_at, rounds)
+    self.rounds = len(kept)
     self._file = open(path, 'ab')
     self._file.truncate(sum(len(raw) for raw, _ in kept))
 
@@ -86,6 +85,7 @@ class MetricsFile:
     )
     self._file.write(line.encode() + b'\n')
     self._file.flush()
+    self.rounds += 1
 
   def sync(self) -> None:
     """Returns when all lines would survive a loss of power. Any thread."""
@@ -160,83 +160,6 @@ def _lines(path: pathlib.Path) -> list[tuple[bytes, tuple[int, int] | None]]:
       )
     lines.append((raw, at))
   return lines
-
-
-class TensorBoard:
-  """TensorBoard events: the scalars of each stage in a folder of its own.
-
-  They are written by the thread that calls, so that an error of the disk is
-  raised where it happens. (tensorboardX's own writer has a thread, which dies
-  of it and leaves the run waiting.)
-  """
-
-  FLUSH_SECONDS = 10.0
-
-  def __init__(
-    self, folder: str | os.PathLike, resume_at: tuple[int, int] | None = None
-  ):
-    """Writes below `folder`.
-
-    Args:
-      folder: where the events of all starts of the run lie.
-      resume_at: stage and round of the checkpoint that the run goes on from;
-        TensorBoard hides what an earlier start wrote after it. None: the run
-        starts afresh.
-    """
-    try:
-      # Lazy: not every run needs it.
-      from tensorboardX import event_file_writer, summary
-      from tensorboardX.proto import event_pb2
-    except ImportError as e:
-      raise ValueError(
-        f'TensorBoard events need the package tensorboardX ({e}). Install it, '
-        'or write none: `tensorboard`=false.'
-      ) from e
-    self._scalar = summary.scalar
-    self._events: Any = event_pb2  # made by protobuf, without types
-    self._new = event_file_writer.EventsWriter
-    self._folder = pathlib.Path(folder)
-    self._resume_at = resume_at
-    self._writers = {}
-    self._flushed = time.monotonic()
-
-  def write(self, stage: int, round: int, values: Mapping[str, Any]) -> None:
-    """Adds the numbers among `values`."""
-    if stage not in self._writers:
-      self._open(stage)
-    writer = self._writers[stage]
-    for name, value in plain(values).items():
-      if isinstance(value, bool | int | float):
-        summary = self._scalar(name, value)
-        writer.write_event(self._event(round, summary=summary))
-    if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
-      self._flushed = time.monotonic()
-      writer.flush()
-
-  def _open(self, stage: int) -> None:
-    folder = self._folder / f'stage{stage}'
-    folder.mkdir(parents=True, exist_ok=True)
-    # Two starts within a second would else share a file.
-    own = f'.{os.getpid()}'
-    writer = self._writers[stage] = self._new(str(folder / 'events'), own)
-    first = self._first(stage)
-    if first is not None:
-      start = self._events.SessionLog(status=self._events.SessionLog.START)
-      writer.write_event(self._event(first, session_log=start))
-
-  def _event(self, step: int, **what):
-    return self._events.Event(wall_time=time.time(), step=step, **what)
-
-  def _first(self, stage: int) -> int | None:
-    """The first round of the stage whose earlier events do not count."""
-    if self._resume_at is None or stage < self._resume_at[0]:
-      return None
-    return self._resume_at[1] + 1 if stage == self._resume_at[0] else 0
-
-  def close(self) -> None:
-    with contextlib.ExitStack() as stack:  # one that fails keeps none open
-      for writer in self._writers.values():
-        stack.callback(writer.close)
 
 
 def write_summary(path: pathlib.Path, summary: Mapping[str, Any]) -> None:

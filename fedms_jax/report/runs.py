@@ -15,7 +15,7 @@ from fedms_jax.persistence import files, workdir, writers
 
 SWEEP = 'sweep.json'
 # Flags that say nothing of what a run computes.
-_SILENT = ('progress', 'tensorboard')
+_SILENT = ('progress', 'loggers', 'tensorboard')
 
 
 class Run(NamedTuple):

@@ -12,7 +12,7 @@ import re
 
 # Arguments that are called as their flags are, by the section of these.
 _ALIKE = {
-  '': ('break_lock', 'resume', 'seed', 'tensorboard', 'workdir'),
+  '': ('break_lock', 'loggers', 'resume', 'seed', 'workdir'),
   'data': (
     'group_column',
     'image_size',

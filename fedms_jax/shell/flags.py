@@ -30,6 +30,8 @@ PER_COMMAND = (
   'workdir',
   'resume',
   'break_lock',
+  'log_seconds',
+  'log_rounds',
   'distributed.coordinator',
   'distributed.processes',
   'distributed.process_id',

@@ -28,6 +28,7 @@ from fedms_jax.shell import (
   language,
   outline,
   privacy_report,
+  written,
 )
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
@@ -181,12 +182,13 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   if e.model_axis > 1:
     attention.leave_to_compiler()
   world = _dealt(config, source, peers)
-  records = observer.Recorder()
+  records, shown = observer.Recorder(), written.shown(config)
+  loggers = []
   watch = observer.Observers(records, observer.Signals(request))
   stack.push(_closing(watch.close))
   if peers.primary:
     watch.add(observer.Notes())
-    watch.add(observer.Progress() if config.progress else observer.Log())
+    watch.add(shown)
   keep = run_store.Memory(peers)
   if workdir is not None:
     keep = run_store.Disk(
@@ -198,12 +200,15 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     )
     if peers.primary:
       outline.write(workdir, world, bool(config.algorithm.label_prior))
+      loggers = written.loggers_of(config, workdir, stack)
   stack.push(_closing(keep.close))
   simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
   if workdir is not None and peers.primary:
-    metrics = _attach(workdir, config, simulation, state, watch, records)
-    keep.before_saving(metrics.sync)
+    files_of = written.attach(workdir, loggers, simulation, state, records)
+    watch.add(files_of)
+    watch.add(observer.Activity(workdir.say))
+    keep.before_saving(files_of.sync)
   with request.between_rounds():
     try:
       state = simulation.run(state)
@@ -211,7 +216,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
       keep.wait()  # or nothing is saved
       raise
     keep.wait()
-  watch.close()
+  shown.close()
   scores = evaluated(config, world, simulation, state)
   language.add_bits(config, world, simulation.federation.pooled, scores)
   if not peers.primary:
@@ -222,12 +227,14 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     columns = evaluation.table(simulation, scores)
     client_table.write(workdir.root, columns, config.eval.table)
     writers.write_summary(workdir.summary, result)
+    files_of.finish(result)
   print(printed.text(result))
   return 0
 
 
 def _dealt(config: Config, source, peers) -> worlds.World:
   """The world of a run, checked and told of."""
+  written.check(config)
   world = source.world(config)
   check_shares(config, world)
   if peers.primary:
@@ -305,26 +312,6 @@ def check_shares(config: Config, world: worlds.World) -> None:
       f'--algorithm.label_prior={config.algorithm.label_prior} is of classes, '
       f'which --model.head={config.model.head} has not. Leave it out.'
     )
-
-
-def _attach(
-  workdir, config: Config, simulation, state, watch, records
-) -> writers.MetricsFile:
-  """Adds the workdir's files to the observers; a resumed run goes on where
-  its checkpoint was, and has the records of the rounds before."""
-  board = config.tensorboard
-  at = None if state is None else (state.stage, state.round - 1)
-  rounds = () if state is None else state.done
-  metrics = writers.MetricsFile(workdir.metrics, at, rounds)
-  names = [stage.name for stage in simulation.stages]
-  events = writers.TensorBoard(workdir.tensorboard, at) if board else None
-  watch.add(observer.Writers(metrics, events, names))
-  watch.add(observer.Activity(workdir.say))
-  records.records += [
-    {**line, 'stage': names[line['stage']]}
-    for line in writers.read_metrics(workdir.metrics)
-  ]
-  return metrics
 
 
 def describe(data: Federation) -> None:

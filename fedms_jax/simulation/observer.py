@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+log = logging.getLogger('fedms_jax')
 
 
 class Silent:
@@ -49,17 +54,60 @@ class Notes(Silent):
 
 
 class Log(Silent):
-  """Prints what a round waits for, where no bar shows it."""
+  """Tells by Python's `logging`, where no bar shows it, how the run goes on.
 
-  def __init__(self):
-    self._stage = ''
+  A line when a stage begins and ends, when a round waits for its programs, and
+  one of the newest round every `seconds` (0: never) and every `rounds` (0:
+  never).
+  """
+
+  def __init__(
+    self,
+    seconds: float = 30.0,
+    rounds: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._seconds, self._rounds, self._clock = seconds, rounds, clock
+    self._stage, self._done, self._total = '', 0, 0
+    # When and after how many rounds the stage was begun, and last told of.
+    self._begun = self._told = (0.0, 0)
 
   def stage(self, name, done, total):
-    self._stage = name
+    self._stage, self._done, self._total = name, done, total
+    self._begun = self._told = (self._clock(), done)
+    after = f', after {done} of them' if done else ''
+    log.info('%s: %d rounds%s', name, total, after)
+
+  def round(self, record):
+    self._done += 1
+    now, (when, before) = self._clock(), self._told
+    due = self._done == self._total
+    due |= bool(self._seconds) and now - when >= self._seconds
+    due |= bool(self._rounds) and self._done - before >= self._rounds
+    if due:
+      self._told = (now, self._done)
+      log.info('%s', self._line(record, now))
+
+  def _line(self, record, now: float) -> str:
+    """Where the stage is, how good, how fast, and how long it still takes."""
+    parts = [f'{self._stage}: round {self._done} of {self._total}']
+    if record.get('score') is not None:
+      parts.append(f'score {record["score"]:.4f}')
+    if record.get('depth') is not None:
+      parts.append(f'depth {record["depth"]:g}')
+    when, before = self._begun
+    took = now - when
+    if took > 0:
+      rate = (self._done - before) / took
+      left = datetime.timedelta(
+        seconds=round((self._total - self._done) / rate)
+      )
+      parts += [f'{rate:.3g} rounds a second', f'{left} left in the stage']
+    return ', '.join(parts)
 
   def compiling(self, what):
     if what:
-      print(f'{self._stage}: compiling for {what}', flush=True)
+      log.info('%s: compiling for %s', self._stage, what)
 
 
 class Activity(Silent):
@@ -162,11 +210,15 @@ class Recorder(Silent):
 
 
 class Writers(Silent):
-  """metrics.jsonl and TensorBoard events of a workdir."""
+  """metrics.jsonl of a workdir, and loggers beside it.
 
-  def __init__(self, metrics, board, stages: list[str]):
+  loggers: each with `write(stage, step, values)` and `close()`, where step
+  counts the rounds of all stages.
+  """
+
+  def __init__(self, metrics, loggers: Sequence[Any], stages: list[str]):
     self._metrics = metrics
-    self._board = board
+    self._loggers = list(loggers)
     self._stages = stages
 
   def round(self, record):
@@ -176,15 +228,27 @@ class Writers(Silent):
     values = {k: v for k, v in record.items() if k not in ('stage', 'round')}
     # `fedms status` finds the speed from when the lines were written.
     stamps = {'name': record['stage'], 'unix_seconds': time.time()}
+    step = self._metrics.rounds
     self._metrics.write(number, record['round'], stamps | values)
-    if self._board is not None:
-      self._board.write(number, record['round'], values)
+    for logger in self._loggers:
+      logger.write(record['stage'], step, values)
+
+  def sync(self) -> None:
+    """Returns when all lines would survive a loss of power. Any thread."""
+    self._metrics.sync()
+
+  def finish(self, summary: dict[str, Any]) -> None:
+    """Gives the loggers what the run has come to."""
+    for logger in self._loggers:
+      logger.finish(self._metrics.rounds, summary)
 
   def close(self):
-    self._metrics.close()
-    if self._board is not None:
-      self._board.close()
-      self._board = None
+    """Closes all, also where one cannot be; idempotent."""
+    loggers, self._loggers = self._loggers, []
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._metrics.close)
+      for logger in loggers:
+        stack.callback(logger.close)
 
 
 class Signals(Silent):

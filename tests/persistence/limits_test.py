@@ -18,7 +18,9 @@ from fedms_jax.persistence import (
   checkpoint,
   files,
   lmdb_file,
+  loggers,
   orbax_folder,
+  tensorboard,
   versioned_rows,
   writers,
 )
@@ -50,9 +52,10 @@ def run(folder, every=1):
     at = None if state is None else (state.stage, state.round - 1)
     metrics = writers.MetricsFile(workdir.metrics, at, [ROUNDS, ROUNDS])
     keep.before_saving(metrics.sync)
-    board = writers.TensorBoard(workdir.tensorboard, at)
+    board = tensorboard.TensorBoard(loggers.Setting(workdir.root, {}))
+    board.begin(None if at is None else metrics.rounds)
     names = [stage.name for stage in stages]
-    watch.add(observer.Writers(metrics, board, names))
+    watch.add(observer.Writers(metrics, [board], names))
     state = simulation.run(state)
     keep.wait()
     scores = evaluation.evaluate(simulation, state, evaluation.Scope())
@@ -166,8 +169,8 @@ FAILS = [
   (versioned_rows.LmdbRows, 'collect', 1),
   (writers.MetricsFile, 'write', 2),
   (writers.MetricsFile, 'sync', 2),
-  (writers.TensorBoard, 'write', 3),
-  (writers.TensorBoard, 'close', 1),
+  (tensorboard.TensorBoard, 'write', 3),
+  (tensorboard.TensorBoard, 'close', 1),
 ]
 
 

@@ -2,14 +2,12 @@
 
 import json
 import os
-import resource
-import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.persistence import files, writers
+from fedms_jax.persistence import writers
 
 ROUNDS = [(stage, round) for stage in (1, 2) for round in range(3)]
 
@@ -141,66 +139,3 @@ def test_what_is_no_number_is_refused_before_anything_is_written(tmp_path):
     writers.write_summary(path, {'accuracy': object()})
   assert json.loads(path.read_text()) == {'accuracy': 0.5}
   assert [p.name for p in tmp_path.iterdir()] == ['summary.json']
-
-
-def events(folder):
-  """Event files' (tag, step, value), and ('', step) where events are purged."""
-  from tensorboardX.proto import event_pb2
-
-  found = []
-  for path in sorted(folder.iterdir()):
-    data = path.read_bytes()
-    while data:  # record: length, 4 bytes of check, event, 4 bytes of check
-      (length,) = struct.unpack('<Q', data[:8])
-      event = event_pb2.Event.FromString(data[12 : 12 + length])
-      data = data[16 + length :]
-      if event.session_log.status == event_pb2.SessionLog.START:
-        found.append(('', event.step))
-      for value in event.summary.value:
-        found.append((value.tag, event.step, value.simple_value))
-  return found
-
-
-def test_tensorboard_gets_the_numbers_by_stage(tmp_path):
-  board = writers.TensorBoard(tmp_path)
-  board.write(1, 0, {'loss': 0.5, 'name': 'x', 'nan': float('nan')})
-  board.write(2, 0, {'loss': jnp.float32(0.25)})
-  board.close()
-  assert events(tmp_path / 'stage1') == [('loss', 0, 0.5)]
-  assert events(tmp_path / 'stage2') == [('loss', 0, 0.25)]
-
-
-def test_a_full_disk_is_told_where_it_happens(tmp_path):
-  """And not by a thread of TensorBoard's, or never."""
-  board = writers.TensorBoard(tmp_path)
-  board.FLUSH_SECONDS = -1.0
-  board.write(1, 0, {'loss': 0.5})
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-  try:
-    with pytest.raises(OSError) as error:
-      board.write(1, 1, {'loss': 0.5})
-    assert files.limit(error.value) == os.strerror(27)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  board.close()
-
-
-def test_starts_within_a_second_share_no_file(tmp_path, monkeypatch):
-  for pid in (1, 2):
-    monkeypatch.setattr(os, 'getpid', lambda pid=pid: pid)
-    board = writers.TensorBoard(tmp_path)
-    board.write(1, pid, {'loss': 0.5})
-    board.close()
-  assert len(events(tmp_path / 'stage1')) == 2
-
-
-def test_tensorboard_hides_what_the_checkpoint_does_not_know(tmp_path):
-  board = writers.TensorBoard(tmp_path, resume_at=(2, 5))
-  for stage in (1, 2, 3):
-    board.write(stage, 6, {'loss': 0.5})
-  board.close()
-  loss = ('loss', 6, 0.5)
-  assert events(tmp_path / 'stage1') == [loss]
-  assert events(tmp_path / 'stage2') == [('', 6), loss]
-  assert events(tmp_path / 'stage3') == [('', 0), loss]

@@ -58,6 +58,7 @@ def any_config(seed):
   }
   flat['cohort.size'] = 1 + flat['partition.num_clients'] // 2
   flat |= {'lora.ranks': '1', 'lora.init': '', 'model.mlp_ratio': 2.0}
+  flat['loggers'] = rng.choice(['', 'csv', 'tensorboard,csv'])
   built_in = rng.random() < 0.5
   flat['model.name'] = 'vit' if built_in else 'a/b'
   # Options of privacy, codes and samplers must fit each other.

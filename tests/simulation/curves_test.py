@@ -203,7 +203,7 @@ def attempt(folder, watch):
       rounds = [] if state is None else state.done
       file = MetricsFile(workdir.metrics, at, rounds)
       keep.before_saving(file.sync)
-      watchers.add(observer.Writers(file, None, names))
+      watchers.add(observer.Writers(file, [], names))
       try:
         state = made.run(state)
         keep.wait()

@@ -13,7 +13,7 @@ from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import tree
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import private
-from fedms_jax.shell import build, flags, privacy, privacy_report
+from fedms_jax.shell import build, flags, privacy, privacy_report, written
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.commands import plan
@@ -31,6 +31,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   before = time.monotonic()
   config, _ = flags.parse_command(words, extra)
   found = [*_folder(config)]
+  written.check(config)
   build.options(config)
   Placement(config.engine.devices, config.engine.model_axis)
   world = worlds.world(config)

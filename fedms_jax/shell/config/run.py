@@ -37,6 +37,8 @@ from fedms_jax.shell.config.training import (
 from fedms_jax.shell.config.wire import CompressionConfig, SecaggConfig
 from fedms_jax.shell.fields import opt, section
 
+LOGGERS = ('tensorboard', 'csv', 'wandb', 'mlflow')
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -60,8 +62,21 @@ class Config:
     'same with frozen windows), then an algorithm: S200,F20x50,S50,fedms '
     '(empty: --pretrain.epochs, then --algorithm.name)',
   )
-  progress: bool = opt(True, 'show progress bars')
-  tensorboard: bool = opt(True, 'write TensorBoard events to the workdir')
+  progress: bool = opt(True, 'show progress bars, if there is a terminal')
+  log_seconds: float = opt(
+    30.0,
+    'without bars, a line on the newest round every so many seconds (0: none)',
+    low=0.0,
+  )
+  log_rounds: int = opt(0, 'and one every so many rounds (0: none)', low=0)
+  loggers: str = opt(
+    'tensorboard',
+    'where values of rounds go beside metrics.jsonl, with --workdir: of '
+    f'{", ".join(LOGGERS)}; comma-separated',
+  )
+  tensorboard: bool = opt(
+    True, 'false: as if tensorboard were not among --loggers'
+  )
   data: DataConfig = section(DataConfig)
   partition: PartitionConfig = section(PartitionConfig)
   cohort: CohortConfig = section(CohortConfig)
@@ -97,8 +112,25 @@ class Config:
       return self.model
     return dataclasses.replace(self.model, head=self.pretrain.head)
 
+  @property
+  def logger_names(self) -> tuple[str, ...]:
+    """Those of --loggers."""
+    names = dict.fromkeys(x.strip() for x in self.loggers.split(','))
+    less = () if self.tensorboard else ('tensorboard',)
+    return tuple(name for name in names if name and name not in less)
+
+  def _check_loggers(self) -> None:
+    """Raises `ValueError` for what is no logger."""
+    for name in self.logger_names:
+      if name not in LOGGERS:
+        raise ValueError(
+          f'--loggers={self.loggers} has {name!r}; allowed: '
+          f'{", ".join(LOGGERS)}.'
+        )
+
   def check(self) -> None:
     """Raises `ValueError` for what sections say against each other."""
+    self._check_loggers()
     self._check_pipeline()
     heads = self.model.head, self.first_model.head
     if self.data.masks == 'fresh' and 'masked_lm' not in heads:

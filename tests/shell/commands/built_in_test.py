@@ -19,15 +19,25 @@ FLAGS = (
   '--partition.num_clients=4 --partition.unseen_clients=0 --cohort.size=2 '
   '--model.blocks=1 --model.width=8 --model.heads=2 --pretrain.epochs=2 '
   '--algorithm.name=fedit --algorithm.stage1_rounds=2 --lora.rank=2 '
-  '--algorithm.stage2_rounds=0 --noprogress --notensorboard'
+  '--algorithm.stage2_rounds=0 --noprogress'
 ).split()
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('run') / 'wd'
-  assert main.main(['fedms', *FLAGS, f'--workdir={root}']) == 0
+  words = [*FLAGS, '--loggers=tensorboard,csv', f'--workdir={root}']
+  assert main.main(['fedms', *words]) == 0
   return root
+
+
+def test_the_loggers_of_the_run_have_its_rounds(folder):
+  rows = (folder / 'metrics.csv').read_text().splitlines()
+  assert len(rows) == 3 and rows[0].startswith('stage,round,name')
+  stage, *ends = (folder / 'tensorboard').iterdir()
+  assert {p.is_dir() for p in (stage, *ends)} == {True, False}
+  names = {p.name for p in (stage, *ends) if p.is_dir()}
+  assert names == {'global'}
 
 
 def test_the_exported_model_scores_what_the_run_does(folder, tmp_path, capsys):
