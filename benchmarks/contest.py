@@ -1,8 +1,8 @@
 """A benchmark: rows of runs that differ by their seed, in one folder.
 
 Every run is a point of a sweep with a workdir of its own, so a benchmark that
-was killed goes on where it was, `launch.sweep --collect` reads its results,
-and `fedms report` makes its page. The runs share one process, see
+was killed goes on where it was, `fedms launch sweep --collect` reads its
+results, and `fedms report` makes its page. The runs share one process, see
 `shared_runs.py`.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fedms_jax.cluster import memory, signals
+from fedms_jax.launch import command, table
 from fedms_jax.persistence import writers
 from fedms_jax.persistence.files import write_atomic
 from fedms_jax.persistence.workdir import Workdir
@@ -27,7 +28,6 @@ from fedms_jax.shell import arguments
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.commands import report as report_command
 from fedms_jax.shell.config import Config
-from launch import command, table
 
 Flags = dict[str, str]  # name -> value
 

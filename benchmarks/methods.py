@@ -17,10 +17,11 @@ from collections.abc import Sequence
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Axis, Entry
+from fedms_jax.launch import command
 from fedms_jax.persistence import writers
 from fedms_jax.shell import catalog
-from fedms_jax.shell.commands.listing import PRESETS, presets
-from launch import command
+from fedms_jax.shell.commands.listing import presets
+from fedms_jax.shell.flags import PRESETS
 
 QUICK = ('fedms', 'fedit', 'local', 'fedms/no_sal')
 SEARCH = '1e-3,3e-3,1e-2'

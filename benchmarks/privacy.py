@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Entry, Flags
-from launch import command
+from fedms_jax.launch import command
 
 POPULATION, COHORT = 100_000, 1_000
 NONE = 'none'  # of an epsilon

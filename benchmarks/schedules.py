@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Entry
+from fedms_jax.launch import command
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
-from launch import command
 
 QUICK = ('dense', 'queue', 'linear', 'fedra')
 

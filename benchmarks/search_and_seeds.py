@@ -10,9 +10,9 @@ from typing import NamedTuple
 from benchmarks import contest, shared_runs, tuning
 from benchmarks.contest import Contest, Entry, Flags, Job
 from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.launch import command, grid
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import statistics
-from launch import command, grid
 
 QUICK = ['--flagfile=launch/presets/smoke.flags']
 

@@ -1,4 +1,4 @@
-"""How runs start: several processes on this machine, SLURM, Kubernetes, sweeps.
+"""The launchers by their names in a checkout: `python -m launch.slurm ...` is
+`fedms launch slurm ...`. They lie in `fedms_jax/launch`."""
 
-Run from the checkout: `python -m launch.local ...`; see launch/README.md.
-"""
+from fedms_jax.launch import __path__  # noqa: F401

@@ -8,8 +8,9 @@ import shlex
 
 import pytest
 
+from fedms_jax.launch import command
 from fedms_jax.shell import commands, config, flags, manual
-from launch import command
+from fedms_jax.shell.commands import launch
 from tests import layering_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,7 +22,9 @@ PAGES = {
 BUILD = PAGES['BUILD.md']
 LAUNCHERS = ('local', 'slurm', 'kubernetes', 'sweep')
 # Of other programs, where launch/README.md speaks of them.
-FOREIGN = {'command', 'flagfile', 'help', 'mem', 'signal', 'slow', 'worker'}
+FOREIGN = {
+  'command', 'flagfile', 'help', 'mem', 'preset', 'signal', 'slow', 'worker'
+}  # fmt: skip
 
 
 def section(title: str) -> str:
@@ -45,7 +48,10 @@ def test_the_rooms_are_those_of_the_code():
     r'^\| `(\w+)/` \|.*\| ([^|]*) \|$', section('Rooms'), re.MULTILINE
   )
   found = {room: set(re.findall(r'\w+', allowed)) for room, allowed in rows}
-  assert found == layering_test.ROOMS | {'shell': {'all'}}
+  assert found == layering_test.ROOMS | {
+    'shell': {'all'},
+    'launch': {'all'},
+  }
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -101,7 +107,9 @@ def test_a_command_is_taken(line, monkeypatch):
   words = [w for w in words if not w.startswith('--flagfile=runs/')]
   if manual.asked(name, words):
     return
-  if name:
+  if name == 'launch':  # its options are read in tests/launch
+    assert set(words[1:2]) <= set(launch.LAUNCHERS)
+  elif name:
     if commands.COMMANDS[name].words:
       _, words = commands.topic(words)
     flags.parse_command(words, commands.COMMANDS[name].extra)
@@ -129,7 +137,7 @@ def test_modules_that_are_started_are_there():
 def test_flags_of_the_page_on_launching_exist():
   known = set(config.flatten(config.Config)) | set(flags.ALIASES) | FOREIGN
   for name in LAUNCHERS:
-    parser = importlib.import_module(f'launch.{name}')._parser()
+    parser = importlib.import_module(f'fedms_jax.launch.{name}')._parser()
     known |= {o.lstrip('-') for o in parser._option_string_actions}
   page = PAGES['launch/README.md']
   found = set(re.findall(r'(?<![\w-])--([a-z][\w.]*)', page))

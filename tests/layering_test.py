@@ -67,7 +67,7 @@ def files(rooms):
 
 
 def test_every_room_is_in_the_table():
-  assert {room(path) for path in INSIDE} == {*ROOMS, 'shell'}
+  assert {room(path) for path in INSIDE} == {*ROOMS, 'shell', 'launch'}
 
 
 @files(ROOMS)

@@ -39,8 +39,8 @@ def membership(
   Args:
     coordinator: the flag `distributed.coordinator`, '' if not given.
     processes: the flag `distributed.processes`; 0: the variables of SLURM
-      (a step of `srun`), of `launch.kubernetes` or of a TPU slice decide, and
-      without any of them the process is alone.
+      (a step of `srun`), of `fedms launch kubernetes` or of a TPU slice
+      decide, and without any of them the process is alone.
     process_id: the flag `distributed.process_id`, -1 if not given.
     environment: `os.environ`, or what stands for it.
 
@@ -99,7 +99,7 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Membership:
-  """A pod of an Indexed Job; `launch.kubernetes` sets the FEDMS variables."""
+  """A pod of an Indexed Job; the launcher sets the FEDMS variables."""
   processes = _number(environment, 'FEDMS_PROCESSES')
   if processes == 1:
     return Membership()
@@ -145,7 +145,7 @@ def start(environment: Mapping[str, str]) -> list[str | int] | None:
     step = f'{environment["SLURM_JOB_ID"]}.{environment["SLURM_STEP_ID"]}'
     again = int(environment.get('SLURM_RESTART_COUNT', 0))
     return ['slurm', f'{cluster}/{step}', again]
-  if 'FEDMS_JOB' in environment:  # `launch.kubernetes` sets it
+  if 'FEDMS_JOB' in environment:  # `fedms launch kubernetes` sets it
     return ['kubernetes', environment['FEDMS_JOB'], environment['FEDMS_POD']]
   return None
 

@@ -38,13 +38,17 @@ PER_COMMAND = (
   'distributed.timeout',
 )
 
+# Flag files that come with the package, for --preset=<name>.
+PRESETS = pathlib.Path(__file__).parents[1] / 'presets'
+
 _USAGE = """\
 fedms: federated fine-tuning of foundation models, simulated.
 
 Usage: fedms [--name=value ...]
 {commands}
 A bool `--x` is also switched off by `--nox`. `--flagfile=FILE` reads flags
-from a file, one per line; of a flag given twice the last one counts.
+from a file, one per line, `--preset=NAME` from one of `fedms list presets`; of
+a flag given twice the last one counts.
 """
 
 
@@ -163,7 +167,7 @@ def parse_command(
 def _parsed(flag_values, argv: Sequence[str]) -> list[str]:
   """The words that are no flags; the rest is in `flag_values` then."""
   try:
-    return flag_values(list(argv))[1:]
+    return flag_values(_with_presets(argv))[1:]
   except absl_flags.UnrecognizedFlagError as e:
     known = [name for name in flag_values if name not in ALIASES]
     hint = _did_you_mean(e.flagname, known, prefix='--')
@@ -179,6 +183,32 @@ def _parsed(flag_values, argv: Sequence[str]) -> list[str]:
   except absl_flags.Error as e:
     text = str(e).removeprefix('flag ').removeprefix('ERROR:: ')
     raise ValueError(_short(text)) from None
+
+
+def _with_presets(argv: Sequence[str]) -> list[str]:
+  """The words, with a preset as the flag file that it is.
+
+  Raises:
+    ValueError: there is no preset of this name.
+  """
+  words, out = iter(argv), []
+  for word in words:
+    name, given, value = word.partition('=')
+    if word == '--':
+      return [*out, word, *words]
+    if name not in ('--preset', '-preset'):
+      out.append(word)
+      continue
+    value = value if given else next(words, '')
+    file = PRESETS / f'{value}.flags'
+    known = sorted(path.stem for path in PRESETS.glob('*.flags'))
+    if value not in known:
+      raise ValueError(
+        f'--preset={value} is no preset.{_did_you_mean(value, known)} Presets: '
+        f'{", ".join(known)}.'
+      )
+    out.append(f'--flagfile={file}')
+  return out
 
 
 def _short(text: str) -> str:

@@ -178,5 +178,5 @@ def _list(entries: Mapping[str, str]) -> list[str]:
 def _switches() -> str:
   return (
     'A bool `--x` is also switched off by `--nox`; `--flagfile=FILE` reads '
-    'flags\nfrom a file.'
+    'flags\nfrom a file, `--preset=NAME` from one of `fedms list presets`.'
   )

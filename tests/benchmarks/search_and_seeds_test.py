@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks import contest, search_and_seeds, tuning
 from benchmarks.contest import Axis, Entry, Job
+from fedms_jax.launch import sweep
 from fedms_jax.report import runs, statistics
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import flags
-from launch import sweep
 from tests.report import finished
 
 ENTRIES = [

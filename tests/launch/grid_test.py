@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import grid
+from fedms_jax.launch import grid
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from launch import kubernetes
+from fedms_jax.launch import kubernetes
 from tests.launch import runs
 
 VERSIONS = ('1.31', '1.37')  # the oldest that has all fields, and a new one

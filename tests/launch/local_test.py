@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from launch import command, local
+from fedms_jax.launch import command, local
 from tests.launch import runs
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from fedms_jax.launch import slurm
 from fedms_jax.shell import config, flags
-from launch import slurm
 from tests.launch import runs
 
 # Process i does the i-th word of $DO: ends with that code, or is killed.

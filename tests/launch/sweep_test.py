@@ -12,8 +12,8 @@ import pandas
 import pytest
 import yaml
 
+from fedms_jax.launch import sweep
 from fedms_jax.shell import config, flags
-from launch import sweep
 from tests.launch import runs
 
 PROGRAM = f'--program={shlex.join(runs.STAND_IN)}'

@@ -21,6 +21,25 @@ def of(path, *words):
   return flags.parse(['fedms', *words, f'--flagfile={path}'])
 
 
+def test_a_preset_is_given_by_name_where_its_file_would_be():
+  for words in (['--preset=smoke'], ['--preset', 'smoke']):
+    assert flags.parse(['fedms', *words]) == of(SMALL)
+  after = flags.parse(['fedms', '--preset=smoke', '--cohort.size=2'])
+  assert after.cohort.size == 2
+  before = flags.parse(['fedms', '--cohort.size=2', '--preset=smoke'])
+  assert before.cohort.size == of(SMALL).cohort.size == 3
+
+
+def test_a_preset_that_is_none_is_refused_with_those_that_are():
+  for word in ('smok', '../presets/smoke', ''):
+    with pytest.raises(ValueError, match='Presets: .*smoke'):
+      flags.parse(['fedms', f'--preset={word}'])
+
+
+def test_the_checkout_s_folder_is_the_package_s():
+  assert FOLDER.samefile(flags.PRESETS)
+
+
 @pytest.mark.parametrize('path', PRESETS, ids=lambda path: path.stem)
 def test_a_preset_is_written_in_today_s_names_and_says_something(path):
   config = of(path)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from launch import sweep
+from fedms_jax.launch import sweep
 from tests.launch import runs
 from tests.slurm import shared
 

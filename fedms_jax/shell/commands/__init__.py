@@ -78,6 +78,13 @@ COMMANDS = {
     {},
     flags=(*_OF_RUN, 'data', 'partition', 'model', 'algorithm'),
   ),
+  'launch': Command(
+    'a run on many processes, of SLURM or Kubernetes, or many runs',
+    'fedms_jax.shell.commands.launch',
+    {},
+    words='local|slurm|kubernetes|sweep [options] --',
+    own_help=True,
+  ),
   'help': Command(
     'a page on a command, a group of flags, a method, or all',
     'fedms_jax.shell.commands.help',

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from fedms_jax.shell import catalog, commands, flags
+from fedms_jax.shell import catalog, commands, flags, manual
 from fedms_jax.shell import config as config_lib
 
 _BASH = """\
@@ -99,7 +99,8 @@ def choices() -> dict[str, list[str]]:
     found |= {name: [] for name in command.extra}
   for alias, name in flags.SHORT.items():
     found[alias] = found[name]
-  return found | {'flagfile': [], 'help': []}
+  found['preset'] = sorted(path.stem for path in flags.PRESETS.glob('*.flags'))
+  return found | {'flagfile': [], 'help': [*manual.groups(), manual.ALL]}
 
 
 def bash() -> str:

@@ -107,7 +107,6 @@ NEW_MODELS: dict[str, Entry] = {
   'llama': ('next tokens', 'arXiv 2302.13971'),
   'bert': ('masked tokens', 'arXiv 1810.04805'),
 }
-PRESETS = pathlib.Path(__file__).parents[3] / 'launch' / 'presets'
 
 
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
@@ -137,8 +136,7 @@ def text(wanted: str = '') -> str:
     'models (--model.name: vit, or a folder or Hub id)': MODELS,
     'text models that begin with random weights (--model.name)': NEW_MODELS,
   }
-  if PRESETS.is_dir():
-    lists['presets (--flagfile=launch/presets/<name>.flags)'] = presets(PRESETS)
+  lists['presets (--preset)'] = presets(flags.PRESETS)
   if wanted:
     return _one(lists, wanted)
   blocks = [f'{title}\n{_lines(found)}' for title, found in lists.items()]

@@ -3,7 +3,7 @@
 import pathlib
 
 from fedms_jax.models import pretrained
-from fedms_jax.shell import catalog, config, main
+from fedms_jax.shell import catalog, config, flags, main
 from fedms_jax.shell.commands import listing
 from fedms_jax.shell.config.model import SCRATCH
 
@@ -27,7 +27,7 @@ def test_every_algorithm_is_printed_with_its_line_and_paper(capsys):
   for name, method in catalog.METHODS.items():
     assert f'{name} {method.summary}' in text
     assert method.paper in text
-  for path in listing.PRESETS.glob('*.flags'):
+  for path in flags.PRESETS.glob('*.flags'):
     assert path.stem in text
 
 

@@ -1,8 +1,8 @@
 """A sweep: one run per point of a grid, each in a folder of its own.
 
-    python -m launch.sweep --backend=slurm --grid 'partition.alpha=0.1,0.3,1' \\
+    fedms launch sweep --backend=slurm --grid 'partition.alpha=0.1,0.3,1' \\
       --grid 'seed=0..4' -- --workdir=/runs/sweep --flagfile=...
-    python -m launch.sweep --collect /runs/sweep
+    fedms launch sweep --collect /runs/sweep
 
 Run again, it starts only what is missing or failed; a larger grid adds
 points. --collect makes a table of all that is finished.
@@ -18,10 +18,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fedms_jax.launch import (
+  array,
+  command,
+  grid,
+  kubernetes,
+  pods,
+  pool,
+  slurm,
+  table,
+)
 from fedms_jax.persistence import files, lock, status
 from fedms_jax.shell import flags as fedms_flags
 from fedms_jax.shell.config import Config
-from launch import array, command, grid, kubernetes, pods, pool, slurm, table
 
 RECORD = 'sweep.json'
 BACKENDS = {'local': pool.run, 'slurm': array.run, 'kubernetes': pods.run}
@@ -77,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  options = command.parser('launch.sweep', 'Runs a grid of flags.')
+  options = command.parser('launch sweep', 'Runs a grid of flags.')
   add = options.add_argument
   add('--backend', default='local', choices=BACKENDS, help='where it runs')
   add(
@@ -148,7 +157,7 @@ def load(root: pathlib.Path) -> Sweep:
   except FileNotFoundError:
     raise ValueError(
       f'{root} holds no sweep: it has no {RECORD}. Give the folder that was '
-      '--workdir of launch.sweep.'
+      '--workdir of the sweep.'
     ) from None
   return Sweep(root, record.pop('flags'), [], record.pop('points'), record)
 

@@ -30,8 +30,8 @@ PROGRAM = f'{shlex.quote(sys.executable)} -m fedms_jax'
 def parser(module: str, description: str) -> argparse.ArgumentParser:
   """The parser of a launcher's own options; the run's flags come after --."""
   return argparse.ArgumentParser(
-    prog=f'python -m {module}',
-    usage=f'python -m {module} [options] -- [flags of fedms]',
+    prog=f'fedms {module}',
+    usage=f'fedms {module} [options] -- [flags of fedms]',
     description=description,
     allow_abbrev=False,
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -1,6 +1,6 @@
 """A run as a Kubernetes Job: writes one YAML file, and applies it.
 
-    python -m launch.kubernetes --image=... --volume=claim:/runs \\
+    fedms launch kubernetes --image=... --volume=claim:/runs \\
       --processes=4 --gpus_per_process=8 -- --workdir=/runs/a --flagfile=...
 
 An Indexed Job has one pod per process; a headless service lets them find pod
@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.launch import command
 from fedms_jax.persistence.files import write_atomic
 from fedms_jax.shell.exits import EXIT_USER
-from launch import command
 
 PROGRAM = 'python -m fedms_jax'  # in the image
 PORT = 61440
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  options = command.parser('launch.kubernetes', 'Applies a run as a Job.')
+  options = command.parser('launch kubernetes', 'Applies a run as a Job.')
   command.add_job(options)
   command.add_program(options, PROGRAM)
   command.add_processes(options, default=1)
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-  """What Kubernetes alone has; `launch.sweep` has it, too."""
+  """What Kubernetes alone has; `fedms launch sweep` has it, too."""
   add = options.add_argument_group('Kubernetes').add_argument
   add('--image', default='', help='image with fedms_jax (required)')
   add('--namespace', default='', help="empty: kubectl's own")

@@ -1,6 +1,6 @@
 """A run as a SLURM job: writes a batch script into the workdir, submits it.
 
-    python -m launch.slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 \\
+    fedms launch slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 \\
       -- --flagfile=... --workdir=...
 
 One process per GPU; without GPUs, one per node. The script can be read,
@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fedms_jax.launch import command
 from fedms_jax.persistence.files import write_atomic
-from launch import command
 
 SCRIPT = 'job.sbatch'
 POINT = 'point.flags'
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-  options = command.parser('launch.slurm', 'Submits a run to SLURM.')
+  options = command.parser('launch slurm', 'Submits a run to SLURM.')
   command.add_job(options)
   command.add_program(options)
   add_options(options)
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-  """What SLURM alone has; `launch.sweep` has it, too."""
+  """What SLURM alone has; `fedms launch sweep` has it, too."""
   add = options.add_argument_group('SLURM').add_argument
   add('--nodes', type=int, default=1, help='nodes of a run')
   add('--gpus_per_node', type=int, default=0, help='one process for each')

@@ -7,8 +7,8 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
+from fedms_jax.launch import command, grid, slurm
 from fedms_jax.persistence.files import write_atomic
-from launch import command, grid, slurm
 
 JOBS = 'slurm_jobs'  # in sweep.json: job number -> its points, in order
 

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch import command
-from launch.children import Children
+from fedms_jax.launch import command
+from fedms_jax.launch.children import Children
 
 
 def run(options: argparse.Namespace, sweep, names: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def _command(options: argparse.Namespace, flags: list[str]) -> list[str]:
   if options.processes == 1:
     return [*shlex.split(program), *flags]
   return [
-    *(sys.executable, '-m', 'launch.local'),
+    *(sys.executable, '-m', 'fedms_jax.launch.local'),
     f'--program={program}',
     f'--processes={options.processes}',
     f'--gpus_per_process={options.gpus_per_process}',

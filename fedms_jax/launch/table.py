@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from fedms_jax.launch import grid
 from fedms_jax.persistence import files, writers
 from fedms_jax.persistence.workdir import Workdir
-from launch import grid
 
 
 def rows(

@@ -1,6 +1,6 @@
 """Several JAX processes on this machine, as one run.
 
-    python -m launch.local --processes=2 -- --flagfile=... --workdir=...
+    fedms launch local --processes=2 -- --flagfile=... --workdir=...
 
 Process 0 is seen in the terminal; every process has a log file. If one dies,
 the others have --distributed.timeout seconds to notice and end; then they
@@ -18,8 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from launch import command
-from launch.children import Children
+from fedms_jax.launch import command
+from fedms_jax.launch.children import Children
 
 # Seconds to end after a loss was noticed, and after being asked to.
 MARGIN = 15.0
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser():
-  options = command.parser('launch.local', 'Runs processes on this machine.')
+  options = command.parser('launch local', 'Runs processes on this machine.')
   command.add_processes(options, default=2)
   command.add_program(options)
   return options

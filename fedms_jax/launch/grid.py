@@ -6,10 +6,10 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from fedms_jax.launch import command
 from fedms_jax.persistence import writers
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell import flags as fedms_flags
-from launch import command
 
 Point = dict[str, str]  # flag -> value
 

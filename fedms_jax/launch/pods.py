@@ -7,8 +7,8 @@ import json
 import shlex
 from collections.abc import Sequence
 
+from fedms_jax.launch import kubernetes
 from fedms_jax.persistence.files import write_atomic
-from launch import kubernetes
 
 FILE = 'jobs.yaml'
 
