@@ -104,11 +104,12 @@ class Mlflow:
         f'MLflow cannot begin at {where}: {text} Set MLFLOW_TRACKING_URI.'
       ) from e
     self._stage, self._finished = '', False
+    self._error = mlflow.MlflowException
 
   def _begun(self, setting: Setting, kept: pathlib.Path) -> str:
     """The number of the run, made if it is new."""
     if number := _kept(kept):
-      self._client.update_run(number, status='RUNNING')
+      self._client.update_run(number, status='RUNNING')  # it had ended
       return number
     name = os.environ.get('MLFLOW_EXPERIMENT_NAME', PROJECT)
     found = self._client.get_experiment_by_name(name)
@@ -131,13 +132,23 @@ class Mlflow:
   def write(self, stage: str, step: int, values: Values) -> None:
     self._log(step, loggers.numbers(values))
     if stage != self._stage:
-      self._client.set_tag(self._number, 'stage', stage)
+      self._call('set_tag', 'stage', stage)
       self._stage = stage
 
   def _log(self, step: int, values: dict[str, float]) -> None:
     now = int(1000 * time.time())
     made = [self._make.Metric(k, v, now, step) for k, v in values.items()]
-    self._client.log_batch(self._number, metrics=made)
+    self._call('log_batch', metrics=made)
+
+  def _call(self, name: str, *args, **kwargs) -> None:
+    """Calls the client; a server that is gone ends the run in a line."""
+    try:
+      getattr(self._client, name)(self._number, *args, **kwargs)
+    except self._error as e:
+      text = ' '.join(str(e).split())
+      raise OSError(
+        f'MLflow: {text} Go on with `resume` when it is there.'
+      ) from e
 
   def finish(self, step: int, summary: Values) -> None:
     self._log(step, loggers.scores(summary))
@@ -145,4 +156,4 @@ class Mlflow:
 
   def close(self) -> None:
     how = 'FINISHED' if self._finished else 'KILLED'
-    self._client.set_terminated(self._number, how)
+    self._call('set_terminated', how)

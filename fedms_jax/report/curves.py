@@ -9,7 +9,7 @@ from typing import Any
 from fedms_jax.report import page, svg
 from fedms_jax.systems.units import in_bytes, in_flops
 
-WIDTH, HEIGHT = 360.0, 190.0
+WIDTH, HEIGHT = 360.0, 206.0
 # What a point is drawn over: title, what a round adds, how it is written.
 COSTS: dict[str, tuple[tuple[str, ...], svg.Format]] = {
   'rounds': ((), '{:g}'.format),
@@ -59,7 +59,7 @@ def section(records: Sequence[Mapping[str, Any]], score: str) -> str:
       page.figure(_chart(records, cost, names, show, name, name or score))
       for cost, (names, show) in COSTS.items()
     ]
-    body.append(page.charts(shown))
+    body.append(page.charts(shown, 'pairs'))
   note = page.paragraph(
     'The served model on test rows while the run went on: means over the same '
     'clients each time. Costs are those of all rounds until then.',
@@ -88,8 +88,11 @@ def _chart(records, cost: str, names, show, metric: str, title: str) -> str:
   lines = _lines(records, names, metric)
   every = [p for some in lines.values() for p in some]
   x = svg.Scale(*svg.around([p[0] for p in every], floor=0), 44.0, WIDTH - 12)
-  y = svg.Scale(*svg.around([p[1] for p in every]), HEIGHT - 42, 30.0)
-  parts: list[str] = [svg.axes(x, y, show, '{:.3g}'.format, 4)]
+  y = svg.Scale(*svg.around([p[1] for p in every]), HEIGHT - 42, 46.0)
+  parts: list[str] = [
+    svg.axes(x, y, show, '{:.3g}'.format, 4),
+    svg.words(2, 12, title, 'panel'),
+  ]
   for place, (kind, some) in enumerate(lines.items()):
     parts.append(
       svg.tag(
@@ -97,13 +100,19 @@ def _chart(records, cost: str, names, show, metric: str, title: str) -> str:
         svg.tag('title', html.escape(f'{title}, {KINDS[kind]}')),
         svg.line([(x(a), y(b)) for a, b in some], f'course {kind}'),
         svg.dots([(x(a), y(b)) for a, b in some], f'clients {kind}'),
+        svg.hits(
+          [
+            (x(a), y(b), f'{KINDS[kind]}: {b:.4g} at {show(a)}')
+            for a, b in some
+          ]
+        ),
         class_=f'curve {kind}',
       )
     )
     at = 44.0 + 108.0 * place
     parts.append(
-      svg.line([(at, 14.0), (at + 16, 14.0)], f'course {kind}')
-      + svg.words(at + 20, 18, KINDS[kind], 'tick')
+      svg.line([(at, 30.0), (at + 16, 30.0)], f'course {kind}')
+      + svg.words(at + 20, 34, KINDS[kind], 'tick')
     )
   parts.append(svg.words(WIDTH - 12, HEIGHT - 6, cost, 'label', 'end'))
   return svg.picture(WIDTH, HEIGHT, f'{title} against {cost}', *parts)

@@ -7,14 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from fedms_jax.report import svg
 from fedms_jax.report.statistics import front
 
 WIDTH = 360.0  # of a chart on a phone; its text is 11 px there
 _SMALL = 172.0  # two in a row on a phone
-MOST_CLIENTS, MOST_CLASSES = 60, 40  # that a grid shows
 
 
 class Point(NamedTuple):
@@ -160,11 +157,23 @@ def courses(
       steps,
       back if len(panels) > 1 else '',
       _drawn(x, y, panel.lines, 'course'),
-      svg.words(2, 12, _short(panel.label, 29), 'panel'),
+      svg.words(2, 12, short(panel.label, 29), 'panel'),
+      svg.words(_SMALL - 8, 131, 'round', 'label', 'end'),
+      svg.hits(_said(x, y, panel.lines, show)),
     ]
     title = f'{name} over rounds: {panel.label}'
-    out.append(svg.picture(_SMALL, 122, title, *parts))
+    out.append(svg.picture(_SMALL, 136, title, *parts))
   return out
+
+
+def _said(x: svg.Scale, y: svg.Scale, lines, show: svg.Format) -> svg.Hits:
+  """What a pointer is told along the lines."""
+  return [
+    (x(t + 1), y(v), f'round {t + 1}: {show(v)}')
+    for one in lines
+    for t, v in enumerate(one)
+    if v is not None
+  ]
 
 
 def _drawn(x: svg.Scale, y: svg.Scale, lines, class_: str) -> str:
@@ -175,107 +184,6 @@ def _drawn(x: svg.Scale, y: svg.Scale, lines, class_: str) -> str:
   return out
 
 
-class Strip(NamedTuple):
-  """A value of each client. note: shown at the end of the line."""
-
-  label: str
-  values: Sequence[float]
-  note: str = ''
-
-
-def strips(found: Sequence[Strip], title: str, high: float) -> str:
-  """A dot for each client, the middle half as a bar, the mean as a tick; 0, or
-  the least value under it, to `high`."""
-  low = min(0.0, *(min(strip.values) for strip in found))
-  x = svg.Scale(low, high, 10.0, WIDTH - 12)
-  bottom = 38.0 * len(found) + 4
-  parts = [_ruler(x, bottom)]
-  for i, strip in enumerate(found):
-    top = 38.0 * i
-    middle = top + 27
-    jitter = (np.arange(len(strip.values)) * 0.618034) % 1 - 0.5
-    places = [
-      (x(v), middle + 11 * j) for v, j in zip(strip.values, jitter, strict=True)
-    ]
-    low, high_ = np.quantile(strip.values, [0.25, 0.75])
-    mean = x(float(np.mean(strip.values)))
-    parts += [
-      svg.words(10, top + 13, _short(strip.label, 42), 'panel'),
-      svg.words(WIDTH - 12, top + 13, strip.note, 'tick', 'end'),
-      svg.tag(
-        'rect', x=x(low), y=middle - 6, width=max(x(high_) - x(low), 1.0),
-        height=12.0, class_='half',
-      ),
-      svg.dots(places, 'clients'),
-      svg.tag('line', x1=mean, x2=mean, y1=middle - 8, y2=middle + 8,
-              class_='mean'),
-    ]  # fmt: skip
-  parts.append(svg.words(WIDTH - 12, bottom + 30, title, 'label', 'end'))
-  return svg.picture(WIDTH, bottom + 36, title, *parts)
-
-
-def _ruler(x: svg.Scale, bottom: float) -> str:
-  out = ''
-  for value in x.ticks(5):
-    at = x(value)
-    out += svg.tag('line', x1=at, x2=at, y1=14.0, y2=bottom, class_='grid')
-    out += svg.words(at, bottom + 13, f'{value:g}', 'tick', 'middle')
-  return out
-
-
-def heat(values: Sequence[Sequence[float | None]], names: Sequence[str],
-         title: str) -> str:  # fmt: skip
-  """Shares [class][client] as cells, faint for 0 and full for 1."""
-
-  def cell(share, x, y, size):
-    if share is None:
-      return ''
-    return svg.tag(
-      'rect', x=x + 0.5, y=y + 0.5, width=size[0] - 1, height=size[1] - 1,
-      class_='cell', fill_opacity=f'{0.06 + 0.94 * share:.2f}',
-    )  # fmt: skip
-
-  return _grid(values, names, title, cell)
-
-
-def bubbles(counts: Sequence[Sequence[int]], names: Sequence[str],
-            title: str) -> str:  # fmt: skip
-  """Rows [class][client] as circles whose area is the count."""
-  most = max((n for row in counts for n in row), default=1) or 1
-
-  def circle(count, x, y, size):
-    if not count:
-      return ''
-    radius = 0.5 * min(size) * float(np.sqrt(count / most))
-    return svg.tag(
-      'circle', cx=x + size[0] / 2, cy=y + size[1] / 2,
-      r=f'{max(radius, 0.6):.2f}', class_='bubble',
-    )  # fmt: skip
-
-  return _grid(counts, names, title, circle)
-
-
-def _grid(values, names, title: str, mark) -> str:
-  """Marks [class][client], as many as can be told apart."""
-  rows = [list(row[:MOST_CLIENTS]) for row in values[:MOST_CLASSES]]
-  left, top = (
-    12.0 + 6.2 * max(len(_short(n, 12)) for n in names[: len(rows)]),
-    6,
-  )
-  width = (WIDTH - 8 - left) / len(rows[0])
-  height = min(max(width, 9.0), 20.0)
-  size = min(width, height * 1.6), height
-  parts = []
-  for i, row in enumerate(rows):
-    y = top + i * height
-    name = _short(names[i], 12)
-    parts.append(svg.words(left - 5, y + height / 2 + 3.5, name, 'tick', 'end'))
-    parts += [mark(v, left + k * size[0], y, size) for k, v in enumerate(row)]
-  bottom = top + height * len(rows)
-  text = f'clients 0 to {len(rows[0]) - 1}'
-  parts.append(svg.words(left, bottom + 13, text, 'label'))
-  return svg.picture(WIDTH, bottom + 20, title, *parts)
-
-
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+  """A text of at most so many signs."""
   return text if len(text) <= most else text[: most - 1] + '…'

@@ -42,6 +42,11 @@ def section(title: str, *parts: str) -> str:
   return f'<section>\n<h2>{html.escape(title)}</h2>\n{body}\n</section>'
 
 
+def beside(*sections: str) -> str:
+  """Sections that stand side by side where the page is wide."""
+  return f'<div class="beside">{"".join(sections)}</div>'
+
+
 def paragraph(text: str, kind: str = '') -> str:
   """A paragraph of plain text."""
   return f'<p{_class(kind)}>{html.escape(text)}</p>'

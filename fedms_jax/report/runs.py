@@ -66,6 +66,10 @@ class Run(NamedTuple):
     """A value of each evaluated client, [] if it was not measured."""
     return self.summary['per_client'].get(name, [])
 
+  def clients(self, count: int) -> list[int]:
+    """Numbers of the evaluated clients, of whom there are so many."""
+    return self.summary.get('client_ids') or list(range(count))
+
 
 class Row(NamedTuple):
   """Runs that differ by their seed alone. note: one line on it."""

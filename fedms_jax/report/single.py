@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 
-from fedms_jax.report import curves, page, private, views
+from fedms_jax.report import curves, details, page, private, views
 from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
@@ -30,7 +30,9 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
   summary, score = run.summary, run.summary['score']
   models = _ordered(summary['models'], run.served)
   per_client = [
-    (MODELS.get(m, m), run.per_client(m)) for m in models if run.per_client(m)
+    (MODELS.get(m, m), views.named([run], m))
+    for m in models
+    if run.per_client(m)
   ]
   return page.document(
     f'{run.flags.get("algorithm.name")} on {run.flags.get("data.source")}',
@@ -49,9 +51,16 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     curves.section(run.records, score),
     _privacy(run),
     page.section('Rounds', *_rounds(row)),
-    page.section('Clients', page.charts([views.accuracies(per_client, score)])),
-    views.gates([row]),
-    views.partition(run),
+    page.beside(
+      page.section(
+        'Clients', page.charts([views.accuracies(per_client, score)])
+      ),
+      views.gates([row]),
+      *details.confusion(run),
+      views.partition(run),
+      details.settings(run, defaults),
+    ),
+    details.clients(run, models),
     page.section(
       'The same again',
       page.code('Flags that repeat this run', command([run], defaults)),

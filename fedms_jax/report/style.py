@@ -1,8 +1,11 @@
 """How a report looks: by light and dark, on a laptop and on a phone."""
 
-CSS = """
-:root{--bg:#fdfdfc;--ink:#1c1d20;--muted:#5d606a;--line:#e2e3e7;--soft:#f3f4f6;
---accent:#2b5fc7;--second:#b8520b;--behind:#cfd2d9;color-scheme:light dark}
+_LIGHT = """
+--bg:#fdfdfc;--ink:#1c1d20;--muted:#5d606a;--line:#e2e3e7;--soft:#f3f4f6;
+--accent:#2b5fc7;--second:#b8520b;--behind:#cfd2d9"""
+CSS = (
+  f':root{{{_LIGHT.strip()};color-scheme:light dark}}'
+  + """
 @media(prefers-color-scheme:dark){:root{--bg:#15161a;--ink:#e7e8eb;
 --muted:#a0a4af;--line:#2d3037;--soft:#1e2026;--accent:#82abff;
 --second:#f2a065;--behind:#41454f}}
@@ -34,12 +37,16 @@ font-size:.78rem;text-align:center;border:1px solid var(--line)}
 .chip.tied{border-color:var(--accent);color:var(--accent)}
 .row-number{color:var(--muted);display:inline-block;min-width:1.7em}
 .spread{font-size:.86em}
-.charts,.small{margin:.5em 0 .9em}
+.charts,.small,.pairs{margin:.5em 0 .9em}
 .charts{display:grid;gap:14px 26px;
-grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
+grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr))}
+.pairs,.beside{display:grid;gap:14px 34px;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr))}
+.beside{align-items:start}
+.beside .charts{grid-template-columns:1fr}
 .small{display:grid;gap:10px 14px;
-grid-template-columns:repeat(auto-fill,minmax(163px,1fr))}
-.small figure{max-width:240px}
+grid-template-columns:repeat(auto-fit,minmax(163px,1fr))}
+.small figure{max-width:290px}
 figure{margin:0;max-width:560px;min-width:0}
 svg.chart{display:block;width:100%;height:auto;overflow:visible}
 svg text{font:11px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
@@ -64,7 +71,9 @@ svg .number{font-size:10.5px}
 opacity:.55}
 .half{fill:var(--accent);opacity:.16}
 .mean{stroke:var(--second);stroke-width:2}
-.cell{fill:var(--accent)}.bubble{fill:var(--accent);opacity:.8}
+.hits circle{fill:transparent}.hits circle:hover{fill:var(--second)}
+.cell:hover,.bubble:hover{stroke:var(--second);stroke-width:1.5}
+.cell,.legend .shade{fill:var(--accent)}.bubble{fill:var(--accent);opacity:.8}
 details{border:1px solid var(--line);border-radius:8px;margin:.4em 0;
 padding:.35em .8em}
 summary{cursor:pointer}
@@ -76,6 +85,24 @@ button{font:inherit;font-size:.8rem;color:var(--ink);background:var(--bg);
 border:1px solid var(--line);border-radius:5px;padding:.1em .7em;
 cursor:pointer}
 """
+  # On paper: light, all of it, nothing cut in two.
+  + f'@media print{{:root{{{_LIGHT.strip()};--bg:#fff;color-scheme:light}}'
+  + """
+main{max-width:none;padding:0}
+button{display:none}
+.scroll{overflow:visible;border:0}
+figure,tr,h2{break-inside:avoid}
+h2{break-after:avoid}
+table{font-size:.72rem}
+th,td{padding:3px 5px;white-space:normal}
+th:first-child,td:first-child{position:static}
+.pairs,.beside{grid-template-columns:1fr 1fr;gap:8px 18px}
+.beside th,.beside td{padding:2px}
+thead th{min-width:0}
+details::details-content{content-visibility:visible;height:auto}
+}
+"""
+)
 
 # Where a browser has no clipboard for files, there is no button.
 SCRIPT = """

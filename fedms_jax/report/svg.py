@@ -29,6 +29,11 @@ def tag(name: str, *children: str, **attributes) -> str:
   return f'<{head}>{"".join(children)}</{name}>' if children else f'<{head}/>'
 
 
+def plain(text: str) -> str:
+  """Text as an element holds it."""
+  return html.escape(text)
+
+
 def words(x: float, y: float, text: str, class_: str = '', anchor='start'):
   """A line of text."""
   return tag(
@@ -55,6 +60,27 @@ def dots(points: Sequence[tuple[float, float]], class_: str) -> str:
   """Many small dots as one element: strokes of no length with round ends."""
   path = ''.join(f'M{x:.1f} {y:.1f}h0' for x, y in points)
   return tag('path', d=path, class_=class_)
+
+
+# Places in a figure, each with what is said of it.
+Hits = Sequence[tuple[float, float, str]]
+MOST_HITS = 600  # of a figure: a browser must hold them all
+
+
+def hits(places: Hits, radius: float = 5.0) -> str:
+  """What a pointer finds: nothing is drawn, and a text is shown where it rests.
+  Of more than `MOST_HITS` places, as many, evenly."""
+  step = -(-len(places) // MOST_HITS)
+  some = list(places)[::step] if step else []
+  return tag(
+    'g',
+    *(
+      tag('circle', tag('title', html.escape(text)), cx=float(x), cy=float(y),
+          r=radius)
+      for x, y, text in some
+    ),
+    class_='hits',
+  ) if some else ''  # fmt: skip
 
 
 class Scale(NamedTuple):
@@ -130,7 +156,11 @@ def axes(x: Scale, y: Scale, show_x: Format, show_y: Format, many=5) -> str:
     parts.append(
       tag('line', x1=at, x2=at, y1=y.start, y2=y.start + 4, class_='axis')
     )
-    parts.append(words(at, y.start + 15, show_x(value), 'tick', 'middle'))
+    text, edge = show_x(value), x.stop + 10
+    if at + 3.1 * len(text) > edge:  # else it would be cut off
+      parts.append(words(edge, y.start + 15, text, 'tick', 'end'))
+    else:
+      parts.append(words(at, y.start + 15, text, 'tick', 'middle'))
   parts.append(
     tag(
       'line', x1=x.start, x2=x.stop, y1=y.start, y2=y.start, class_='axis'

@@ -32,9 +32,11 @@ def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
       ),
     ),
     _rounds(rows),
-    page.section('Clients', page.charts([_clients(rows, score)])),
-    views.gates(rows),
-    views.partition(rows[0].runs[0]),
+    page.beside(
+      page.section('Clients', page.charts([_clients(rows, score)])),
+      views.gates(rows),
+      views.partition(rows[0].runs[0]),
+    ),
     _search(compared),
     _again(rows, compared, defaults),
   )
@@ -120,7 +122,7 @@ def _rounds(rows: Sequence[Row]) -> str:
 def _clients(rows: Sequence[Row], score: str) -> str:
   found = [
     (f'{i + 1} {row.label}',
-     [v for run in row.runs for v in run.per_client(run.served)])
+     views.named(row.runs, row.runs[0].served))
     for i, row in enumerate(rows)
   ]  # fmt: skip
   return views.accuracies(found, score)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedms_jax.report import figures, page
+from fedms_jax.report import figures, grids, page
 from fedms_jax.report.runs import Row, Run
 from fedms_jax.systems.units import in_bytes, in_flops
 
@@ -76,20 +76,25 @@ def _cuts(run: Run) -> list[int]:
   return [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
 
 
-def accuracies(rows: Sequence[tuple[str, list[float | None]]], score) -> str:
-  """The score of each client, in %."""
+Named = list[tuple[str, float | None]]
+
+
+def accuracies(rows: Sequence[tuple[str, Named]], score) -> str:
+  """The score of each client, who is called by a name, in %."""
   found = []
   for label, values in rows:
-    known = [100 * v for v in values if v is not None]
+    known = [100 * v for _, v in values if v is not None]
+    names = [name for name, v in values if v is not None]
     if known:
       note = f'{np.mean(known):.1f} ± {np.std(known):.1f}'
-      found.append(figures.Strip(label, known, note))
+      found.append(grids.Strip(label, known, note, names))
   if not found:
     return ''
   return page.figure(
-    figures.strips(found, f'{score} of a client, in %', 100.0),
+    grids.strips(found, f'{score} of a client, in %', 100.0),
     'A dot is a client on its own test rows; the bar is the middle half, the '
-    'tick the mean. At the right: mean ± standard deviation over clients.',
+    'tick the mean. At the right: mean ± standard deviation over clients. A '
+    'pointer is told who it is.',
   )
 
 
@@ -97,16 +102,16 @@ def gates(rows: Sequence[Row]) -> str:
   """How the gate weighs the global expert: by client, and by class."""
   found, maps = [], []
   for row in rows:
-    values = [
-      v for r in row.runs for v in r.per_client('gate_weight') if v is not None
-    ]
+    known = [x for x in named(row.runs, 'gate_weight') if x[1] is not None]
+    values = [value for _, value in known if value is not None]
     if values:
       note = f'{min(values):.2f} to {max(values):.2f}'
-      found.append(figures.Strip(row.label, values, note))
+      names = [name for name, _ in known]
+      found.append(grids.Strip(row.label, values, note, names))
       maps += _gate_by_class(row.label, row.runs[0])
   if not found:
     return ''
-  strips = figures.strips(found, 'weight of the global expert', 1.0)
+  strips = grids.strips(found, 'weight of the global expert', 1.0)
   caption = "A dot is the mean over a client's own test rows."
   by_class = page.charts(maps)
   if len(maps) > 2:
@@ -116,19 +121,36 @@ def gates(rows: Sequence[Row]) -> str:
   )
 
 
+def named(runs: Sequence[Run], name: str) -> Named:
+  """A value of each evaluated client of some runs, with what it is called."""
+  out = []
+  for run in runs:
+    values = run.per_client(name)
+    seed = f', seed {run.seed}' if len(runs) > 1 else ''
+    out += [
+      (f'client {client}{seed}', value)
+      for client, value in zip(run.clients(len(values)), values, strict=True)
+    ]
+  return out
+
+
 def _gate_by_class(label: str, run: Run) -> list[str]:
   by_class = run.summary['per_client'].get(BY_CLASS)
   if not by_class:
     return []
   title = f'{label}, seed {run.seed}'
   known = [w for row in by_class.values() for w in row if w is not None]
-  picture = figures.heat(
-    list(by_class.values()), list(by_class), f'gate weight: {title}'
+  if not known:
+    return []
+  rows = list(by_class.values())
+  names = [str(i) for i in run.clients(len(rows[0]))]
+  picture = grids.heat(
+    rows, grids.Axes(list(by_class), names), f'gate weight: {title}'
   )
   caption = (
     f'{title}: a row is a class of the pooled test set, a column a client'
-    f'{_cut(by_class)}; full color is all weight on the global expert. From '
-    f'{min(known):.2f} to {max(known):.2f}.'
+    f'{_cut(by_class)}; the color is the weight of the global expert, on a '
+    'scale of its own.'
   )
   return [page.figure(picture, caption)]
 
@@ -144,8 +166,10 @@ def partition(run: Run) -> str:
   present = counts.sum(0) > 0
   classes = [c for c, on in zip(run.partition['classes'], present, strict=True)
              if on]  # fmt: skip
-  picture = figures.bubbles(
-    counts[:, present].T.tolist(), classes, 'training rows by client and class'
+  picture = grids.bubbles(
+    counts[:, present].T.tolist(),
+    grids.clients(classes, len(rows)),
+    'training rows by client and class',
   )
   caption = (
     f'Training rows of each class (area) for each client, seed {run.seed}; '
@@ -160,10 +184,10 @@ def _cut(by_class) -> str:
   """Says what a grid leaves out."""
   clients = len(next(iter(by_class.values())))
   out = []
-  if clients > figures.MOST_CLIENTS:
-    out.append(f'the first {figures.MOST_CLIENTS} clients')
-  if len(by_class) > figures.MOST_CLASSES:
-    out.append(f'the first {figures.MOST_CLASSES} classes')
+  if clients > grids.MOST_CLIENTS:
+    out.append(f'the first {grids.MOST_CLIENTS} clients')
+  if len(by_class) > grids.MOST_CLASSES:
+    out.append(f'the first {grids.MOST_CLASSES} classes')
   return f' ({" and ".join(out)})' if out else ''
 
 

@@ -189,18 +189,10 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   if peers.primary:
     watch.add(observer.Notes())
     watch.add(shown)
-  keep = run_store.Memory(peers)
-  if workdir is not None:
-    keep = run_store.Disk(
-      workdir,
-      config.checkpoint.keep,
-      peers,
-      every=config.checkpoint.every,
-      seconds=config.checkpoint.seconds,
-    )
-    if peers.primary:
-      outline.write(workdir, world, bool(config.algorithm.label_prior))
-      loggers = written.loggers_of(config, workdir, stack)
+  keep = _store(config, workdir, peers)
+  if workdir is not None and peers.primary:
+    outline.write(workdir, world, bool(config.algorithm.label_prior))
+    loggers = written.loggers_of(config, workdir, stack)
   stack.push(_closing(keep.close))
   simulation = simulated(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
@@ -230,6 +222,19 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     files_of.finish(result)
   print(printed.text(result))
   return 0
+
+
+def _store(config: Config, workdir, peers) -> run_store.Memory:
+  """Where a run is kept: in its workdir, or nowhere."""
+  if workdir is None:
+    return run_store.Memory(peers)
+  return run_store.Disk(
+    workdir,
+    config.checkpoint.keep,
+    peers,
+    every=config.checkpoint.every,
+    seconds=config.checkpoint.seconds,
+  )
 
 
 def _dealt(config: Config, source, peers) -> worlds.World:

@@ -174,6 +174,9 @@ def test_mlflow_has_the_rounds_of_all_starts_in_one_run(tmp_path, monkeypatch):
     if first is not None:
       made.finish(3, SUMMARY)
     made.close()
+  with pytest.raises(OSError, match='Go on with `resume`'):
+    made._number = 'nobody'
+    made.write('global', 3, {'score': 1.0})
   client = mlflow.MlflowClient((tmp_path / 'mlflow' / 'runs').as_uri())
   (experiment,) = [
     e for e in client.search_experiments() if e.name == 'fedms_jax'

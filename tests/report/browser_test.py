@@ -1,5 +1,6 @@
 """The report as a browser draws it: on a laptop and a phone, light and dark."""
 
+import functools
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from tests.report import finished
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+RUN = 'runs/0,seed=1'
 pytestmark = pytest.mark.skipif(
   BROWSER is None, reason=f'no browser: none of {", ".join(BROWSERS)}'
 )
@@ -19,9 +21,17 @@ pytestmark = pytest.mark.skipif(
 # Runs in the page and tells the frame around it what is drawn where.
 PROBE = """
 <script>
+for (const d of document.querySelectorAll('details')) d.open = true;
 const box = e => { const b = e.getBoundingClientRect();
   return [b.left, b.top, b.right, b.bottom]; };
 const css = (e, name) => getComputedStyle(e)[name];
+// Whether a pointer at the middle of an element is told its text.
+const told = e => { e.scrollIntoView({block: 'center'});
+  const b = e.getBoundingClientRect();
+  const at = document.elementFromPoint(
+    (b.left + b.right) / 2, (b.top + b.bottom) / 2);
+  const title = at && at.closest('circle, rect').querySelector('title');
+  return title ? title.textContent : ''; };
 const charts = [...document.querySelectorAll('svg.chart')]
   .filter(svg => !svg.closest('details'));
 parent.postMessage(JSON.stringify({
@@ -34,10 +44,19 @@ parent.postMessage(JSON.stringify({
     texts: [...svg.querySelectorAll('text')].map(t =>
       ({text: t.textContent, kind: t.getAttribute('class'), box: box(t),
         size: parseFloat(css(t, 'fontSize')), fill: css(t, 'fill')})),
-    lines: [...svg.querySelectorAll('polyline, path, circle')].map(l =>
-      ({kind: l.getAttribute('class'), box: box(l), stroke: css(l, 'stroke'),
-        fill: css(l, 'fill')})),
+    lines: [...svg.querySelectorAll('polyline, path, circle')]
+      .filter(l => !l.closest('.hits'))
+      .map(l =>
+        ({kind: l.getAttribute('class'), box: box(l), stroke: css(l, 'stroke'),
+          fill: css(l, 'fill')})),
+    cells: [...svg.querySelectorAll('.cell')].map(c =>
+      ({box: box(c), opacity: parseFloat(css(c, 'fillOpacity'))})),
+    legend: svg.querySelectorAll('.legend .shade').length,
+    hits: svg.querySelectorAll('.hits circle').length,
+    told: [...svg.querySelectorAll('.hits circle, .cell')].slice(-1).map(told),
   })),
+  tables: [...document.querySelectorAll('table')].map(t =>
+    ({name: t.id, rows: [...t.querySelectorAll('tbody tr')].map(box)})),
   background: css(document.body, 'backgroundColor'),
   inks: [...document.querySelectorAll('h1, p, td, th, figcaption')].map(e =>
     [e.textContent.slice(0, 30), css(e, 'color')]),
@@ -56,19 +75,39 @@ FRAME = """<!doctype html><body style="margin:0">
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('drawn')
-  text = report.text(finished.comparison(root / 'runs'))
-  (root / 'page.html').write_text(text.replace('</body>', PROBE + '</body>'))
+  runs = finished.comparison(root / 'runs')
+  for name, there in (('comparison', runs), ('run', runs / RUN)):
+    text = report.text(there).replace('</body>', PROBE + '</body>')
+    (root / name).mkdir()
+    (root / name / 'page.html').write_text(text)
   return root
 
 
-@pytest.fixture(
-  scope='module', params=[(1200, 'light'), (390, 'dark')], ids=str
-)
-def seen(request, folder):
-  """What the browser has drawn."""
-  width, theme = request.param
+PAGES = [('comparison', 1200, 'light'), ('comparison', 390, 'dark')]
+RUNS = [('run', 1200, 'dark'), ('run', 390, 'light')]
+MORE = [
+  pytest.param(x, marks=pytest.mark.slow)
+  for x in (('run', 1200, 'light'), ('run', 390, 'dark'))
+]
+
+
+@pytest.fixture(scope='module', params=[*PAGES, *RUNS, *MORE], ids=str)
+def seen(request, root):
+  """What the browser has drawn of a page."""
+  name, width, theme = request.param
+  return drawn(root / name, width, theme)
+
+
+def of(pages):
+  """A test of these pages alone."""
+  return pytest.mark.parametrize('seen', pages, indirect=True, ids=str)
+
+
+@functools.cache
+def drawn(folder, width, theme):
+  """What the browser draws of a page."""
   (folder / 'frame.html').write_text(FRAME.format(width=width))
   words = [
     BROWSER, '--headless', '--no-sandbox', '--disable-gpu',
@@ -81,9 +120,9 @@ def seen(request, folder):
   found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
   assert found, done.stderr[-2000:]
   text = found[1].replace('&lt;', '<').replace('&gt;', '>')
-  drawn = json.loads(text.replace('&amp;', '&'))
-  assert drawn['width'] == width
-  return drawn | {'theme': theme}
+  told = json.loads(text.replace('&amp;', '&'))
+  assert told['width'] == width
+  return told | {'theme': theme}
 
 
 def luminance(color):
@@ -104,6 +143,7 @@ def test_the_page_is_not_wider_than_the_screen(seen):
     assert 0 <= chart['box'][0] < chart['box'][2] <= seen['width']
 
 
+@of(PAGES)
 def test_all_rows_and_figures_are_drawn(seen):
   assert len(seen['rows']) == 4
   assert all(bottom - top > 20 for _, top, _, bottom in seen['rows'])
@@ -122,6 +162,58 @@ def test_all_rows_and_figures_are_drawn(seen):
         assert right - left > 0.5 or bottom - top > 0.5
         assert left >= chart['box'][0] - 1 and right <= chart['box'][2] + 1
         assert top >= chart['box'][1] - 1 and bottom <= chart['box'][3] + 1
+
+
+@of([*RUNS, *MORE])
+def test_the_page_of_a_run_is_drawn_whole(seen):
+  titles = [chart['title'] for chart in seen['charts']]
+  assert sum(' against ' in t for t in titles) == 4
+  assert sum(t.startswith('Confusion over') for t in titles) == 2
+  assert sum(t.startswith('gate weight') for t in titles) == 1
+  rows = {table['name']: table['rows'] for table in seen['tables']}
+  assert len(rows['clients']) == finished.CLIENTS
+  assert len(rows['settings']) == 2 and len(rows['confusion-own']) == 4
+  for some in rows.values():
+    assert all(bottom - top > 15 for _, top, _, bottom in some)
+
+
+@of([*RUNS, *MORE])
+def test_maps_show_differences_and_their_scale(seen):
+  maps = [chart for chart in seen['charts'] if chart['cells']]
+  assert len(maps) == 3
+  for chart in maps:
+    shades = [cell['opacity'] for cell in chart['cells']]
+    assert max(shades) - min(shades) > 0.9 and chart['legend'] > 10
+    for cell in chart['cells']:
+      left, top, right, bottom = cell['box']
+      assert right - left > 2 and bottom - top > 5
+      assert left >= chart['box'][0] and right <= chart['box'][2]
+
+
+@of([*RUNS, *MORE])
+def test_a_pointer_is_told_values(seen):
+  """What lies on top at a mark is what says its value."""
+  for chart in seen['charts']:
+    if chart['hits'] or chart['cells']:
+      (told,) = chart['told']
+      assert re.search(r': [\d.-]+', told), (chart['title'], told)
+  strips = [c for c in seen['charts'] if c['title'].startswith('accuracy of')]
+  assert strips[0]['hits'] == 2 * finished.CLIENTS
+  assert strips[0]['told'][0].startswith('client 33: ')
+
+
+@of([RUNS[0]])
+def test_a_wide_page_is_used(seen):
+  """No figure has an empty half beside it."""
+  for chart in seen['charts']:
+    left, top, right, bottom = chart['box']
+    if ' over rounds' in chart['title']:
+      continue  # of small ones there are as many as there is to tell
+    others = [
+      c['box'] for c in seen['charts']
+      if c is not chart and c['box'][0] >= right or c['box'][2] <= left
+    ]  # fmt: skip
+    assert right - left > 450 and others, chart['title']
 
 
 def test_words_can_be_read_and_stay_inside(seen):

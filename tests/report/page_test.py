@@ -165,15 +165,47 @@ def test_every_class_has_a_style_and_is_used(page, single):
 
 def test_the_page_of_a_run_has_its_models_and_costs(single):
   tables = single.all('table')
-  assert [t[1]['id'] for t in tables] == ['scores', 'costs']
+  assert [t[1]['id'] for t in tables] == [
+    'scores', 'metrics', 'costs', 'confusion-own', 'confusion-pooled',
+    'settings', 'clients',
+  ]  # fmt: skip
   text = tables[0][2]
   assert 'global expert' in text and 'mixture served' in text
   assert len(single.all('polyline', 'course')) == 4
   assert [s[1]['d'].count('h0') for s in single.all('path', 'clients')] == [
     12
   ] * 3
-  assert len(single.all('rect', 'cell')) == 48
+  assert len(single.all('rect', 'cell')) == 48 + 2 * 12
   assert '--seed=1' in single.all('pre')[0][2]
+
+
+def test_cells_of_maps_say_what_they_are(single):
+  cells = [e[2] for e in single.all('rect', 'cell')]
+  # A class with no rows has no shares.
+  assert len([c for c in cells if c.startswith('right')]) == 2 * 12
+  assert 'right class <c>, predicted class <b>: 25%' in cells
+  assert 'class class <a>, client 33: 0.' in ' '.join(cells)
+
+
+def test_every_client_has_a_row_and_a_name(root, single):
+  run = runs.read(root / 'runs' / '0,seed=1')
+  (table,) = [e for e in single.all('table') if e[1]['id'] == 'clients']
+  assert all(word in table[2] for word in ('training rows', 'mixture', 'f1'))
+  rows = [e[2] for e in single.all('tr') if re.match('(0|3|33)[^ ]', e[2])]
+  shown = f'{100 * run.per_client("mixture")[1]:.1f}'
+  count = sum(run.partition['train'][3])
+  assert any(r.startswith(f'3{count}') and shown in r for r in rows)
+  # Of a client whose rows nobody has counted, scores alone.
+  assert any(r.startswith('33––') for r in rows)
+  dots = ' '.join(e[2] for e in single.all('g', 'hits'))
+  for client in finished.IDS:
+    assert f'client {client}: ' in dots
+
+
+def test_settings_are_those_that_are_no_defaults(single):
+  (table,) = [e for e in single.all('table') if e[1]['id'] == 'settings']
+  assert 'schedule.namedensequeue' in table[2].replace('\n', '')
+  assert 'seed10' in table[2] and 'lora.rank' not in table[2]
 
 
 def test_a_run_of_an_earlier_version_has_a_page_too(root, tmp_path):
@@ -181,6 +213,7 @@ def test_a_run_of_an_earlier_version_has_a_page_too(root, tmp_path):
   for name in ('stages.json', 'partition.json', 'metrics.jsonl'):
     (run / name).unlink()
   summary = json.loads((run / 'summary.json').read_text())
+  del summary['client_ids'], summary['metrics']
   del summary['per_client']['gate_weight']
   del summary['per_client']['gate_weight_by_class']
   (run / 'summary.json').write_text(json.dumps(summary))

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as xml
 import numpy as np
 import pytest
 
-from fedms_jax.report import figures, svg
+from fedms_jax.report import figures, grids, svg
 
 
 @pytest.mark.parametrize('log', [False, True])
@@ -78,6 +78,43 @@ def test_values_beyond_a_bound_are_on_the_scale():
   assert svg.around([0.2, 0.9], floor=0, roof=1)[0] >= 0
   low, high = svg.around([-0.4, 0.5], floor=0, roof=1)
   assert low <= -0.4 and 0.5 < high <= 1
-  picture = figures.strips([figures.Strip('a', [-50.0, 100.0])], 'x', 100.0)
+  picture = grids.strips([grids.Strip('a', [-50.0, 100.0])], 'x', 100.0)
   places = [float(x) for x in re.findall(r'M(-?[\d.]+) ', picture)]
   assert len(places) == 2 and min(places) >= 10
+
+
+def opacities(drawn, kind):
+  return [float(e.get('fill-opacity')) for e in marks(drawn, kind)]
+
+
+def test_a_map_has_its_own_scale_and_says_it():
+  """Values that are close to each other can be told apart."""
+  axes = grids.clients(['a', 'b'], 2)
+  drawn = grids.heat([[0.46, 0.47], [None, 0.48]], axes, 'gate')
+  assert opacities(drawn, 'cell') == [0.06, 0.53, 1.0]
+  (legend,) = marks(drawn, 'legend')
+  shades = opacities(drawn, 'shade')
+  assert shades == sorted(shades) and (shades[0], shades[-1]) == (0.06, 1.0)
+  assert [e.text for e in legend.iter('text')] == ['0.46', '0.48']
+  said = [e[0].text for e in marks(drawn, 'cell')]
+  assert said[2] == 'class b, client 1: 0.48'
+  assert opacities(grids.heat([[0.5]], axes, 'one'), 'cell') == [0.53]
+
+
+def test_a_pointer_is_told_which_client_a_dot_is():
+  strip = grids.Strip('a', [20.0, 60.0], names=['client 3', 'client <8>'])
+  drawn = xml.fromstring(grids.strips([strip], 'x', 100.0))
+  (hits,) = [e for e in drawn.iter() if e.get('class') == 'hits']
+  assert [c[0].text for c in hits] == ['client 3: 20', 'client <8>: 60']
+  (dots,) = [e for e in drawn.iter() if e.get('class') == 'clients']
+  places = re.findall(r'M([\d.]+) ([\d.]+)h0', dots.get('d'))
+  assert [(c.get('cx'), c.get('cy')) for c in hits] == [
+    tuple(x.removesuffix('.0') for x in place) for place in places
+  ]
+
+
+def test_a_figure_of_very_many_values_tells_of_some_of_them():
+  places = [(float(i), 0.0, str(i)) for i in range(5 * svg.MOST_HITS)]
+  told = svg.hits(places).count('<title>')
+  assert svg.MOST_HITS / 2 < told <= svg.MOST_HITS
+  assert svg.hits([]) == ''
