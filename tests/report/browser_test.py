@@ -51,7 +51,8 @@ parent.postMessage(JSON.stringify({
           fill: css(l, 'fill')})),
     cells: [...svg.querySelectorAll('.cell')].map(c =>
       ({box: box(c), opacity: parseFloat(css(c, 'fillOpacity'))})),
-    legend: svg.querySelectorAll('.legend .shade').length,
+    legend: [...svg.querySelectorAll('.legend .shade')]
+      .filter(s => s.getBoundingClientRect().width > 0).length,
     hits: svg.querySelectorAll('.hits circle').length,
     told: [...svg.querySelectorAll('.hits circle, .cell')].slice(-1).map(told),
   })),

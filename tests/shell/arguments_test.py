@@ -15,7 +15,7 @@ ROOT = pathlib.Path(arguments.__file__).parents[1]
 BELOW = [
   path
   for path in sorted(ROOT.rglob('*.py'))
-  if path.relative_to(ROOT).parts[0] not in ('shell', '__main__.py')
+  if path.relative_to(ROOT).parts[0] not in ('shell', 'launch', '__main__.py')
 ]
 NAMES = {*config.flatten(config.Config), *flags.ALIASES, 'flagfile', 'help'}
 

@@ -209,7 +209,7 @@ def test_flags_that_the_readme_names_exist():
   from fedms_jax.shell import config, flags
 
   names = set(config.flatten(config.Config)) | set(flags.ALIASES)
-  names |= {'help', 'flagfile', 'slow'} | {'no' + n for n in names}
+  names |= {'help', 'flagfile', 'preset', 'slow'} | {'no' + n for n in names}
   names |= {o.lstrip('-') for o in methods.parser()._option_string_actions}
   pages = ['README.md', *map(str, ROOT.glob('launch/presets/*'))]
   for page in pages:
@@ -219,7 +219,7 @@ def test_flags_that_the_readme_names_exist():
       assert name in names | set(COMMAND_FLAGS), (page, name)
 
 
-COMMAND_FLAGS = ('what', 'out', 'classes', 'encrypted')
+COMMAND_FLAGS = ('what', 'out', 'all', 'classes', 'encrypted')
 
 
 def test_the_library_page_runs(cache, capsys):

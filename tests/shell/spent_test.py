@@ -33,10 +33,17 @@ def folder(root, done, *words):
 
 
 @pytest.mark.parametrize('done', [(2, 0), (6, 0), (6, 3), (4, 6)])
-@pytest.mark.parametrize('sampling', ['fixed', 'poisson'])
-def test_it_is_what_the_guards_have_counted(tmp_path, done, sampling):
+@pytest.mark.parametrize(
+  'word',
+  [
+    '--cohort.sampling=fixed',
+    '--cohort.sampling=poisson',
+    '--privacy.split=0.8,0.2',
+  ],
+)
+def test_it_is_what_the_guards_have_counted(tmp_path, done, word):
   """Also where stage 1 ended early, and left its rounds to stage 2."""
-  config = folder(tmp_path / 'a', done, f'--cohort.sampling={sampling}')
+  config = folder(tmp_path / 'a', done, word)
   plan = privacy.planned(config, ROUNDS, 6)
   counted, nobody = None, np.zeros(0, int)
   for stage, count in enumerate(done):
@@ -66,7 +73,7 @@ def test_a_summary_is_believed(tmp_path):
 
 
 def test_rows_of_clients_count_by_the_steps_of_the_worst(tmp_path):
-  words = ('--privacy.mode=example', '--client.steps=5')
+  words = ('--privacy.mode=example', '--client.batch_size=8')
   config = folder(tmp_path / 'a', (2, 0), *words)
   assert spent.found(config) is None and 'rows' in spent.lines(config)[0]
   rows = [[20, 10]] * config.partition.num_clients
@@ -76,7 +83,8 @@ def test_rows_of_clients_count_by_the_steps_of_the_worst(tmp_path):
   times = privacy.participations(
     config.seed, privacy.planned(config, ROUNDS, 6).how, (2, 0)
   )
-  assert found['rounds'] == 5 * times.max()
+  # Two epochs of 30 rows in batches of 8.
+  assert found['rounds'] == 2 * 4 * times.max()
 
 
 def test_the_command_and_the_table_say_it(tmp_path, capsys):

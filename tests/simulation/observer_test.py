@@ -156,7 +156,7 @@ class Lines:
 
 def test_loggers_have_one_axis_over_stages_and_all_are_closed():
   metrics, bad, good = Lines(), Kept(fails=True), Kept()
-  watch = observer.Writers(metrics, [good, bad], ['a', 'b'])
+  watch = observer.Writers(metrics, [bad, good], ['a', 'b'])
   for stage, number in (('server', 0), ('a', 4), ('b', 0)):
     watch.round({'stage': stage, 'round': number, 'score': 0.5})
   watch.finish({'x': 1})

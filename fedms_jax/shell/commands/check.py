@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   written.check(config)
   build.options(config)
   Placement(config.engine.devices, config.engine.model_axis)
-  world = worlds.world(config)
+  # Without the folder, or a new tokenizer would be written to it.
+  world = worlds.world(dataclasses.replace(config, workdir=''))
   runner.check_shares(config, world)
   runner.describe(world.data)
   found += [*_model(config, world), *_stages(world), *_privacy(config, world)]

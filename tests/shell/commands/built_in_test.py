@@ -19,6 +19,7 @@ FLAGS = (
   '--partition.num_clients=4 --partition.unseen_clients=0 --cohort.size=2 '
   '--model.blocks=1 --model.width=8 --model.heads=2 --pretrain.epochs=2 '
   '--algorithm.name=fedit --algorithm.stage1_rounds=2 --lora.rank=2 '
+  '--client.learning_rate=0.3 '
   '--algorithm.stage2_rounds=0 --noprogress'
 ).split()
 
