@@ -93,14 +93,19 @@ def test_the_command_and_the_table_say_it(tmp_path, capsys):
   plain.mkdir()
   (plain / 'flags.txt').write_text(flags.to_text(flags.parse(['fedms'])))
   (tmp_path / 'runs' / 'c').mkdir()
+  (tmp_path / 'runs' / 'file').touch()
+  folder(tmp_path / 'runs' / 'torn', (1, 0))
+  with open(tmp_path / 'runs' / 'torn' / 'metrics.jsonl', 'a') as file:
+    file.write('no line\n{"stage": 0, "round": 1}\n')
   epsilon = f'{spent.found(config)["epsilon"]:.4g}'
   assert main.main(['fedms', 'status', f'--workdir={config.workdir}']) == 0
   assert f'epsilon {epsilon} at delta' in capsys.readouterr().out
   assert main.main(['fedms', 'status', f'--all={tmp_path}/runs/*']) == 0
   head, *rows, rest = capsys.readouterr().out.splitlines()
-  assert head.split()[-1] == 'epsilon' and rest == '1 other paths'
-  assert [row.split()[-1] for row in rows] == [epsilon, '-']
+  assert head.split()[-1] == 'epsilon' and rest == '2 other paths'
+  assert [row.split()[-1] for row in rows] == [epsilon, '-', '?']
   assert '3 of 10' in rows[0] and '0 of 50' in rows[1]
+  assert 'damaged' in rows[2]
   assert main.main(['fedms', 'status', f'--all={tmp_path}/runs/c']) == 2
   assert 'matches no run' in capsys.readouterr().err
 

@@ -44,12 +44,14 @@ def _table(pattern: str) -> str:
   folders = map(pathlib.Path, sorted(glob.glob(str(_home(pattern)))))
   rows, others = [], 0
   for folder in folders:
-    try:
-      found = status.read(folder)
-    except ValueError:
+    if not (folder / 'flags.txt').is_file():
       others += 1  # no run, or one that has not begun
       continue
-    rows.append([str(folder), *status.brief(found), _epsilon(folder)])
+    try:
+      brief = status.brief(status.read(folder))
+    except ValueError:  # `fedms status` of it alone says what is wrong
+      brief = ['damaged', *['-'] * (len(status.BRIEF) - 1)]
+    rows.append([str(folder), *brief, _epsilon(folder)])
   if not rows:
     raise ValueError(
       f'--all={pattern} matches no run ({others} other paths). Give a pattern '

@@ -66,8 +66,9 @@ def test_what_is_beside_the_model_is_written_as_arrays(folder, tmp_path):
 def small(tmp_path):
   shape = TransformerConfig(blocks=2, width=4, heads=2, mlp_width=8)
   config = vit.VitConfig(shape, image=4, channels=1, patch=2, classes=3)
-  model, key = vit.backbone(config), jax.random.key(0)
-  params, head = model.init(key), model.init_head(key)
+  model = vit.backbone(config)
+  init = jax.jit(lambda key: (model.init(key), model.init_head(key)))
+  params, head = init(jax.random.key(0))
   own_model.save(tmp_path, config, params, head, 'abc')
   return config, params, head
 
