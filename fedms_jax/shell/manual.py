@@ -32,6 +32,8 @@ _ABOUT = {
   'server': 'how messages are averaged and applied',
   'gate': 'the gate of FedMS',
   'privacy': 'differential privacy',
+  'compression': 'codes of what is sent',
+  'secagg': 'sums that the server alone cannot open',
   'engine': 'how the simulator works; changes no meaning',
   'columns': 'what is computed once per row',
   'eval': 'what is scored, when and on what',
