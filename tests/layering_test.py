@@ -145,6 +145,8 @@ def test_there_is_one_map_over_clients():
     ('core/meshes.py', 'mapped_over', 'shard_map'),
     ('core/seeds.py', 'per_client', 'vmap'),  # keys
     ('core/private_gradient.py', 'gradient', 'vmap'),  # rows of a client
+    ('core/zeroth.py', 'estimate', 'map'),  # directions
+    ('core/evolution.py', 'step', 'map'),  # points of a generation
     ('core/scoring.py', 'evaluate', 'map'),  # groups of rows
     ('core/token_logits.py', 'each', 'map'),  # chunks of tokens
     ('core/token_logits.py', '_with_slopes', 'map'),
