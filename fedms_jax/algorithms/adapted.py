@@ -24,7 +24,13 @@ from fedms_jax.core import (
 )
 from fedms_jax.core.activation import Stack
 from fedms_jax.core.columns import inputs
-from fedms_jax.core.contract import Algorithm, Prediction, Server, Start
+from fedms_jax.core.contract import (
+  Algorithm,
+  ClientUpdate,
+  Prediction,
+  Server,
+  Start,
+)
 from fedms_jax.core.token_logits import TokenLogits
 from fedms_jax.core.types import (
   Backbone,
@@ -45,7 +51,8 @@ class Setting(NamedTuple):
   model: as it is, without an adapter. optimizer, outer: optax transformations,
   of clients and of the server. aggregator: for methods that leave it to the
   user. residual: whether averages of LoRA log what they miss. gradient: see
-  `client.sgd`.
+  `client.sgd`. local: (objective, optimizer, masks, prepare) -> the client
+  update, in place of `client.sgd`; None: that.
   """
 
   model: Backbone
@@ -56,6 +63,7 @@ class Setting(NamedTuple):
   lora: lora.Spec
   residual: bool = True
   gradient: Callable = client.mean_gradient
+  local: Callable[..., ClientUpdate] | None = None
 
   @property
   def backbone(self) -> Backbone:
@@ -79,6 +87,24 @@ def fresh(setting: Setting, key, before: Roles, adapter: Tree | None) -> Tree:
     base = before.frozen['base']
     blocks = setting.lora.init(key, base['blocks'])
   return {'blocks': blocks, 'head': before.frozen['head']}
+
+
+def update(
+  setting: Setting,
+  objective: Callable,
+  masks: Callable,
+  prepare: Callable[[Start], Tree] | None = None,
+) -> ClientUpdate:
+  """Local training on an objective, as the setting has it."""
+  if setting.local is not None:
+    return setting.local(objective, setting.optimizer, masks, prepare)
+  return client.sgd(
+    objective,
+    setting.optimizer,
+    masks,
+    prepare=prepare,
+    gradient=setting.gradient,
+  )
 
 
 def server(setting: Setting, *, residual: bool = False) -> Server:
@@ -272,9 +298,7 @@ def one_model(
     begin=begin,
     columns=columns,
     derived=('prefix',),
-    update=client.sgd(
-      objective, setting.optimizer, masks, gradient=setting.gradient
-    ),
+    update=update(setting, objective, masks),
     predict=predict,
     server=server,
     masks=masks,

@@ -142,7 +142,7 @@ def method(
     begin=begins,
     columns=derive,
     derived=(form.derived,),
-    update=client.sgd(objective, setting.optimizer, masks, prepare=prepare),
+    update=adapted.update(setting, objective, masks, prepare),
     predict=predict,
     server=server or adapted.server(setting),
     masks=masks,

@@ -278,7 +278,8 @@ class Passes(NamedTuple):
   prefix. beside: shapes of the roles -> FLOPs that do not grow with the
   examples, of a step and of a client's round; None: none. ahead: frozen towers
   of the derived columns that no step reads. fresh: towers that a row of
-  `Start.fresh` takes, of which all but one are frozen.
+  `Start.fresh` takes, of which all but one are frozen. queries: losses of each
+  row that a step asks for in place of a gradient.
   """
 
   trained: int = 1
@@ -288,6 +289,7 @@ class Passes(NamedTuple):
   beside: Callable[[Roles], tuple[float, float]] | None = None
   ahead: int = 0
   fresh: int = 0
+  queries: int = 0
 
 
 class Crossing(NamedTuple):

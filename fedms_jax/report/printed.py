@@ -105,6 +105,8 @@ def text(result: dict[str, Any]) -> str:
     lines.append(f'messages within local steps: {messages:,.0f}')
   if keys := total.get('secagg_bytes'):
     lines.append(f'of the bytes, keys and shares: {units.in_bytes(keys)}')
+  if queries := total.get('queries'):
+    lines.append(f'losses asked of the model: {queries:,.0f} rows')
   if 'privacy' in result:
     lines += private.lines(result['privacy'])
   return '\n'.join(lines)

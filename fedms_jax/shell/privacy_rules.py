@@ -27,6 +27,7 @@ REFUSED = {
   'lonas': 'who held which part of a block is not public',
   'fedv': 'what passes in each of its steps has no noise',
   'fedvz': 'what passes in each of its steps has no noise',
+  'bbt': 'its clients send nothing',
   'ffdapt': 'what a client freezes says how many rows it has',
 }
 

@@ -19,7 +19,8 @@ from fedms_jax.systems import cost
 class Entry(NamedTuple):
   """One round, or a sum of rounds: bytes, FLOPs, and counts. step_messages:
   that pass within local steps, see `Crossing`. secagg_bytes: of those up and
-  down, which are keys and shares of a secure sum."""
+  down, which are keys and shares of a secure sum. queries: rows that a model
+  was asked for the loss of, in place of a gradient; see `Passes.queries`."""
 
   bytes_up: float = 0.0
   bytes_down: float = 0.0
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
   peak_client_bytes_up: float = 0.0
   step_messages: float = 0.0
   secagg_bytes: float = 0.0
+  queries: float = 0.0
 
   def plus(self, other: Entry) -> Entry:
     peaks = ('peak_client_memory', 'peak_client_bytes_up')
@@ -153,6 +155,7 @@ class Meter:
       peak_client_memory=self.memory(plan),
       peak_client_bytes_up=float(up),
       secagg_bytes=float(clients * sum(a.channel.wire.keys)),
+      queries=examples * a.passes.queries,
     )
     if a.crossing is None:
       return entry

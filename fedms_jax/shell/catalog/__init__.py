@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 
 from fedms_jax.shell.catalog import (
+  black_box,
   elastic,
   general,
   lora,
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
   **split.METHODS,
   **transfer.METHODS,
   **pretraining.METHODS,
+  **black_box.METHODS,
 }
 
 # The options of all methods, a section for each that has any.

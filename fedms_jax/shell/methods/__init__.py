@@ -11,6 +11,7 @@ from fedms_jax.shell import catalog, wire
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.methods import (
+  black_box,
   elastic,
   general,
   lora,
@@ -38,6 +39,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **split.STAGES,
   **transfer.STAGES,
   **pretraining.STAGES,
+  **black_box.STAGES,
 }
 
 

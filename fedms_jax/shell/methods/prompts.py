@@ -26,7 +26,7 @@ def _fedclip(builder: Builder) -> list[Stage]:
 
 def _promptfl(builder: Builder) -> list[Stage]:
   def make(setting):
-    return soft_prompts.promptfl(setting, _form(builder, setting))
+    return soft_prompts.promptfl(setting, form(builder, setting))
 
   return builder.alone('global', builder.setting(), make, start='dense')
 
@@ -35,7 +35,7 @@ def _promptfolio(builder: Builder) -> list[Stage]:
   local = builder.own.local
 
   def make(setting):
-    return soft_prompts.promptfolio(setting, _form(builder, setting), local)
+    return soft_prompts.promptfolio(setting, form(builder, setting), local)
 
   return builder.alone('personal', builder.setting(), make, start='dense')
 
@@ -119,7 +119,7 @@ def _pfedmma(builder: Builder) -> list[Stage]:
   return builder.alone('personal', builder.setting(), make, start='dense')
 
 
-def _form(builder: Builder, setting) -> Form:
+def form(builder: Builder, setting) -> Form:
   """What a prompt is for the model."""
   config = builder.config
   head, length = config.model.head, config.prompt.length

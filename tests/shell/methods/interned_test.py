@@ -23,6 +23,6 @@ def test_a_method_is_built_once_whether_it_has_options_of_its_own_or_none(name):
     return [stage.algorithm for stage in made]
 
   once, again = algorithms(), algorithms()
-  other = algorithms(**{'client.learning_rate': 0.123})
+  other = algorithms(**{'lora.alpha': 0.123})
   for x, y, z in zip(once, again, other, strict=True):
     assert x is y and x is not z
