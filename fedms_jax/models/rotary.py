@@ -124,18 +124,20 @@ class LongRope(Scaling):
     return plain / jnp.asarray(own, jnp.float32)
 
 
-def rotate(x, angles, gain: float = 1.0):
+def rotate(x, angles, gain: float = 1.0, first: int = 0):
   """x [B, T, H, Dh], of which the first 2 * half are turned by the angles per
-  position [half], in the half-split layout of LLaMA checkpoints."""
+  position [half], in the half-split layout of LLaMA checkpoints. first: the
+  position of the first of them."""
   half = angles.shape[0]
-  angle = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * angles[None]
+  places = first + jnp.arange(x.shape[1], dtype=jnp.float32)
+  angle = places[:, None] * angles[None]
   cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
   if gain != 1.0:
     cos, sin = gain * cos, gain * sin
   turned, rest = x, None
   if 2 * half < x.shape[-1]:
     turned, rest = jnp.split(x, [2 * half], axis=-1)
-  first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
-  rotated = (first * cos - second * sin, second * cos + first * sin)
+  one, other = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
+  rotated = (one * cos - other * sin, other * cos + one * sin)
   out = jnp.concatenate(rotated, axis=-1).astype(x.dtype)
   return out if rest is None else jnp.concatenate([out, rest], axis=-1)

@@ -188,11 +188,17 @@ class Attention(nn.Module):
       q = Norm(c.norm, c.norm_eps, c.dtype, name='norm_q')(q)
       k = Norm(c.norm, c.norm_eps, c.dtype, name='norm_k')(k)
     tokens, window = x.shape[1], None
+    own = self.variables.get(ADAPTER, {}).get('prefix')
     if c.rotary:
-      angles = _angles(c, tokens, local)
-      q, k = (rotate(y, angles, c.rotary_scaling.gain) for y in (q, k))
+      first = 0 if own is None else len(own['k'])
+      angles = _angles(c, first + tokens, local)
+      gain = c.rotary_scaling.gain
+      q, k = (rotate(y, angles, gain, first) for y in (q, k))
     if local is not None:
       window = jnp.where(local, min(c.window, tokens), tokens)
+    before = None
+    if own is not None and self.adapter is not None:
+      k, v, before = self.adapter.apply(own, q, (k, v))
     y = attention.attend(
       q,
       k,
@@ -202,6 +208,7 @@ class Attention(nn.Module):
       scale=c.attention_scale,
       cap=c.attention_cap,
       window=window,
+      before=before,
     )
     return dense('o', c.width, c.out_bias)(y.reshape(*x.shape[:-1], -1))
 

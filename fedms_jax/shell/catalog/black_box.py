@@ -1,4 +1,4 @@
-"""Training by outputs alone, without a gradient."""
+"""Training by outputs alone, without a gradient, and prefixes with them."""
 
 from __future__ import annotations
 
@@ -97,6 +97,13 @@ class BlackVip:
   momentum: float = opt(0.9, 'b; of a look ahead', low=0.0, high=0.9999)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  length: int = opt(
+    5, 'trained keys and values of a block', low=1, high=1 << 16
+  )
+
+
 METHODS = {
   'mezo': Method(
     'soft prompt or LoRA by differences of losses, averaged',
@@ -117,5 +124,9 @@ METHODS = {
   'blackvip': Method(
     'image that is added to all images, by SPSA; without the generator',
     'arXiv 2303.14773', BlackVip,
+  ),
+  'prefix': Method(
+    'trained keys and values before those of each active block, averaged',
+    'arXiv 2110.07602', Prefix,
   ),
 }  # fmt: skip

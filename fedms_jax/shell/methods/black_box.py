@@ -1,10 +1,17 @@
-"""Training by outputs alone, without a gradient."""
+"""Training by outputs alone, without a gradient, and prefixes with them."""
 
 from __future__ import annotations
 
 import jax
 
-from fedms_jax.algorithms import black_box, fedms, soft_prompts, visual_prompt
+from fedms_jax.adapters import prefix
+from fedms_jax.algorithms import (
+  black_box,
+  fedms,
+  prefix_tuning,
+  soft_prompts,
+  visual_prompt,
+)
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.zeroth import Estimator
@@ -84,6 +91,20 @@ def _blackvip(builder: Builder) -> list[Stage]:
   return [builder.stage('global', method, builder.rounds, 'dense')]
 
 
+def _prefix(builder: Builder) -> list[Stage]:
+  if builder.adapter is not None or builder.config.lora.init:
+    raise ValueError(
+      f'--lora.init={builder.config.lora.init} does not go with '
+      '--algorithm.name=prefix, which has no LoRA. Leave it out.'
+    )
+  spec = prefix.Prefix(builder.own.length)
+  return builder.alone(
+    'global',
+    builder.setting(),
+    lambda setting: prefix_tuning.prefix_tuning(setting, spec),
+  )
+
+
 def _trained(builder: Builder) -> black_box.Maker:
   """What the method trains, as another one that takes gradients."""
   if builder.own.trains == 'lora':
@@ -147,4 +168,5 @@ STAGES = {
   'bbt': _bbt,
   'fedbpt': _fedbpt,
   'blackvip': _blackvip,
+  'prefix': _prefix,
 }
