@@ -27,7 +27,7 @@ from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import build, flags, foundation, methods, pipeline
 from fedms_jax.shell import world as worlds
-from fedms_jax.shell.commands import export_built_in
+from fedms_jax.shell.commands import export_built_in, export_prompts
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.units import in_bytes
 
@@ -214,6 +214,11 @@ def _adapter(
   out: str,
 ) -> None:
   """Writes a PEFT adapter, or what there is instead of one."""
+  prompts = export_prompts.written(
+    config, model, labels, checkpoint, parts, out, _TASKS.get(model.reference)
+  )
+  if prompts:
+    return
   if not parts.keys() <= {'base', 'blocks', 'head'}:
     _own_format(parts, out)
     return
@@ -296,6 +301,11 @@ def _merged(
     config = dataclasses.replace(config, model=plain)
     model = foundation.loadable(config.model, checkpoint, facts)
   base = parts.get('base') or _base(config, model, facts, checkpoint, snapshot)
+  if 'prefix' in parts.get('blocks', {}).get('attn', {}):
+    raise ValueError(
+      f'--algorithm.name={config.algorithm.name} trains keys and values beside '
+      'the model, which no class of transformers has. Use --what=global.'
+    )
   if 'blocks' in parts:
     scale = build.lora_spec(config.lora).scale
     merged = lora.merge(base['blocks'], parts['blocks'], scale)
