@@ -110,24 +110,20 @@ def coded(
     server: what merges codes.
     own: each client has a code of its own and sends nothing.
   """
-  key, served = code.key, 'local' if own else 'global'
+  served = 'local' if own else 'global'
 
   def begin(seed, before: Roles) -> Roles:
     roles = method.begin(seed, before)
     frozen, whole = roles.frozen, roles.shared
     made, kept = code.init(jax.random.fold_in(seed, 1), frozen, whole)
     start = frozen.get('start', {}) | kept | {WHOLE: whole}
-    made = {key: made}
+    made = {code.key: made}
     shared, personal = ({}, made) if own else (made, {})
     return Roles(frozen | {'start': start}, shared, personal)
 
   def uncoded(roles: Roles) -> Roles:
-    role = roles.personal if own else roles.shared
-    return Roles(roles.frozen, code.whole(roles.frozen, role[key]), {})
-
-  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
-    shared = roles.frozen['start'][WHOLE]
-    return method.columns(Roles(roles.frozen, shared, None), batch, plan)
+    found = (roles.personal if own else roles.shared)[code.key]
+    return Roles(roles.frozen, code.whole(roles.frozen, found), {})
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     found = method.predict(uncoded(roles), batch, plan)
@@ -135,20 +131,34 @@ def coded(
     logits[served] = logits.pop(method.served)
     return Prediction(logits, found.stats)
 
-  def models(roles: Roles) -> dict[str, Tree]:
-    return {served: method.models(uncoded(roles))[method.served]}
-
-  return method._replace(
+  return _begun(method)._replace(
     name=name,
     begin=begin,
-    columns=columns,
     predict=predict,
-    models=models,
+    models=lambda r: {served: method.models(uncoded(r))[method.served]},
     server=server,
     masks=client.everywhere,
     served=served,
-    passes=queried(method.passes, queries),
+    passes=queried(_begun(method).passes, queries),
   )
+
+
+def _begun(method: Algorithm) -> Algorithm:
+  """The method, whose columns and passes see what it began with in place of
+  what is shared."""
+  beside = method.passes.beside
+
+  def of(roles: Roles) -> Roles:
+    return roles._replace(shared=roles.frozen['start'][WHOLE])
+
+  def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
+    return method.columns(of(roles), batch, plan)
+
+  def flops(shapes: Roles) -> tuple[float, float]:
+    return beside(of(shapes)) if beside else (0.0, 0.0)
+
+  passes = method.passes._replace(beside=flops if beside else None)
+  return method._replace(columns=columns, passes=passes)
 
 
 def _at(objective, start: Start, whole: Tree, batch: Batch, key):

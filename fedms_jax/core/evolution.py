@@ -18,6 +18,7 @@ from fedms_jax.core.contract import ClientUpdate, Message, Start
 from fedms_jax.core.types import Batch, Tree
 
 SEARCH = 'search'  # the key of a role tree that has the state
+TOLD = 'told'  # of extras: what the server ranks clients by
 
 
 class Strategy(NamedTuple):
@@ -69,8 +70,7 @@ def evolution(
     role = start.roles.personal if strategy.own else start.roles.shared
     if not strategy.told:
       return {SEARCH: role[SEARCH]}
-    nothing = {'fitness': jnp.float32(0), 'squares': jnp.float32(0)}
-    return {SEARCH: cma.without_paths(role[SEARCH]), 'told': nothing}
+    return {SEARCH: cma.without_paths(role[SEARCH]), TOLD: _nothing()}
 
   def step(carry: Tree, start: Start, batch: Batch, key):
     state = carry[SEARCH]
@@ -82,18 +82,26 @@ def evolution(
     best = cma.order(values)[: len(share)]
     new = {SEARCH: cma.tell(shape, state, steps[best], share, root)}
     if strategy.told:
-      used = jnp.exp(2 * state['log_sigma'])
-      new['told'] = {
-        'fitness': share @ values[best],
-        'squares': carry['told']['squares'] + used,
-      }
+      new[TOLD] = _noted(carry[TOLD], state, share @ values[best])
     return new, jax.tree.map(lambda x: jnp.mean(x, axis=0), seen)
 
   def finish(carry: Tree, start: Start):
     found = {SEARCH: carry[SEARCH]}
     if strategy.own:
       return Message({}), found
-    extras = {'told': carry['told']} if strategy.told else {}
+    extras = {TOLD: carry[TOLD]} if strategy.told else {}
     return Message(found, extras), start.roles.personal
 
   return ClientUpdate(begin, step, finish, sums)
+
+
+def _nothing() -> Tree:
+  """What a client tells before its first generation."""
+  return {'fitness': jnp.float32(0), 'squares': jnp.float32(0)}
+
+
+def _noted(told: Tree, state: Tree, fitness) -> Tree:
+  """What a client tells after a further generation, which had the sigma of
+  `state` and parents of this fitness."""
+  squares = told['squares'] + jnp.exp(2 * state['log_sigma'])
+  return {'fitness': fitness, 'squares': squares}

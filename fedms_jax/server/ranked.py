@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fedms_jax.core import cma
 from fedms_jax.core.contract import Context, Message, Received, Sender, Server
-from fedms_jax.core.evolution import SEARCH
+from fedms_jax.core.evolution import SEARCH, TOLD
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.server.averaged import as_trained
 
@@ -41,7 +41,7 @@ def ranked(shape: cma.Shape, parents: int) -> Server:
 
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
     del context
-    before, told = roles.shared[SEARCH], received.extras['told']
+    before, told = roles.shared[SEARCH], received.extras[TOLD]
     held = received.cover[SEARCH] > 0
     count = jnp.sum(held.astype(jnp.float32))
     heard = jnp.maximum(count, 1.0)
