@@ -44,9 +44,13 @@ ROWS = {
             'unseen_perplexity', 'bits_per_byte', 'megabytes_up', 'tokens',
             'last_drift', 'last_cosine', 'seconds'},
   },
+  'black_box': {
+    'row': {'seed', 'round', 'queries', 'gigaflops', 'kilobytes_up',
+            'kilobytes_down', 'own', 'pooled', 'unseen'},
+  },
 }  # fmt: skip
 # These train whole models.
-LONG = {'pretraining'}
+LONG = {'pretraining', 'black_box'}
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
