@@ -61,8 +61,9 @@ def looks(words: Sequence[str], shared: SharedRuns) -> Iterator[dict[str, Any]]:
   every = max(1, rounds // LOOKS)
   config = flags.parse(['fedms', *words, f'--eval.every={every}'])
   records, keep = observer.Recorder(), run_store.Memory()
+  source: Any = shared  # has what is asked of the module
   simulation = runner.simulated(
-    config, shared.world(config), keep, observer.Observers(records), shared
+    config, shared.world(config), keep, observer.Observers(records), source
   )
   state = simulation.run()
   scores = evaluation.evaluate(simulation, state, evaluation.Scope())

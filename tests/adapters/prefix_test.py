@@ -12,7 +12,7 @@ from fedms_jax.algorithms import prefix_tuning
 from fedms_jax.core import columns
 from fedms_jax.core.activation import Stack, at_rest
 from fedms_jax.core.types import Span
-from fedms_jax.models import attention
+from fedms_jax.models import attention, transformer
 from tests import world
 from tests.algorithms import cohort
 
@@ -138,3 +138,22 @@ def test_a_model_without_keys_of_its_own_is_told():
     SPEC.init(
       jax.random.key(0), {'mlp': {'up': {'kernel': jnp.ones((2, 3, 4))}}}
     )
+
+
+def test_the_first_token_is_a_prefix_of_its_key_and_value():
+  """Those behind it see it so: it stands at the place 0, and they from 1 on."""
+  shape = transformer.TransformerConfig(
+    blocks=1, width=8, heads=2, mlp_width=8, rotary=10.0, causal=True
+  )
+  x = drawn(2, 4, 8)[:1]
+  plain = transformer.Attention(shape)
+  params = plain.init(jax.random.key(0), x, None)['params']
+  expected = plain.apply({'params': params}, x, None)
+  k, v = (
+    x[0, :1] @ params[n]['kernel'] + params[n]['bias'][None] for n in 'kv'
+  )
+  variables = {'params': params, 'adapter': {'prefix': {'k': k, 'v': v}}}
+  found = transformer.Attention(shape, Prefix(1)).apply(
+    variables, x[:, 1:], None
+  )
+  np.testing.assert_allclose(found, expected[:, 1:], atol=1e-5)
