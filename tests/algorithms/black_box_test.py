@@ -218,14 +218,8 @@ def test_seeds_are_averaged_and_not_added_up():
   world.close(codes[0], alone.shared['seeds'])
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-  'name',
-  ['mezo', pytest.param('mezo of LoRA', marks=SLOW),
-   pytest.param('average', marks=SLOW), 'rank'],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['mezo', 'mezo of LoRA', 'average', 'rank'])
 def test_rounds_of_one_full_batch_lower_the_loss(name):
   algorithm, roles = method(name)
   rows = np.arange(1, 33, dtype=np.int32).reshape(1, 1, 32).repeat(4, axis=1)
@@ -332,6 +326,7 @@ def test_first_points_are_as_far_as_the_words_are_wide():
   np.testing.assert_allclose(made['head'].std(), 3 * 0.02, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_equal_clients_with_equal_keys_are_one():
   algorithm, roles = method('average')
   rows = world.cohort_rows(clients=1, steps=2)

@@ -207,8 +207,13 @@ def test_metrics_of_a_generation_are_the_means_of_its_points():
   update = evolution.evolution(fitness, AVERAGED, ('loss',))
   search = cma.begin(AVERAGED.shape, 0.5)
   key, optimum = jax.random.key(4), jnp.ones(20)
-  carry = update.begin(start(search))
-  _, sums = update.step(carry, start(search), {'optimum': optimum}, key)
+
+  @jax.jit
+  def first(search, optimum, key):
+    begun = start(search)
+    return update.step(update.begin(begun), begun, {'optimum': optimum}, key)
+
+  _, sums = first(search, optimum, key)
   steps, _ = cma.ask(AVERAGED.shape, search, jax.random.fold_in(key, 0), 5)
   values = jnp.sum((cma.points(search, steps) - 1) ** 2, axis=1)
   np.testing.assert_allclose(sums['loss'], [values.mean(), 1], rtol=1e-5)
