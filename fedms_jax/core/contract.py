@@ -226,8 +226,8 @@ class Clients(NamedTuple):
 
   ids: uint32 [K]. personal: [K, ...]. rows: int32 [K, S, B], -1 is padding.
   weights: float32 [K]; 0 for a client that only fills the chunk. fresh: int32
-  [K, F], rows that the stage wants beside those of the steps, see
-  `Stage.fresh`; None: none.
+  [K, F], rows beside those of the steps, see `Stage.fresh`; None: none. stale:
+  float32 [K], server steps since each began; None: 0.
   """
 
   ids: Any
@@ -235,6 +235,7 @@ class Clients(NamedTuple):
   rows: Any
   weights: Any
   fresh: Any = None
+  stale: Any = None
 
 
 class Work(NamedTuple):

@@ -54,14 +54,18 @@ def sent(
   key,
   channel,
   id=0,
+  stale=None,
 ):
   """What reaches the wire of a client: (message, whether it counts, personal,
   sums).
 
   A client whose result is not finite sends zeros, weighs nothing, and keeps
-  its personal state. channel: its state. key: the client's. id: its number.
+  its personal state. channel: its state. key: the client's. id, stale: see
+  `Sender`; None: the client is not stale.
   """
   roles, sender = start.roles, Sender(id=id)
+  if stale is not None:
+    sender = sender._replace(stale=stale)
   finite = tree.all_finite((result.message, result.personal, result.sums))
   mask, kept = algorithm.masks(start.plan)[0], result.personal
   before = tree.narrow(roles.shared, mask)
@@ -167,26 +171,32 @@ def _message_shapes(algorithm: Algorithm, structure, leaves):
 
 
 def collect(
-  algorithm: Algorithm, totals: Received | None, messages: Message, counts, plan
+  algorithm: Algorithm,
+  totals: Received | None,
+  messages: Message,
+  counts,
+  plan: Plan,
+  stale=None,
 ) -> Received:
   """Adds messages [K, ...], of which `counts` [K] count, to the totals; without
-  totals, gives them apart with a leading K."""
+  totals, gives them apart with a leading K. stale: [K]; None: none is."""
   mask, blocks = algorithm.masks(plan)[0], len(plan.active)
 
   def role(had, new):
     return _placed(had, new, mask, blocks)
 
   counts = counts.astype(jnp.float32)
+  stale = jnp.zeros_like(counts) if stale is None else stale * counts
   if totals is None:
     extras = {name: role(None, x) for name, x in messages.extras.items()}
     update, cover = role(None, messages.update), role(None, messages.cover)
-    return Received(update, extras, cover, counts, jnp.zeros_like(counts))
+    return Received(update, extras, cover, counts, stale)
   return Received(
     role(totals.update, messages.update),
     {name: role(totals.extras[name], x) for name, x in messages.extras.items()},
     role(totals.cover, messages.cover),
     totals.count + jnp.sum(counts),
-    totals.stale,
+    totals.stale + jnp.sum(stale),
   )
 
 
@@ -281,3 +291,29 @@ def broadcast(algorithm: Algorithm, roles: Roles, memory: Tree) -> Roles:
     return roles
   seen = {SERVER: algorithm.server.broadcast(memory)}
   return roles._replace(frozen=roles.frozen | seen)
+
+
+def rewrites(algorithm: Algorithm, roles: Roles) -> bool:
+  """Whether the server's step changes what is frozen, beside what clients see
+  of its memory. roles: arrays or shapes.
+
+  The step is traced: what it gives back as it got it is the same variable. A
+  value that is computed anew counts as changed, even if it is equal.
+  """
+  roles, memory, _ = jax.eval_shape(lambda r: begin(algorithm, r, 0), roles)
+  received = empty_shapes(algorithm, roles)
+  if algorithm.server.reduction == 'stack':
+    received = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), received
+    )
+
+  def frozen(frozen, shared, memory, received, key):
+    whole = Roles(frozen, shared, None)
+    after, *_ = algorithm.server.step(whole, memory, received, Context(key))
+    return after.frozen
+
+  traced = jax.make_jaxpr(frozen)(
+    roles.frozen, roles.shared, memory, received, jax.random.key(0)
+  ).jaxpr
+  count = len(jax.tree.leaves(roles.frozen))
+  return list(traced.invars[:count]) != list(traced.outvars)

@@ -78,7 +78,8 @@ def train(
   roles = roles._replace(personal=None)
   rows = np.asarray(clients.rows)
   steps = (rows >= 0).any(axis=2).sum(axis=1).astype(np.int32)
-  its = clients._replace(rows=None)
+  whole = clients._replace(rows=None)
+  its = whole._replace(stale=None)  # which steps do not look at
   static = algorithm, plan, mesh
   carry = begin_chunk(*static, roles, work, its, steps)
   number, last = 0, int(steps.max())
@@ -89,7 +90,7 @@ def train(
       *static, carry, roles, work, some, steps, np.int32(number)
     )
     number += size
-  return finish_chunk(*static, totals, carry, roles, work, its, steps)
+  return finish_chunk(*static, totals, carry, roles, work, whole, steps)
 
 
 @compile.jit(static=(0, 1, 2), light=True)
@@ -184,16 +185,17 @@ def finish_chunk(
       start = _start(algorithm, plan, roles, work, its, steps)
       message, personal = algorithm.update.finish(state, start)
       result = ClientResult(message, personal, sums)
-      who = its.weights, key, work.channel, its.ids
+      who = its.weights, key, work.channel, its.ids, its.stale
       return sent(algorithm, start, result, *who)
 
     messages, counts, personal, sums = over_clients(one)(
       carry.state, carry.sums, clients, steps, carry.keys
     )
+    new = messages, counts, plan, clients.stale
     if mesh is None or totals is None:
-      return collect(algorithm, totals, messages, counts, plan), personal, sums
+      return collect(algorithm, totals, *new), personal, sums
     totals = jax.tree.map(lambda x: x[0], totals)
-    totals = collect(algorithm, totals, messages, counts, plan)
+    totals = collect(algorithm, totals, *new)
     return jax.tree.map(lambda x: x[None], totals), personal, sums
 
   inputs = _SPLIT, _SPLIT, _WHOLE, _WHOLE, _SPLIT, _SPLIT

@@ -46,6 +46,8 @@ class Stream(enum.Enum):
   PROXY = HOST, 0x9B0  # public rows that the server reads in a round
   GROUPS = HOST, 0x6B5  # of clients, that take turns
   SCORE = HOST, 0x5C0  # noise of a score that is released
+  DEVICES = HOST, 0xDE5  # of clients: their speeds, and when they are online
+  SELECT = HOST, 0x5E1  # who is chosen by what clients reported
 
   @property
   def number(self) -> int:

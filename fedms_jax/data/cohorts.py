@@ -118,6 +118,14 @@ def lengths(sizes: np.ndarray, batch_size: int, epochs: int, steps: int):
   return epochs * -(-sizes // batch_size)
 
 
+def examples(sizes: np.ndarray, steps: np.ndarray, batch_size: int):
+  """Rows that so many steps [K] of `batches` have, with those that come again,
+  int64 [K]. sizes: rows of each client."""
+  per_epoch = np.maximum(-(-sizes // batch_size), 1)
+  passes, rest = np.divmod(steps, per_epoch)
+  return passes * sizes + np.minimum(rest * batch_size, sizes)
+
+
 def batches(
   partition: Partition,
   ids: np.ndarray,

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedms_jax.core import reduction
 from fedms_jax.core.types import Roles
-from fedms_jax.simulation.state import Past, Stage, StageState
+from fedms_jax.simulation.state import Flying, Past, Stage, StageState
 from fedms_jax.systems.ledger import Entry
 
 # Of a state, those that JSON holds as they are; and all that JSON holds.
@@ -39,6 +39,7 @@ _FIELDS = (
   'ledgers',
   'stores',
   'clocks',
+  'flying',
 )
 
 
@@ -58,6 +59,11 @@ def arrays_of(state: StageState, stage: Stage) -> dict[str, Any]:
     'memory': state.memory,
     'channel': state.channel,
     'met': np.packbits(state.met),
+    'flying': {
+      str(version): {'shared': one.shared, 'seen': one.seen}
+      for version, one in state.flying.items()
+      if one.shared is not None
+    },
   }
 
 
@@ -70,6 +76,10 @@ def plain(simulation, state: StageState) -> dict[str, Any]:
     'derived': simulation.tables.counted(),
     'ledgers': {k: v._asdict() for k, v in simulation.ledgers.items()},
     'clocks': {name: past.clock for name, past in state.past.items()},
+    'flying': [
+      [v, one.clock, one.ever, list(one.plans.items()), one.shared is not None]
+      for v, one in state.flying.items()
+    ],
   }
 
 
@@ -112,6 +122,11 @@ def template(
     watch=None,
     done=(),
     past=past,
+    flying={
+      v: Flying(0, (), {}, roles.shared, roles.frozen.get(reduction.SERVER))
+      for v, *_, kept in plain['flying']
+      if kept
+    },
   )
   return arrays_of(state, stages[plain['stage']])
 
@@ -171,4 +186,18 @@ def state(simulation, arrays: dict[str, Any], plain: dict[str, Any]):
       name: Past(clock, arrays['past'].get(name, ()))
       for name, clock in plain['clocks'].items()
     },
+    flying=_flying(arrays['flying'], plain['flying']),
   )
+
+
+def _flying(arrays: dict[str, Any], plain: list[Any]) -> dict[int, Flying]:
+  """Who was in flight, of what `arrays_of` and `plain` gave."""
+  return {
+    v: Flying(
+      clock,
+      tuple(ever),
+      {int(i): tuple(active) for i, active in plans},
+      **arrays.get(str(v), {}),
+    )
+    for v, clock, ever, plans, _ in plain
+  }

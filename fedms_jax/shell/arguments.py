@@ -63,6 +63,8 @@ FLAGS = {
   'accountant': 'privacy.accountant',
   'delta': 'privacy.delta',
   'target': 'privacy.epsilon',
+  'reference': 'time.reference_gflops',
+  'late': 'time.late',
   'templates': 'model.templates',
   'Adaptation.epochs': 'eval.adapt',
   'Options.batch_size': 'client.batch_size',

@@ -18,6 +18,7 @@ from fedms_jax.simulation import (
   cohorts,
   curves,
   execution,
+  live,
   stopping,
   tangents,
 )
@@ -74,7 +75,7 @@ class Accounting:
     trained, held, derived = self._fetched(algorithm, flight)
     entry, met = self._entry(flight, derived, state.met)
     skipped = trained.pop('skipped')[:, 0] > 0
-    record = flight.record | entry._asdict()
+    record = flight.record | entry._asdict() | told(flight.cohort)
     now = time.perf_counter()
     record['seconds'] = now - record.pop('started')
     record['wall_seconds'], self._settled = now - self._settled, now
@@ -103,6 +104,7 @@ class Accounting:
       )
     self._observer.round(record)
     state = state._replace(
+      arrivals=live.told(flight.cohort, state.arrivals, losses),
       met=met,
       reports=reports,
       ledger=state.ledger.plus(entry),
@@ -155,7 +157,7 @@ class Accounting:
 
   def _entry(self, flight: InFlight, derived: float, met: np.ndarray):
     """(the ledger's entry of a round, who was met). derived: rows, by all
-    processes. Who is lost has received and trained, and sent nothing."""
+    processes. What is spent by who is lost is wasted, and not simulated."""
     cohort, plans = flight.cohort, flight.plans
     rows = cohort.rows
     if self._options.row_cap:
@@ -163,13 +165,16 @@ class Accounting:
     entry, met = Entry(), met.copy()
     if flight.scored:
       entry = self._meter.scoring(flight.scored, len(cohort.ids), tangents.ROWS)
-    kinds = list(zip(plans, cohort.lost.tolist(), strict=True))
+    spent, versions = spending(cohort)
+    before = {} if cohort.timing is None else cohort.timing.before
+    kinds = list(zip(plans, spent, versions, strict=True))
     for kind in dict.fromkeys(kinds):
       places = np.array([i for i, k in enumerate(kinds) if k == kind])
-      ids, (plan, lost) = cohort.ids[places], kind
+      ids, (plan, shares, version) = cohort.ids[places], kind
+      lost = shares is not None
       one = self._meter.group(
         plan,
-        flight.ever,
+        before.get(version, flight.ever),
         clients=len(places),
         newcomers=int((~met[ids]).sum()),
         cohort=len(cohort.ids),
@@ -180,11 +185,14 @@ class Accounting:
         fresh=fresh_rows(cohort, places),
       )
       if lost:
-        one = self._meter.unsent(one)
+        one = self._meter.unsent(one, *shares)
       else:
         derived = 0  # counted once
       entry = entry.plus(one)
-      met[ids] = True
+      met[ids] |= not lost or shares[0] >= 1
+    timing = cohort.timing
+    if timing is not None:
+      entry = entry._replace(virtual_time=timing.seconds)
     return entry, met
 
   def _fetched(self, algorithm: Algorithm, flight: InFlight):
@@ -240,6 +248,27 @@ class Accounting:
       f'{clients}. Last finite metrics: {finite or "none"}. Lower '
       '`learning_rate`, or drop such updates with `Options.on_nan`=skip.'
     )
+
+
+def spending(cohort: cohorts.Cohort):
+  """(of each client None, or the shares of what it receives, computes and sends
+  that were spent in vain; the round in which each began)."""
+  timing, count = cohort.timing, len(cohort.ids)
+  lost = cohort.lost.tolist()
+  if timing is None:
+    return [(1.0, 1.0, 0.0) if x else None for x in lost], [
+      cohort.round
+    ] * count
+  shares = [(1.0, 1.0, 0.0)] * count
+  if timing.spent is not None:
+    shares = [tuple(row) for row in timing.spent.tolist()]
+  spent = [s if x else None for s, x in zip(shares, lost, strict=True)]
+  return spent, timing.versions.tolist()
+
+
+def told(cohort: cohorts.Cohort) -> dict[str, float]:
+  """What arrivals say of a round."""
+  return {} if cohort.timing is None else dict(cohort.timing.told)
 
 
 def fresh_rows(cohort: cohorts.Cohort, places) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -24,9 +24,20 @@ from fedms_jax.core.types import (
 from fedms_jax.data import cohorts, lazy, private_rows
 from fedms_jax.data import sampling as draws
 from fedms_jax.schedules import Schedule
+from fedms_jax.simulation import versions
 from fedms_jax.simulation.state import Fresh, Options, Stage
+from fedms_jax.simulation.versions import Timing
 from fedms_jax.systems import arrivals as arrival
 from fedms_jax.systems.arrivals import Arrivals
+
+
+class Began(NamedTuple):
+  """What clients began with in an earlier step: see `Round`."""
+
+  roles: Roles
+  key: jax.Array
+  round: int
+  clock: int
 
 
 class Cohort(NamedTuple):
@@ -35,7 +46,8 @@ class Cohort(NamedTuple):
   ids: int64 [K]. lost: bool [K], which of them send nothing. rows: int32 [K,
   S, B], -1 is padding. steps: int [K]. weights: float32 [K], training rows.
   validation: int32 [K, V], -1 is padding. arrivals: their state after it.
-  fresh: int32 [K, F], see `Stage.fresh`.
+  fresh: int32 [K, F], see `Stage.fresh`. timing: of arrivals that are live, see
+  `Arrivals`; None: they are not.
   """
 
   round: int
@@ -47,12 +59,14 @@ class Cohort(NamedTuple):
   validation: np.ndarray
   arrivals: Any = None
   fresh: np.ndarray | None = None
+  timing: Timing | None = None
 
 
 class Round(NamedTuple):
   """What a round begins with. plans: one per client of the cohort. key: the
   round's. clock: see `Moment`. noise: the channel's key. public: see
-  `Received`. rows: of the public set, see `Context`."""
+  `Received`. rows: of the public set, see `Context`. began: with what clients
+  train that began in an earlier step, by its number."""
 
   algorithm: Algorithm
   roles: Roles
@@ -65,10 +79,11 @@ class Round(NamedTuple):
   noise: Any = None
   public: Public | None = None
   rows: Any = None
+  began: Mapping[int, Began] = {}
 
 
-# (state of the arrivals, round) -> the cohort.
-Sampler = Callable[[Any, int], Cohort]
+# (state of the arrivals, round, cost of tasks if they are live) -> the cohort.
+Sampler = Callable[..., Cohort]
 
 
 def sampling(options: Options, clients: int) -> Sampling:
@@ -105,27 +120,16 @@ def sampler(
   most = int(federation.validation.sizes().max(initial=1))
   width = cohorts.bucket(min(o.validation_rows, most))
 
-  def sample(state: Any, number: int) -> Cohort:
-    train = federation.train.at(number)
+  made = functools.partial(_batches, federation, o, stage)
+
+  def sample(state: Any, number: int, cost: Any = None) -> Cohort:
     validation = federation.validation.at(number)
-    state, reports = arrivals.next(state, number, None)
-    arrival.check_synchronous(reports, number)
-    sizes = train.offsets[reports.ids + 1] - train.offsets[reports.ids]
+    state, reports = arrivals.next(state, number, cost)
+    arrival.check_reports(reports, number, arrivals.late)
+    sizes = versions.sizes(federation.train, reports)
     there = sizes > 0
     ids = reports.ids[there]
-    made = cohorts.batches
-    if o.row_cap:
-      made = functools.partial(private_rows.batches, cap=o.row_cap)
-    rows, counts = made(
-      train,
-      ids,
-      batch_size=o.batch_size,
-      epochs=o.epochs,
-      steps=_steps(o, number),
-      seed=o.seed,
-      stage=stage,
-      round=number,
-    )
+    rows, counts = versions.batches(made, reports, there)
     held = np.full((len(ids), width), cohorts.PADDING, np.int32)
     found = cohorts.evaluation_rows(validation, ids, o.validation_rows)
     held[:, : found.shape[1]] = found
@@ -133,13 +137,38 @@ def sampler(
     if o.weights == 'equal':
       weights = np.ones_like(weights)
     elif tokens is not None:
-      mine = [tokens[train.of(k)].sum() for k in ids]
-      weights = np.array(mine, np.float32)
+      train = federation.train.at(number)
+      weights = np.array([tokens[train.of(k)].sum() for k in ids], np.float32)
     lost = reports.lost[there]
-    more = fresh and fresh(federation, ids, number)
-    return Cohort(number, ids, lost, rows, counts, weights, held, state, more)
+    more = None
+    if fresh is not None:
+      of = functools.partial(fresh, federation)
+      more = versions.fresh(of, reports, there)
+    timing = versions.timing(reports, there) if arrivals.live else None
+    return Cohort(
+      number, ids, lost, rows, counts, weights, held, state, more, timing
+    )
 
   return sample
+
+
+def _batches(
+  federation: Federation, o: Options, stage: int, ids: np.ndarray, number: int
+):
+  """(rows, steps) of clients that begin in a round, see `cohorts.batches`."""
+  made = cohorts.batches
+  if o.row_cap:
+    made = functools.partial(private_rows.batches, cap=o.row_cap)
+  return made(
+    federation.train.at(number),
+    ids,
+    batch_size=o.batch_size,
+    epochs=o.epochs,
+    steps=steps(o, number),
+    seed=o.seed,
+    stage=stage,
+    round=number,
+  )
 
 
 def score_rows(federation: Federation, options: Options) -> int:
@@ -177,14 +206,13 @@ def typical(
   if stage.arrivals is not None:
     return np.zeros(0, np.int64)
   o, sizes = options, seen(stage, federation).train.at(0).sizes()
-  steps = cohorts.lengths(
-    sizes[sizes > 0], o.batch_size, o.epochs, _steps(o, 0)
-  )
-  if not len(steps):
-    return steps
-  count = -(-min(o.cohort, len(steps)) // processes)
-  places = (np.arange(count) + 0.5) / count * len(steps)
-  return np.sort(steps)[places.astype(int)]
+  each = steps(o, 0)
+  found = cohorts.lengths(sizes[sizes > 0], o.batch_size, o.epochs, each)
+  if not len(found):
+    return found
+  count = -(-min(o.cohort, len(found)) // processes)
+  places = (np.arange(count) + 0.5) / count * len(found)
+  return np.sort(found)[places.astype(int)]
 
 
 def ahead(
@@ -206,7 +234,7 @@ def ahead(
       yield cohort
 
 
-def _steps(o: Options, number: int) -> int:
+def steps(o: Options, number: int) -> int:
   """Local steps of a round; the last one takes those that are left."""
   if not o.total:
     return o.steps

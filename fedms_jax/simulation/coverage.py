@@ -16,7 +16,7 @@ from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import ActiveSet, Plan, Public
 from fedms_jax.schedules import Schedule
-from fedms_jax.simulation import handover, public_rows
+from fedms_jax.simulation import handover, live, public_rows
 from fedms_jax.simulation.cohorts import Cohort, Round
 from fedms_jax.simulation.state import Guard, Stage, StageState
 from fedms_jax.simulation.tangents import active_sets
@@ -43,6 +43,7 @@ def begun(
     noise,
     public,
     public_rows.draw(simulation, state),
+    live.began(simulation, state, cohort),
   )
 
 
@@ -53,9 +54,15 @@ def planned(
   it): the blocks that were ever active and those that are, and what is told of
   clients by it."""
   stage = simulation.stages[state.stage]
-  asked = active_sets(simulation, schedule, state, store, cohort)
+  if cohort.timing is None:
+    asked, versions = (
+      active_sets(simulation, schedule, state, store, cohort),
+      None,
+    )
+  else:
+    asked, versions = live.planned(state, cohort), cohort.timing.versions
   ever, found = handover.plans(
-    simulation, state, cohort.round, cohort.ids, asked
+    simulation, state, cohort.round, cohort.ids, asked, versions
   )
   sets, public, guard = [plan.active for plan in found], None, stage.guard
   if guard is not None:

@@ -24,6 +24,7 @@ from fedms_jax.simulation import (
   curves,
   execution,
   handover,
+  live,
   planner,
   public_rows,
   recent,
@@ -41,7 +42,6 @@ from fedms_jax.simulation.state import (
 )
 from fedms_jax.simulation.tables import Tables
 from fedms_jax.simulation.tangents import rows_scored
-from fedms_jax.systems.arrivals import Arrivals
 from fedms_jax.systems.ledger import Entry, Meter
 
 
@@ -96,6 +96,7 @@ class Simulation:
     self.initial = roles
     self.score_rows = cohorts.score_rows(federation, options)
     public_rows.check(stages, federation)
+    live.check(self)
     self.accounting = Accounting(options, self.place.peers, observer)
 
   def run(self, state: StageState | None = None) -> StageState:
@@ -117,15 +118,9 @@ class Simulation:
     """The plan by which the models of a state are evaluated."""
     return Plan((True,) * len(state.ever), activation.boundary(state.ever))
 
-  def sampler(self, index: int) -> tuple[cohorts.Sampler, Arrivals]:
+  def sampler(self, index: int):
     """The cohorts of a stage, and who reports in them."""
-    stage, data = self.stages[index], self.federation
-    options = self.local(index)
-    data = cohorts.seen(stage, data)
-    usual = cohorts.usual(options, index, data.train.num_clients)
-    arrivals = stage.arrivals or usual
-    sample = cohorts.sampler(data, arrivals, options, index, stage.fresh)
-    return sample, arrivals
+    return live.sampler(self, index)
 
   def local(self, index: int) -> Options:
     """The options of a stage."""
@@ -171,7 +166,7 @@ class Simulation:
       memory=memory,
       channel=channel,
       progress=schedule.init,
-      arrivals=self.sampler(index)[1].init,
+      arrivals=live.begin(self, index, before),
       met=np.zeros(self.federation.train.num_clients, bool),
       reports={},
       ever=(False,) * stage.algorithm.backbone.blocks,
@@ -192,7 +187,6 @@ class Simulation:
     store = recent.kept(
       self.store(state), state.roles.personal, self.federation, o, self.place
     )
-    sample, _ = self.sampler(state.stage)
     self.tables.forget()
     meter = Meter(
       stage.algorithm, state.roles, batch=o.batch_size, slots=o.slots
@@ -203,11 +197,10 @@ class Simulation:
     self.planner.begin(usual, getattr(store, 'nbytes', 0))
     rounds = handover.rounds(self.stages, state)
     self.observer.stage(stage.name, state.round, rounds)
-    flight = None
-    left = range(state.round, rounds)
+    flight, left = None, range(state.round, rounds)
     if stopping.over(state.watch, state.round):
       left = range(0)  # it was saved after its last round
-    source = cohorts.ahead(sample, state.arrivals, left, o.prefetch)
+    source = live.source(self, lambda: state, schedule, meter, left)
     for cohort in timeline.rounds(stage.name, source):
       if flight is not None and not schedule.delay:
         state, flight = self.accounting.settle(state, flight), None
@@ -225,9 +218,10 @@ class Simulation:
       if curves.due(o, state.round, last):
         with timeline.span('evaluate'):
           flight = flight._replace(seen=curves.begin(self, state))
-      due = self.run_store.due(state.round)
-      if stop or last or due:
+      due = stop or last or self.run_store.due(state.round)
+      if due or live.is_live(stage):
         state, flight = self.accounting.settle(state, flight), None
+      if due:
         with timeline.span('store'):
           self.run_store.save(self, state, store)
         if stop and not (last and state.stage + 1 == len(self.stages)):
@@ -260,7 +254,7 @@ class Simulation:
     rounds = handover.rounds(self.stages, state)
     state, task = coverage.begun(self, state, schedule, store, cohort)
     plans = task.plans
-    before = self.tables.derived_rows
+    derived = self.tables.derived_rows
     here, held, how = self.here(task, self.plan(state), store)
     self._ahead.tell(self.observer, plans, how)
     self._ahead.wait(plans)
@@ -282,12 +276,13 @@ class Simulation:
       memory=after.memory,
       channel=after.channel,
       arrivals=cohort.arrivals,
+      flying=live.flying(stage, state, cohort),
     )
     return state, InFlight(
       cohort,
       plans,
       state.ever,
-      self.tables.derived_rows - before,
+      self.tables.derived_rows - derived,
       self.tables.scope,
       after.chunks,
       validation,

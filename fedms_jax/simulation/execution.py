@@ -20,7 +20,7 @@ from fedms_jax.core.types import Plan, Roles
 from fedms_jax.core.wire import Opening
 from fedms_jax.data.cohorts import chunks as chunks_of
 from fedms_jax.simulation import timeline
-from fedms_jax.simulation.cohorts import Cohort, Round
+from fedms_jax.simulation.cohorts import Began, Cohort, Round
 from fedms_jax.simulation.planner import Execution
 
 
@@ -35,23 +35,30 @@ class Chunk(NamedTuple):
 
 
 def layout(
-  plans: Sequence[Plan], steps: np.ndarray, how: Execution, least: int = 1
+  plans: Sequence[Plan],
+  steps: np.ndarray,
+  how: Execution,
+  least: int = 1,
+  versions: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, int]]:
   """Chunks of clients of one plan, of like length: their places, and lanes for
   them, at least `least`. Where all have the same plan, all chunks have the same
   lanes, so that a plan is compiled once; of several plans each may have a few
-  clients, who are not to wait in many lanes."""
+  clients, who are not to wait in many lanes. versions: steps whose models
+  clients began with, [K], one in a chunk; None: all began with one."""
   if not plans:
     return []
-  kinds = {plan: i for i, plan in enumerate(dict.fromkeys(plans))}
-  kind = np.array([kinds[plan] for plan in plans])
+  began = [0] * len(plans) if versions is None else versions.tolist()
+  pairs = list(zip(plans, began, strict=True))
+  kinds = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+  kind = np.array([kinds[pair] for pair in pairs])
   order = np.lexsort((-steps, kind))
   cuts = [
     i for i in range(1, len(order)) if kind[order[i]] != kind[order[i - 1]]
   ]
   groups = np.split(order, cuts)
   if how.mode == 'chunk':
-    least = max(least, how.width) if len(kinds) == 1 else least
+    least = max(least, how.width) if len(set(plans)) == 1 else least
     return [
       (group[places], lanes)
       for group in groups
@@ -95,11 +102,14 @@ def train(task: Round, here: Here, how: Execution) -> Outcome:
   task, seen = _opened(task, none)
   mine = [task.plans[i] for i in here.places]
   steps = task.cohort.steps[here.places]
-  for chosen, lanes in layout(mine, steps, how, place.width):
+  timing = task.cohort.timing
+  began = None if timing is None else timing.versions[here.places]
+  for chosen, lanes in layout(mine, steps, how, place.width, began):
     places = here.places[chosen]
     clients = _padded(task.cohort, here, chosen, lanes)
     plan = task.plans[places[0]]
-    totals, new, sums = _chunk(seen, plan, clients, here, totals, how)
+    version = -1 if began is None else int(began[chosen[0]])
+    totals, new, sums = _chunk(seen, plan, clients, here, totals, how, version)
     chunks.append(Chunk(places, plan, new, sums))
     if not summing:
       apart.append((places, totals))
@@ -168,15 +178,30 @@ def _opening(task: Round, none: Received) -> Opening:
   return Opening(cohort.ids.astype(np.uint32), there, found)
 
 
-def _chunk(task: Round, plan, clients: Clients, here: Here, totals, how):
-  """Trains one chunk on the devices of this process."""
+def _chunk(
+  task: Round,
+  plan,
+  clients: Clients,
+  here: Here,
+  totals,
+  how,
+  version: int = -1,
+):
+  """Trains one chunk on the devices of this process. version: the step that its
+  clients began in; -1: this one."""
   zero = np.int32(0)
-  moment = Moment(np.int32(task.cohort.round), zero, zero, np.int32(task.clock))
-  work = Work(here.table, task.key, moment, task.channel)
+  began = Began(task.roles, task.key, task.cohort.round, task.clock)
+  if version in task.began:
+    began = task.began[version]
+    late = task.cohort.round - began.round
+    stale = np.full(len(clients.rows), late, np.float32)
+    clients = clients._replace(stale=here.place.split(stale))
+  moment = Moment(np.int32(began.round), zero, zero, np.int32(began.clock))
+  work = Work(here.table, began.key, moment, task.channel)
   return rounds.train(
     task.algorithm,
     plan,
-    task.roles,
+    began.roles,
     work,
     totals,
     clients,

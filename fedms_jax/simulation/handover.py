@@ -55,9 +55,11 @@ def plans(
   number: int,
   ids: Any,
   found: Sequence[ActiveSet] | None = None,
+  versions: Any = None,
 ) -> tuple[ActiveSet, list[Plan]]:
   """(blocks ever active, the plans of clients [K] in a round). found: what is
-  active of each; None: what the schedule says without asking them."""
+  active of each; None: what the schedule says without asking them. versions:
+  the rounds in which they began; None: in this one."""
   algorithm = simulation.stages[state.stage].algorithm
   if found is None:
     made = schedule(simulation, state)
@@ -65,9 +67,10 @@ def plans(
   ever = tuple(map(any, zip(state.ever, *found, strict=True)))
   boundary = activation.boundary(ever)
   variant = algorithm.variant or (lambda number, client: None)
+  began = [number] * len(ids) if versions is None else map(int, versions)
   return ever, [
-    Plan(active, boundary, variant(number, int(i)))
-    for active, i in zip(found, ids, strict=True)
+    Plan(active, boundary, variant(v, int(i)))
+    for active, i, v in zip(found, ids, began, strict=True)
   ]
 
 
@@ -108,5 +111,11 @@ def placed(place: Placement, state: StageState) -> StageState:
     past={
       name: Past(p.clock, place.whole(p.memory))
       for name, p in state.past.items()
+    },
+    flying={
+      version: one._replace(
+        shared=place.whole(one.shared), seen=place.whole(one.seen)
+      )
+      for version, one in state.flying.items()
     },
   )

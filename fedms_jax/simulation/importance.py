@@ -9,7 +9,7 @@ import numpy as np
 from fedms_jax.core import reduction, seeds, tree
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Plan, Roles
-from fedms_jax.simulation import execution
+from fedms_jax.simulation import execution, live
 from fedms_jax.simulation.cohorts import Round
 
 
@@ -22,7 +22,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   chosen = simulation.stages[stage]
   algorithm = chosen.probe or chosen.algorithm
   blocks = algorithm.backbone.blocks
-  sample, arrivals = simulation.sampler(stage)
+  sample, arrivals = live.sampler(simulation, stage, timed=False)
   cohort = sample(arrivals.init, 0)
   rows = cohort.rows[:, :1]
   plan = Plan((True,) * blocks, 0)

@@ -162,6 +162,22 @@ class Options(NamedTuple):
   weights: str = 'rows'
 
 
+class Flying(NamedTuple):
+  """Clients in flight that began with the model of one server step.
+
+  clock: see `Moment`, when they began. ever: blocks that were active by then,
+  theirs among them. plans: what is active of each, by id. shared, seen: what
+  they have got of the shared tree and of the server's memory; None where it is
+  known that their reports will be thrown away.
+  """
+
+  clock: int
+  ever: ActiveSet
+  plans: dict[int, ActiveSet]
+  shared: Tree = None
+  seen: Tree = None
+
+
 class Past(NamedTuple):
   """Where a series of stages stands: its clock, and the server's memory."""
 
@@ -183,7 +199,8 @@ class StageState(NamedTuple):
   importance: block scores, once measured. ledger: of this stage. watch: of
   `stopping`. done: rounds of each stage before. spent: what all stages so far
   have released, by their guards; None: nobody counts. past: of the series of
-  earlier stages, by name.
+  earlier stages, by name. flying: clients in flight, by the step whose model
+  they began with.
   """
 
   stage: int
@@ -205,6 +222,7 @@ class StageState(NamedTuple):
   done: tuple[int, ...]
   spent: Any = None
   past: dict[str, Past] = {}
+  flying: dict[int, Flying] = {}
 
 
 class NonFiniteError(ValueError):

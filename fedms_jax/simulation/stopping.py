@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 # What the costs of reaching a target are counted in.
-_SPENT = ('bytes_up', 'bytes_down', 'client_flops', 'wall_seconds')
+_SPENT = (
+  'bytes_up',
+  'bytes_down',
+  'client_flops',
+  'wall_seconds',
+  'virtual_time',
+)
 
 
 class Stop(NamedTuple):
@@ -75,7 +81,8 @@ def to_target(
 
   Returns:
     {'target': metric, value, reached, and where it was: stage, rounds (of all
-    stages), bytes_up, bytes_down, client_flops; 'target_seconds'}.
+    stages), bytes_up, bytes_down, client_flops and, if there is a clock,
+    virtual_time; 'target_seconds'}.
   """
   if stop is None or stop.target is None:
     return {}
@@ -87,6 +94,8 @@ def to_target(
     value = record.get(stop.metric)
     if value is not None and stop.reached(value):
       seconds = spent.pop('wall_seconds')
+      if not spent['virtual_time']:  # there is no clock
+        del spent['virtual_time']
       where = {'stage': record['stage'], 'rounds': count}
       told |= {'reached': True, **where, **spent}
       return {'target': told, 'target_seconds': seconds}

@@ -20,7 +20,9 @@ class Entry(NamedTuple):
   """One round, or a sum of rounds: bytes, FLOPs, and counts. step_messages:
   that pass within local steps, see `Crossing`. secagg_bytes: of those up and
   down, which are keys and shares of a secure sum. queries: rows that a model
-  was asked for the loss of, in place of a gradient; see `Passes.queries`."""
+  was asked for the loss of, in place of a gradient; see `Passes.queries`.
+  wasted_flops, wasted_bytes: those of clients that did not report, which are
+  part of the others. virtual_time: that passed, where arrivals have a clock."""
 
   bytes_up: float = 0.0
   bytes_down: float = 0.0
@@ -33,6 +35,25 @@ class Entry(NamedTuple):
   step_messages: float = 0.0
   secagg_bytes: float = 0.0
   queries: float = 0.0
+  wasted_flops: float = 0.0
+  wasted_bytes: float = 0.0
+  virtual_time: float = 0.0
+
+  def wasted(self, down: float, flops: float, up: float) -> Entry:
+    """The entry of clients that report nothing, of these shares of what they
+    receive, compute and send; the simulator has not trained them."""
+    own = self._replace(
+      bytes_down=self.bytes_down * down,
+      client_flops=self.client_flops * flops,
+      bytes_up=self.bytes_up * up,
+      simulator_flops=0.0,
+    )
+    if not up:
+      own = own._replace(peak_client_bytes_up=0.0)
+    return own._replace(
+      wasted_flops=own.client_flops,
+      wasted_bytes=own.bytes_down + own.bytes_up,
+    )
 
   def plus(self, other: Entry) -> Entry:
     peaks = ('peak_client_memory', 'peak_client_bytes_up')
@@ -95,16 +116,21 @@ class Meter:
     mask = self._algorithm.masks(plan)[0]
     return jax.eval_shape(lambda x: tree.narrow(x, mask), self._shapes.shared)
 
-  def unsent(self, entry: Entry) -> Entry:
-    """An entry of clients that were lost after training: but for early keys
-    nothing of them arrives, and the simulator has not trained them."""
-    keys = self._algorithm.channel.wire.keys
-    early = entry.client_rounds * keys.early
-    return entry._replace(
+  def unsent(
+    self, entry: Entry, down: float, flops: float, up: float
+  ) -> Entry:
+    """An entry of clients that report nothing, see `Entry.wasted`; of a secure
+    sum, the keys of those who sent no message have arrived."""
+    keys, clients = self._algorithm.channel.wire.keys, entry.client_rounds
+    one = entry.wasted(down, flops, up)
+    if up:
+      return one
+    early = clients * keys.early * down
+    return one._replace(
       bytes_up=early,
       peak_client_bytes_up=keys.early,
-      simulator_flops=0.0,
-      secagg_bytes=early + entry.client_rounds * keys.down,
+      secagg_bytes=early + clients * keys.down * down,
+      wasted_bytes=one.wasted_bytes + early,
     )
 
   def handover(self) -> int:

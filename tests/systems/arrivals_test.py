@@ -23,9 +23,23 @@ def test_of_a_synchronous_cohort_some_are_lost_by_step_and_number():
   assert lost == [[False, True, False], [False] * 3, [False, False, True]]
 
 
-@pytest.mark.parametrize('versions,seconds', [([3, 4], 0.0), ([4, 4], 1.5)])
-def test_reports_of_another_model_are_refused(versions, seconds):
+@pytest.mark.parametrize(
+  'versions,late,fine',
+  [
+    ([4, 4], 0, True),
+    ([3, 4], 0, False),
+    ([3, 4], 1, True),
+    ([2, 4], 1, False),
+    ([0, 4], -1, True),
+    ([4, 5], -1, False),
+  ],
+)
+def test_reports_of_models_that_nobody_has_are_refused(versions, late, fine):
+  """Those of lost clients, which are not trained, may be of any age."""
   ids, lost = np.arange(2), np.zeros(2, bool)
-  reports = arrivals.Reports(ids, np.array(versions), lost, seconds)
+  reports = arrivals.Reports(ids, np.array(versions), lost)
+  arrivals.check_reports(reports._replace(lost=~lost), 4, late)
+  if fine:
+    return arrivals.check_reports(reports, 4, late)
   with pytest.raises(ValueError, match='reports of step 4 began with'):
-    arrivals.check_synchronous(reports, 4)
+    arrivals.check_reports(reports, 4, late)
