@@ -29,7 +29,8 @@ _HOW = (
 )  # fmt: skip
 _TRAINING = (
   'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
-  'pretrain.', 'privacy.', 'on_nan', *(f'{name}.' for name in catalog.METHODS),
+  'pretrain.', 'privacy.', 'time.', 'select.', 'on_nan',
+  *(f'{name}.' for name in catalog.METHODS),
 )  # fmt: skip
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',

@@ -10,6 +10,7 @@ from fedms_jax.report import page, svg
 from fedms_jax.systems.units import in_bytes, in_flops
 
 WIDTH, HEIGHT = 360.0, 206.0
+CLOCK = 'virtual seconds'  # of runs that have any
 # What a point is drawn over: title, what a round adds, how it is written.
 COSTS: dict[str, tuple[tuple[str, ...], svg.Format]] = {
   'rounds': ((), '{:g}'.format),
@@ -19,6 +20,7 @@ COSTS: dict[str, tuple[tuple[str, ...], svg.Format]] = {
   ),
   'FLOPs of all clients': (('client_flops',), lambda value: in_flops(value)),
   'seconds of the simulator': (('wall_seconds',), '{:g}'.format),
+  CLOCK: (('virtual_time',), '{:g}'.format),
 }
 KINDS = {
   'own': 'own test rows',
@@ -58,6 +60,7 @@ def section(records: Sequence[Mapping[str, Any]], score: str) -> str:
     shown = [
       page.figure(_chart(records, cost, names, show, name, name or score))
       for cost, (names, show) in COSTS.items()
+      if cost != CLOCK or any(r.get(n) for r in records for n in names)
     ]
     body.append(page.charts(shown, 'pairs'))
   note = page.paragraph(

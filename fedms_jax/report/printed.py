@@ -8,7 +8,7 @@ from typing import Any
 
 from fedms_jax.core import tree
 from fedms_jax.core.types import Task
-from fedms_jax.report import private
+from fedms_jax.report import private, timed
 from fedms_jax.report.lines import grid
 from fedms_jax.systems import units
 from fedms_jax.systems.ledger import Entry
@@ -109,6 +109,8 @@ def text(result: dict[str, Any]) -> str:
     lines.append(f'losses asked of the model: {queries:,.0f} rows')
   if 'privacy' in result:
     lines += private.lines(result['privacy'])
+  if 'time' in result:
+    lines += timed.lines(result['time'])
   return '\n'.join(lines)
 
 
@@ -200,7 +202,12 @@ def _target(result: dict[str, Any]) -> list[str]:
     f'{units.in_bytes(told["bytes_up"])} up, '
     f'{units.in_bytes(told["bytes_down"])} down, '
     f'{units.in_flops(told["client_flops"])} of clients, '
-    f'{result["target_seconds"]:.1f} s'
+    + (
+      f'{told["virtual_time"]:.4g} virtual s, '
+      if 'virtual_time' in told
+      else ''
+    )
+    + f'{result["target_seconds"]:.1f} s'
   ]
 
 

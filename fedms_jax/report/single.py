@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Mapping
 
-from fedms_jax.report import curves, details, page, private, views
+from fedms_jax.report import curves, details, page, private, timed, views
 from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
@@ -50,6 +50,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     ),
     curves.section(run.records, score),
     _privacy(run),
+    _time(run),
     page.section('Rounds', *_rounds(row)),
     page.beside(
       page.section(
@@ -75,6 +76,15 @@ def _privacy(run: Run) -> str:
     return ''
   said = private.lines(found)
   return page.section('Privacy', *(page.paragraph(line) for line in said))
+
+
+def _time(run: Run) -> str:
+  """How virtual time passed in a run; '' of one without a clock."""
+  found = run.summary.get('time')
+  if found is None:
+    return ''
+  said = timed.lines(found)
+  return page.section('Time', *(page.paragraph(line) for line in said))
 
 
 def _ordered(models, served: str) -> list[str]:

@@ -18,7 +18,8 @@ from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Task
 from fedms_jax.data import private_rows
 from fedms_jax.schedules import f3ocus, orders, triggers
-from fedms_jax.server import averaged, optimizers, robust
+from fedms_jax.server import averaged, mixing, optimizers, robust
+from fedms_jax.shell import timing
 from fedms_jax.shell.config import (
   ClientConfig,
   Config,
@@ -29,6 +30,7 @@ from fedms_jax.shell.config import (
   flatten,
 )
 from fedms_jax.shell.config.privacy import EXAMPLE
+from fedms_jax.shell.config.time import MIX
 from fedms_jax.shell.watched import NOTHING, Watched
 from fedms_jax.simulation.state import Curve, Handover, Options
 
@@ -100,6 +102,13 @@ def aggregator(config: Config) -> averaged.Aggregator:
       f'for krum, which needs {2 * s.byzantine + 3} clients. Raise '
       '--cohort.size, or lower --server.byzantine.'
     )
+  if config.time.policy == MIX:
+    if s.aggregator != 'mean':
+      raise ValueError(
+        f'--time.policy={MIX} does not go with --server.aggregator='
+        f'{s.aggregator}: it mixes one model at a time. Leave it out.'
+      )
+    return mixing.mixing(config.time.mixing, timing.discount(config.time))
   return {
     'mean': averaged.mean,
     'median': robust.median,

@@ -33,6 +33,8 @@ _ABOUT = {
   'gate': 'the gate of FedMS',
   'privacy': 'differential privacy',
   'compression': 'codes of what is sent',
+  'time': 'devices, and whom the server waits for',
+  'select': 'clients that are chosen by what they reported',
   'secagg': 'sums that the server alone cannot open',
   'engine': 'how the simulator works; changes no meaning',
   'columns': 'what is computed once per row',

@@ -28,6 +28,7 @@ from fedms_jax.shell import (
   language,
   outline,
   privacy_report,
+  time_report,
   written,
 )
 from fedms_jax.shell import world as worlds
@@ -214,7 +215,7 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   if not peers.primary:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
-  result |= _aims(config, world, state, records.records)
+  result |= _aims(config, world, state, records.records, result)
   if workdir is not None:
     columns = evaluation.table(simulation, scores)
     client_table.write(workdir.root, columns, config.eval.table)
@@ -247,13 +248,22 @@ def _dealt(config: Config, source, peers) -> worlds.World:
   return world
 
 
-def _aims(config: Config, world: worlds.World, state, records):
-  """What a summary says of a target, and of privacy."""
+def _aims(config: Config, world: worlds.World, state, records, result):
+  """What a summary says of a target, of privacy and of time. result: what it
+  says of costs and scores."""
   found = stopping.to_target(world.watched.stop, records)
   private = privacy_report.summary(
     config, world.stages, state.spent, records, world.data.train.sizes()
   )
-  return found if private is None else found | {'privacy': private}
+  timed = time_report.summary(
+    config,
+    world.data.train.num_clients,
+    state.arrivals,
+    records,
+    result | {'served': world.stages[-1].algorithm.served},
+  )
+  more = {'privacy': private, 'time': timed}
+  return found | {name: x for name, x in more.items() if x is not None}
 
 
 def evaluated(

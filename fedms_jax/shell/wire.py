@@ -14,7 +14,7 @@ from fedms_jax.core import inner_state
 from fedms_jax.core.contract import Channel
 from fedms_jax.core.wire import INNER
 from fedms_jax.data import sampling as samplers
-from fedms_jax.shell import privacy, wire_rules
+from fedms_jax.shell import privacy, timing, wire_rules
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import CENTRAL, DISTRIBUTED
 from fedms_jax.simulation.state import Stage
@@ -36,6 +36,7 @@ def wired(config: Config, stages: list[Stage]) -> list[Stage]:
     if plan is not None:
       members += privacy.channel(config, plan, number)
       stage = stage._replace(guard=privacy.guard(config, plan, number))
+    members += timing.channel(config)
     if config.secagg.on:
       members.append(secure.secure(sum_of(config, stage, plan, number)))
     if members:

@@ -26,6 +26,7 @@ from fedms_jax.shell import (
   methods,
   pipeline,
   sizes,
+  timing,
   watched,
 )
 from fedms_jax.shell.config import (
@@ -92,6 +93,7 @@ def world(config: Config, like: World | None = None) -> World:
     config.lora, checkpoint, model, data.table.output_names
   )
   stages = pipeline.stages(config, first, model, classes, adapter)
+  stages = timing.timed(config, data, stages)
   tasks = [stage.algorithm.task for stage in stages]
   found = watched.watched(config, tasks, data.table)
   return World(checkpoint, data, model, first, stages, head, found)

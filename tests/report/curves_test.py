@@ -19,7 +19,10 @@ def test_a_score_stands_where_all_rounds_until_it_have_led():
 
 
 def test_each_score_is_drawn_over_each_cost():
-  page = curves.section(RECORDS, 'accuracy')
+  plain = curves.section(RECORDS, 'accuracy')
+  assert curves.CLOCK not in plain  # of a run without one
+  timed = [r | {'virtual_time': 3.0} for r in RECORDS]
+  page = curves.section(timed, 'accuracy')
   assert page.count('<svg') == 2 * len(curves.COSTS)
   for cost in curves.COSTS:
     for name in ('accuracy', 'f1'):

@@ -61,8 +61,8 @@ def any_config(seed):
   flat['loggers'] = rng.choice(['', 'csv', 'tensorboard,csv'])
   built_in = rng.random() < 0.5
   flat['model.name'] = 'vit' if built_in else 'a/b'
-  # Options of privacy, codes and samplers must fit each other.
-  fitted = ('privacy.', 'compression.', 'secagg.')
+  # Options of privacy, codes, time and samplers must fit each other.
+  fitted = ('privacy.', 'compression.', 'secagg.', 'time.', 'select.')
   flat = {k: v for k, v in flat.items() if not k.startswith(fitted)}
   flat |= {'compression.down': 'top_k', 'compression.share': rng.random()}
   flat |= {'cohort.sampling': 'poisson', 'cohort.cap': 0, 'cohort.groups': 1}

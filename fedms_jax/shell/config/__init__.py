@@ -34,6 +34,7 @@ from fedms_jax.shell.config.model import (
 from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.run import Config
 from fedms_jax.shell.config.schedule import ScheduleConfig
+from fedms_jax.shell.config.time import SelectConfig, TimeConfig
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
   ClientConfig,
@@ -64,8 +65,10 @@ __all__ = [
   'PromptConfig',
   'ScheduleConfig',
   'SecaggConfig',
+  'SelectConfig',
   'ServerConfig',
   'StopConfig',
+  'TimeConfig',
   'flatten',
   'from_values',
   'opt',

@@ -28,6 +28,7 @@ from fedms_jax.shell.config.model import (
 from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.schedule import ScheduleConfig
 from fedms_jax.shell.config.stages import Pipeline, parse
+from fedms_jax.shell.config.time import SelectConfig, TimeConfig
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
   ClientConfig,
@@ -93,6 +94,8 @@ class Config:
   privacy: PrivacyConfig = section(PrivacyConfig)
   compression: CompressionConfig = section(CompressionConfig)
   secagg: SecaggConfig = section(SecaggConfig)
+  time: TimeConfig = section(TimeConfig)
+  select: SelectConfig = section(SelectConfig)
   engine: EngineConfig = section(EngineConfig)
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)

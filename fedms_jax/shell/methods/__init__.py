@@ -10,6 +10,7 @@ from fedms_jax.models.family import Model
 from fedms_jax.shell import catalog, wire
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
+from fedms_jax.shell.config.time import MIX
 from fedms_jax.shell.methods import (
   black_box,
   elastic,
@@ -82,7 +83,16 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   cosine = c.client.schedule == 'cosine'  # over as many rounds as there are
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, _steps_of(c), population, seed, c.data.masks,
-          c.data.mask_fraction, c.algorithm if cosine else None)  # fmt: skip
+          c.data.mask_fraction, c.algorithm if cosine else None,
+          _mixed(c))  # fmt: skip
+
+
+def _mixed(config: Config) -> tuple[Hashable, ...]:
+  """What of a config's time is in its servers."""
+  t = config.time
+  if t.policy != MIX:
+    return ()
+  return (t.mixing, t.discount, t.power, t.grace)
 
 
 def _steps_of(config: Config) -> tuple[Hashable, ...]:

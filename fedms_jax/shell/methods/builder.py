@@ -21,6 +21,7 @@ from fedms_jax.server import averaged
 from fedms_jax.shell import build, foundation
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
+from fedms_jax.shell.config.time import MIX
 from fedms_jax.simulation.state import Handover, Stage
 
 
@@ -89,10 +90,7 @@ class Builder(NamedTuple):
         l.ranks and not ranks,
         'all of its clients have --lora.rank',
       ),
-      f'--server.aggregator={s.aggregator}': (
-        merges and s.aggregator != 'mean',
-        'its own aggregator is what it is',
-      ),
+      **(self._merging() if merges else {}),
       f'--server.optimizer={s.optimizer} and --server.learning_rate='
       f'{s.learning_rate:g}': (
         exact and not usual,
@@ -113,6 +111,15 @@ class Builder(NamedTuple):
       self.horizon,
     )
     return _private(setting, self.config)
+
+  def _merging(self):
+    """Problems of `setting` for a method with an aggregator of its own."""
+    s, policy = self.config.server, self.config.time.policy
+    why = 'its own aggregator is what it is'
+    return {
+      f'--server.aggregator={s.aggregator}': (s.aggregator != 'mean', why),
+      f'--time.policy={policy}': (policy == MIX, f'{why}; allowed: fedbuff'),
+    }
 
   def rank_of(self) -> RankOf | None:
     """The rank of each client: a pure, even draw from --lora.ranks; None if
