@@ -8,6 +8,7 @@ from typing import Any
 
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import CENTRAL, DISTRIBUTED, LOCAL
+from fedms_jax.shell.config.time import UNIFORM
 from fedms_jax.shell.privacy_rules import EACH, REFUSED
 from fedms_jax.simulation.state import Stage
 
@@ -77,6 +78,13 @@ def _check_secure(config: Config, stages: Sequence[Stage]) -> None:
       c.privacy.clipping == 'adaptive', 'the range of numbers would not follow '
       'the clip; allowed: fixed'
     ),
+    f'--time.policy={c.time.policy}': (
+      c.time.on, 'masks are dealt to the cohort that is sampled, all of one '
+      'model'
+    ),
+    f'--select.name={c.select.name}': (
+      c.select.name != UNIFORM, 'what clients report is hidden in the sum'
+    ),
     f'--secagg.range={c.secagg.range:g}': (
       bool(c.secagg.range) and c.privacy.mode in (CENTRAL, DISTRIBUTED),
       'it is --privacy.clip'
@@ -102,6 +110,11 @@ def _check_codes(config: Config, stages: Sequence[Stage]) -> None:
     f'--privacy.mode={p.mode}': (
       up and p.mode in (LOCAL, DISTRIBUTED), 'noise that clients add to all '
       'numbers undoes a code; allowed: central, example'
+    ),
+    f'--time.policy={c.time.policy}': (
+      c.compression.down != 'none' and c.time.late_reports, 'clients that '
+      'began with an earlier model got that one coded; allowed: '
+      '--compression.up alone'
     ),
   })  # fmt: skip
   if not c.compression.feedback:

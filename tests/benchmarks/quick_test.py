@@ -38,6 +38,14 @@ ROWS = {
                 'personal_bytes', 'touched', 'disk_megabytes',
                 'peak_gigabytes'},
   },
+  'time': {
+    'row': {'seed', 'reached', 'virtual_seconds', 'steps', 'depth',
+            'gigaflops', 'megabytes', 'wasted_flops', 'gini', 'score',
+            'fastest_tenth', 'slowest_tenth'},
+    'mean_of': {'seeds', 'reached', 'virtual_seconds', 'gigaflops',
+                'megabytes', 'wasted_flops', 'gini', 'score', 'fastest_tenth',
+                'slowest_tenth'},
+  },
   'pretraining': {
     'row': {'every', 'state', 'seed', 'steps', 'own_perplexity',
             'worst_decile_perplexity', 'pooled_perplexity',
@@ -50,7 +58,7 @@ ROWS = {
   },
 }  # fmt: skip
 # These train whole models.
-LONG = {'pretraining', 'black_box'}
+LONG = {'pretraining', 'black_box', 'time'}
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
