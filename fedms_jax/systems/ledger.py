@@ -116,9 +116,7 @@ class Meter:
     mask = self._algorithm.masks(plan)[0]
     return jax.eval_shape(lambda x: tree.narrow(x, mask), self._shapes.shared)
 
-  def unsent(
-    self, entry: Entry, down: float, flops: float, up: float
-  ) -> Entry:
+  def unsent(self, entry: Entry, down: float, flops: float, up: float) -> Entry:
     """An entry of clients that report nothing, see `Entry.wasted`; of a secure
     sum, the keys of those who sent no message have arrived."""
     keys, clients = self._algorithm.channel.wire.keys, entry.client_rounds
