@@ -47,9 +47,12 @@ METHODS = {
   'lonas': Method(
     'LoRA that holds smaller ones, and the search for one of them',
     'LREC-COLING 2024, arXiv 2501.16372', LoNas,
+    ours='the federated form, the search at the clients, and the rule by which '
+    'one is taken; widths of the base do not change',
   ),
   'fedot': Method(
     'LoRA at both ends, trained around a part of the blocks between',
     'arXiv 2302.04870, 2309.00363', FedOt,
+    ours='LoRA in place of whole blocks; the emulator is not distilled',
   ),
 }  # fmt: skip

@@ -11,9 +11,11 @@ class Method(NamedTuple):
   summary: one line. paper: where it is from. options: what a run can tell it,
   a frozen dataclass whose fields become flags named `method.field`; None: there
   is nothing. text: of a model with class prompts it needs the text tower, too.
+  ours: what its paper does not say, or says otherwise; '': nothing we know of.
   """
 
   summary: str
   paper: str
   options: type | None = None
   text: bool = False
+  ours: str = ''

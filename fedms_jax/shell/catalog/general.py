@@ -39,15 +39,22 @@ METHODS = {
   ),
   'linear_probe': Method(
     'FedAvg of a linear head on the frozen base', 'arXiv 1602.05629',
+    ours='the head alone trains',
   ),
   'fedprox': Method(
     "LoRA, pulled to the server's", 'arXiv 1812.06127',
     FedProx,
+    ours='LoRA and head in place of all weights',
   ),
   'scaffold': Method(
     'LoRA, with control variates against drift', 'arXiv 1910.06378',
+    ours='the control variate of option II is the mean gradient of the '
+    'steps, so that any local optimizer will do; changes are weighed '
+    'as models are',
   ),
   'fedfn': Method(
     'LoRA, and a head on features of one length', 'arXiv 2311.13267', FedFn,
+    ours='LoRA and head in place of all weights; lengths other than 1; a '
+    'larger rate of the head',
   ),
 }  # fmt: skip

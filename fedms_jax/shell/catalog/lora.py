@@ -43,13 +43,16 @@ METHODS = {
     'A random and frozen, B averaged', 'arXiv 2403.12313'
   ),
   'rolora': Method(
-    'B and A in turn, a round each', 'arXiv 2502.01755'
+    'B and A in turn, a round each', 'arXiv 2502.01755',
+    ours='the head trains in every round',
   ),
   'fedsa_lora': Method(
     'A shared, B and head personal', 'arXiv 2410.01463'
   ),
   'flora': Method(
     'LoRA stacked into a dense residual and restarted', 'arXiv 2409.05976',
+    ours='what is stacked becomes a dense residual at once; a server optimizer '
+    'acts on the head alone',
   ),
   'fedex_lora': Method(
     'A and B averaged, what that misses added to the base',
@@ -62,9 +65,12 @@ METHODS = {
   'hetlora': Method(
     'ranks of clients cut from one LoRA, pruned, weighted by the norm of A B',
     'arXiv 2401.06432', HetLora,
+    ours='columns that nobody had in a round stay as they were',
   ),
   'lora_fair': Method(
     'A and B averaged, and B corrected toward the mean of the products',
     'arXiv 2411.14961', LoraFair,
+    ours='a squared distance, whose minimum is known, in place of a cosine and '
+    'gradient steps',
   ),
 }  # fmt: skip

@@ -50,5 +50,8 @@ METHODS = {
   'fedms': Method(
     'global expert, then local experts and a gate, with SAL',
     'arXiv 2312.15926', FedMS,
+    ours='all that its abstract leaves open: the form of the gate, what is '
+    'mixed, when the queue fires, how a local expert starts and trains; '
+    'each is an option',
   )
 }  # fmt: skip

@@ -104,29 +104,39 @@ METHODS = {
     'LoRA and head of each client alone: nothing is shared', '-',
   ),
   'fedper': Method(
-    'LoRA shared, head personal', 'arXiv 1912.00818'
+    'LoRA shared, head personal', 'arXiv 1912.00818',
+    ours='LoRA in place of all weights',
   ),
   'fedrep': Method(
     'head first, then LoRA; LoRA shared, head personal', 'arXiv 2102.07078',
     FedRep,
+    ours="LoRA in place of all weights; parts of a round's steps in place of "
+    'epochs',
   ),
   'ditto': Method(
     'own model, pulled to that of FedAvg', 'arXiv 2012.04221', Ditto,
+    ours='LoRA and head; both models train on the same batches',
   ),
   'apfl': Method(
     'own and shared model, mixed by a weight that each client learns',
     'arXiv 2003.13461', Apfl,
+    ours='what is mixed are LoRA and heads',
   ),
   'pfedme': Method(
     'own model by Moreau envelopes of the shared one', 'arXiv 2006.08848',
     PFedMe,
+    ours='LoRA and head in place of all weights',
   ),
   'feddpa': Method(
     "local and global LoRA, weighed by an input's likeness to the client's",
     'arXiv 2403.19211', FedDpa,
+    ours='the features of the frozen base, of all rows of a client, in '
+    "place of a few rows' under the local adapter",
   ),
   'pfedlora': Method(
     'own LoRA and head that meet in a small adapter, which alone is shared',
     'arXiv 2310.13283', PFedLora,
+    ours="own models are LoRA and a head on one base; parts of a round's steps "
+    "in place of epochs; the adapter's own loss has weight 1",
   ),
 }  # fmt: skip

@@ -29,5 +29,6 @@ METHODS = {
     'the same, with windows of frozen blocks by share of the data',
     'arXiv 2307.06933',
     Ffdapt,
+    ours='the widths of the windows, and where the next round goes on',
   ),
 }  # fmt: skip

@@ -125,6 +125,8 @@ class PFedMma:
 METHODS = {
   'fedclip': Method(
     "attention adapter on CLIP's image feature", 'arXiv 2302.13485',
+    ours='the cross-entropy over all classes in place of a contrast within the '
+    'batch',
   ),
   'promptfl': Method(
     'soft prompt, averaged', 'arXiv 2208.11625', text=True
@@ -144,13 +146,17 @@ METHODS = {
   'pfedprompt': Method(
     'shared soft prompt, and attention to rows that a client keeps',
     'doi 10.1145/3543507.3583518', PFedPrompt, text=True,
+    ours='the form of the attention, and that prompts are trained without it',
   ),
   'fedotp': Method(
     'shared and own soft prompt, matched with the patches of an image',
     'arXiv 2403.00041', FedOtp, text=True,
+    ours='a fixed number of rounds of scaling in place of a threshold',
   ),
   'pfedmma': Method(
     'own adapters of both towers that meet in a shared layer',
     'arXiv 2507.05394', PFedMma, text=True,
+    ours='the last layer of an adapter begins at zero; blocks are counted from '
+    'the output',
   ),
 }  # fmt: skip

@@ -44,9 +44,12 @@ METHODS = {
     'split learning: first and last blocks at the client, the body at the '
     'server',
     'arXiv 2403.16050', FedV,
+    ours='LoRA trains; the server trains a copy of the body with each client, '
+    'and averages',
   ),
   'fedvz': Method(
     'split learning without gradients: they are estimated from losses',
     'arXiv 2403.16050', FedVZ,
+    ours='the same, and the equations of the estimate',
   ),
 }  # fmt: skip

@@ -53,10 +53,13 @@ METHODS = {
   'feddat': Method(
     'shared and own bottleneck adapter that teach each other',
     'arXiv 2308.12305', FedDat,
+    ours='the head moves in the second step alone; where the adapters are',
   ),
   'koala': Method(
     'small models at clients, distilled into a large one and back on public '
     'rows',
     'arXiv 2407.05268', Koala,
+    ours='small models are the first blocks of the large one; Adam at the '
+    'server; the mean is of logits',
   ),
 }  # fmt: skip
