@@ -19,6 +19,10 @@ PAGES = {
   name: (ROOT / name).read_text()
   for name in ('BUILD.md', 'README.md', 'launch/README.md')
 }
+PAGES |= {
+  str(path.relative_to(ROOT)): path.read_text()
+  for path in sorted((ROOT / 'docs').rglob('*.md'))
+}
 BUILD = PAGES['BUILD.md']
 LAUNCHERS = ('local', 'slurm', 'kubernetes', 'sweep')
 # Of other programs, where launch/README.md speaks of them.
@@ -91,10 +95,16 @@ def test_names_of_the_code_that_the_page_on_building_uses_are_there():
   assert checked > 30
 
 
+def typed(text: str) -> list[str]:
+  """The lines of a page's shell blocks, without what is said of them."""
+  blocks = re.findall(r'^```sh\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+  return [line.split(' #')[0].strip() for b in blocks for line in b.split('\n')]
+
+
 def lines_of_fedms():
   """Every command `fedms ...` of a page, with something for each blank."""
   for page, text in PAGES.items():
-    for line in quoted(text):
+    for line in [*quoted(text), *typed(text)]:
       if re.match(r'fedms (?!_)', line) or line == 'fedms':
         line = re.sub(r'=(<[^>]*>|…|\$\w+)', '=1', line)
         yield pytest.param(re.sub(r'<[^>]*>|…', '', line), id=f'{page}: {line}')
@@ -126,7 +136,7 @@ def test_every_command_has_an_example():
 def test_modules_that_are_started_are_there():
   for page, text in PAGES.items():
     found = re.findall(r'python -m ([\w.]*\w)', text)
-    assert found or page == 'BUILD.md'
+    assert found or page == 'BUILD.md' or page.startswith('docs/')
     for name in found:
       where = importlib.util.find_spec(name)
       assert where is not None, (page, name)
