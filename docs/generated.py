@@ -61,12 +61,12 @@ def methods() -> str:
   from fedms_jax.shell import catalog  # lazy: only this page needs it
 
   rows = [
-    '| `--algorithm.name` | what it is | paper | options | what is ours |',
+    '| name | what it is | paper | options | what is ours |',
     '|---|---|---|---|---|',
   ]
   for name, method in catalog.METHODS.items():
     options = ', '.join(
-      f'`{name}.{field}`'
+      f'`{field}`'
       for field in getattr(method.options, '__dataclass_fields__', ())
     )
     paper = '' if method.paper == '-' else linked(method.paper)

@@ -58,7 +58,7 @@ def test_the_table_has_every_method_with_all_of_its_options():
   for name, method in catalog.METHODS.items():
     cells = rows()[name]
     fields = getattr(method.options, '__dataclass_fields__', {})
-    assert re.findall(r'`(\S+)`', cells[3]) == [f'{name}.{f}' for f in fields]
+    assert re.findall(r'`(\S+)`', cells[3]) == list(fields)
     assert cells[4] == method.ours
 
 
@@ -86,6 +86,6 @@ def test_what_can_be_added_has_a_section():
   part = build.split('\n## How to add\n')[1].split('\n## ')[0]
   items = re.findall(r'^- \*(.+?)\*', part, re.MULTILINE)
   text = '\n'.join(p.read_text() for p in (DOCS / 'howto').glob('*.md'))
-  sections = {t.lower() for t in re.findall(r'^## (.+)$', text, re.MULTILINE)}
+  sections = {t.lower() for t in re.findall(r'^##? (.+)$', text, re.MULTILINE)}
   assert len(items) > 12
   assert not {item.lower() for item in items} - sections
