@@ -15,6 +15,28 @@ ARXIV = re.compile(r'(?:arXiv )?\b(\d{4}\.\d{5})\b')
 DOI = re.compile(r'\bdoi (10\.\S+)')
 
 
+SECTION = re.compile(r'^ *(Args|Returns|Raises|Yields):$', re.MULTILINE)
+
+
+def as_markdown(text: str) -> str:
+  """A docstring, which is plain text, for a reader of Markdown.
+
+  Brackets are shapes or products here, and no links; what stands between < and
+  > is no tag; a paragraph that is set in is a formula or a table, and kept as
+  it is.
+  """
+  out, apart = [], True
+  for part in text.split('\n\n'):
+    apart = apart and not SECTION.search(part)  # below it, set in means another
+    if apart and out and all(x.startswith('  ') for x in part.splitlines()):
+      out.append('\n'.join(f'    {line}' for line in part.splitlines()))
+      continue
+    words = re.split(r'(`[^`]*`)', part)
+    words[::2] = [re.sub(r'([\[\]<>*])', r'\\\1', x) for x in words[::2]]
+    out.append(''.join(words))
+  return '\n\n'.join(out)
+
+
 def rooms() -> list[str]:
   """The rooms of the package, alphabetically."""
   return sorted(p.parent.name for p in PACKAGE.glob('*/__init__.py'))

@@ -80,6 +80,16 @@ def test_the_reference_has_a_page_for_each_room_and_all_of_its_modules():
   assert '(server.md)' in generated.reference_index()
 
 
+def test_a_docstring_is_read_as_plain_text():
+  text = 'A [K, S] of `x[i]` <id>.\n\n  y = A * b\n\nArgs:\n  x: [B].'
+  assert generated.as_markdown(text) == (
+    'A \\[K, S\\] of `x[i]` \\<id\\>.\n\n      y = A * b\n\n'
+    'Args:\n  x: \\[B\\].'
+  )
+  whole = 'Does it.\n\nReturns:\n  one;\n\n  and another.'
+  assert generated.as_markdown(whole) == whole
+
+
 def test_what_can_be_added_has_a_section():
   """Every item of the page on building that says how to add something."""
   build = (ROOT / 'BUILD.md').read_text(encoding='utf-8')
