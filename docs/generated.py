@@ -32,7 +32,9 @@ def as_markdown(text: str) -> str:
       out.append('\n'.join(f'    {line}' for line in part.splitlines()))
       continue
     words = re.split(r'(`[^`]*`)', part)
-    words[::2] = [re.sub(r'([\[\]<>*])', r'\\\1', x) for x in words[::2]]
+    words[::2] = [
+      re.sub(r'([\[\]*])', r'\\\1', x).replace('<', '&lt;') for x in words[::2]
+    ]
     out.append(''.join(words))
   return '\n\n'.join(out)
 

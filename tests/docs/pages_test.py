@@ -83,8 +83,7 @@ def test_the_reference_has_a_page_for_each_room_and_all_of_its_modules():
 def test_a_docstring_is_read_as_plain_text():
   text = 'A [K, S] of `x[i]` <id>.\n\n  y = A * b\n\nArgs:\n  x: [B].'
   assert generated.as_markdown(text) == (
-    'A \\[K, S\\] of `x[i]` \\<id\\>.\n\n      y = A * b\n\n'
-    'Args:\n  x: \\[B\\].'
+    'A \\[K, S\\] of `x[i]` &lt;id>.\n\n      y = A * b\n\nArgs:\n  x: \\[B\\].'
   )
   whole = 'Does it.\n\nReturns:\n  one;\n\n  and another.'
   assert generated.as_markdown(whole) == whole
