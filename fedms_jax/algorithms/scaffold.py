@@ -49,6 +49,13 @@ def scaffold(
   plain = fedms.global_stage(
     setting._replace(optimizer=optimizer), adapter=adapter
   )
+  server = adapted.server(setting, residual=True)
+  return controlled(plain, server, population)._replace(name='scaffold')
+
+
+def controlled(plain: Algorithm, server: Server, population: int) -> Algorithm:
+  """An algorithm of one shared model, with controls. plain: without personal
+  trees, its optimizer is one of `corrected`. server: of the model."""
 
   def begin(key, before: Roles) -> Roles:
     roles = plain.begin(key, before)
@@ -65,10 +72,9 @@ def scaffold(
     return 2.0 * up, 2.0 * down
 
   return plain._replace(
-    name='scaffold',
     begin=begin,
     update=_controlled(plain.update),
-    server=_server(adapted.server(setting, residual=True), population),
+    server=_server(server, population),
     traffic=traffic,
   )
 

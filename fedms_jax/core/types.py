@@ -147,7 +147,7 @@ class Sampling(NamedTuple):
   clients whose turn it is), 'min_separation' (always `size` of that group).
   clients: N. size: K, or of random cohorts the mean of K. cap: the most
   clients of a cohort, of which a larger one keeps a random part. groups:
-  among which all clients are dealt.
+  among which all clients are dealt. draw: of 'own', see `sampling.Draw`.
   """
 
   kind: str
@@ -155,6 +155,7 @@ class Sampling(NamedTuple):
   size: int
   cap: int
   groups: int = 1
+  draw: Callable[..., Any] | None = None
 
   @property
   def chance(self) -> float:
@@ -183,7 +184,8 @@ class Federation(NamedTuple):
 
   train, validation, test: of the clients that train, disjoint. unseen: test
   rows of clients that never train. pooled: int32 row numbers of the pooled
-  test set. public: int32 row numbers that the server pre-trains on.
+  test set. public: int32 row numbers that the server pre-trains on. names: of
+  the clients that train, where the data names them; () else.
   """
 
   table: Table
@@ -193,6 +195,7 @@ class Federation(NamedTuple):
   unseen: Partition
   pooled: np.ndarray
   public: np.ndarray
+  names: tuple[str, ...] = ()
 
 
 class BackboneCost(NamedTuple):

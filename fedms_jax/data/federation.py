@@ -25,7 +25,7 @@ def build(
   *,
   num_clients: int,
   unseen_clients: int = 0,
-  name: str = 'dirichlet',
+  name: str | partitions.Owner = 'dirichlet',
   alpha: float = 0.3,
   classes_per_client: int = 2,
   sigma: float = 1.0,
@@ -88,7 +88,9 @@ def build(
       pooled = np.sort(
         np.concatenate([parts['test'].rows, parts['unseen'].rows, tested])
       )
-    federation = Federation(source.table, **parts, pooled=pooled, public=public)
+    named = _names(name, source, parts['train'])
+    everybody = [parts[k] for k in ('train', 'validation', 'test', 'unseen')]
+    federation = Federation(source.table, *everybody, pooled, public, named)
   check_disjoint(federation)
   table = _shifted(
     source.table, federation.public, public_shift or source.public_shift
@@ -96,6 +98,15 @@ def build(
   if save:
     archive.save(save, federation)
   return federation._replace(table=table)
+
+
+def _names(name, source: Source, train: Partition) -> tuple[str, ...]:
+  """Names of clients that are groups of a source which names these."""
+  named = name == 'natural' and source.group_names
+  if not named or source.groups is None:
+    return ()
+  groups = source.groups[train.rows[train.offsets[:-1]]]
+  return tuple(source.group_names[group] for group in groups)
 
 
 def _check_counts(federation, num_clients, unseen_clients, path):

@@ -8,6 +8,8 @@ cannot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedms_jax.core.streams import Stream
@@ -17,8 +19,12 @@ from fedms_jax.data import draws, names
 NAMES = ('iid', 'dirichlet', 'classes', 'quantity', 'natural')
 
 
+# Of one's own: (labels of the rows [n], N, generator) -> owner of each row.
+Owner = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
 def deal(
-  name: str,
+  name: str | Owner,
   labels: np.ndarray,
   rows: np.ndarray,
   *,
@@ -40,12 +46,13 @@ def deal(
   equally to those who have it. `quantity`: random rows, sizes lognormal with
   `sigma`. `natural`: a client is a group, a random choice of the groups with
   `min_rows` rows if there are more groups than clients; only then are rows
-  left over.
+  left over. Or what names an owner for each row itself, -1 for none.
 
   labels: int [M], groups: int [M] or None, of all rows of the table. rows:
   int row numbers. Raises `ValueError` if the rows cannot be dealt so.
   """
-  names.pick('partition.name', name, NAMES, 'partitioner')
+  if isinstance(name, str):
+    names.pick('partition.name', name, NAMES, 'partitioner')
   if num_clients < 1 or min_rows < 1:
     raise ValueError(
       f'{num_clients} clients with at least {min_rows} rows cannot be dealt; '
@@ -60,7 +67,9 @@ def deal(
     )
   rng = draws.generator(seed, Stream.DEAL)
   rows = rng.permutation(np.asarray(rows))
-  if name == 'iid':
+  if not isinstance(name, str):
+    owner = _own(name(labels[rows], num_clients, rng), rows, num_clients)
+  elif name == 'iid':
     owner = np.arange(len(rows)) * num_clients // len(rows)
   elif name == 'dirichlet':
     owner = _dirichlet(labels[rows], num_clients, rng, alpha)
@@ -75,6 +84,22 @@ def deal(
     own = None if groups is None else groups[rows]
     owner = _natural(own, num_clients, rng, min_rows)
   return _gathered(owner, rows, num_clients, rng)
+
+
+def _own(owner, rows, num_clients: int) -> np.ndarray:
+  """The owners that a partitioner of one's own names, checked."""
+  owner = np.asarray(owner)
+  if owner.shape != rows.shape or owner.dtype.kind not in 'iu':
+    raise ValueError(
+      f'the partitioner gave owners of the shape {owner.shape} and type '
+      f'{owner.dtype}; allowed: a whole number for each of {len(rows)} rows.'
+    )
+  if len(owner) and not -1 <= owner.min() <= owner.max() < num_clients:
+    raise ValueError(
+      f'the partitioner gave owners from {owner.min()} to {owner.max()}; '
+      f'allowed: 0 to {num_clients - 1}, and -1 for nobody.'
+    )
+  return owner.astype(np.int64)
 
 
 def _gathered(owner, rows, num_clients, rng) -> Partition:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,16 +17,19 @@ from fedms_jax.core.types import Sampling
 from fedms_jax.data import cohorts, draws
 
 KINDS = ('fixed', 'poisson', 'cyclic', 'min_separation')
+# Of one's own: (seed, stage, round, N, K) -> ids of a cohort.
+Draw = Callable[[int, int, int, int, int], np.ndarray]
 SPREADS = 6  # standard deviations over the mean, of the usual cap
 
 
 def sampling(
-  kind: str, clients: int, size: int, cap: int = 0, groups: int = 1
+  kind: str | Draw, clients: int, size: int, cap: int = 0, groups: int = 1
 ) -> Sampling:
   """A checked `Sampling`.
 
   Args:
-    kind: one of `KINDS`.
+    kind: one of `KINDS`; or what draws K ids itself, a pure function, so that
+      a resumed run draws the same.
     clients: N.
     size: K or its mean; of 'fixed' at most N is drawn.
     cap: of a random cohort; 0: `SPREADS` deviations over the mean, rounded up.
@@ -34,6 +38,9 @@ def sampling(
   Raises:
     ValueError: no cohort can be drawn so.
   """
+  if not isinstance(kind, str):
+    plain = sampling('fixed', clients, size, cap, groups)
+    return plain._replace(kind='own', draw=kind)
   if kind not in KINDS:
     raise ValueError(
       f'`sampling`={kind!r} is no sampler; allowed: {", ".join(KINDS)}.'
@@ -58,6 +65,13 @@ def sampling(
         'Leave it out.'
       )
     return Sampling(kind, clients, size, size, groups)
+  return _varying(kind, clients, size, cap, groups)
+
+
+def _varying(
+  kind: str, clients: int, size: int, cap: int, groups: int
+) -> Sampling:
+  """How cohorts of random size are drawn."""
   chance = size * groups / clients
   spread = math.sqrt(size * max(0.0, 1 - chance))
   most = -(-clients // groups)
@@ -78,6 +92,8 @@ def sample(how: Sampling, seed: int, stage: int, round: int) -> np.ndarray:
   clients of all: the same law, in time and memory that grow with K alone. To
   keep `cap` of a larger one is to draw that many.
   """
+  if how.draw is not None:
+    return _own(how, seed, stage, round)
   if how.kind == 'fixed':
     return cohorts.sample_cohort(seed, stage, round, how.clients, how.size)
   members, count = None, how.clients
@@ -91,6 +107,25 @@ def sample(how: Sampling, seed: int, stage: int, round: int) -> np.ndarray:
   found = rng.choice(count, size, replace=False, shuffle=False)
   found = found if members is None else members[found]
   return np.sort(found.astype(np.int64))
+
+
+def _own(how: Sampling, seed: int, stage: int, round: int) -> np.ndarray:
+  """What a sampler of one's own draws, checked."""
+  assert how.draw is not None
+  found = np.asarray(how.draw(seed, stage, round, how.clients, how.size))
+  ids = np.unique(found).astype(np.int64)
+  whole = found.ndim == 1 and found.dtype.kind in 'iu'
+  if not whole or len(ids) != len(found) or len(ids) > how.size:
+    raise ValueError(
+      f'`sampling` drew {found.tolist()!r:.200} in round {round}; allowed: at '
+      f'most {how.size} whole numbers, each once.'
+    )
+  if len(ids) and not 0 <= ids[0] <= ids[-1] < how.clients:
+    raise ValueError(
+      f'`sampling` drew the clients {ids[0]} to {ids[-1]} in round {round}; '
+      f'allowed: 0 to {how.clients - 1}.'
+    )
+  return ids
 
 
 @functools.lru_cache(maxsize=4)

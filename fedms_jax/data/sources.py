@@ -20,7 +20,8 @@ class Source(NamedTuple):
   if there is no test split. groups: int32 [M], the natural group of each row
   (-1: none), or None. public_shift: the domain shift of public images that
   goes with this source unless the user asks for another. public: training rows
-  that are the server's; None: they are still to be drawn.
+  that are the server's; None: they are still to be drawn. group_names: of the
+  groups, where they have any.
   """
 
   table: Table
@@ -29,6 +30,7 @@ class Source(NamedTuple):
   groups: np.ndarray | None = None
   public_shift: str = 'none'
   public: np.ndarray | None = None
+  group_names: tuple[str, ...] = ()
 
 
 def load(
@@ -88,25 +90,36 @@ def load(
     train_split=train_split,
     test_split=test_split,
   )
-  parts = {'train': train} if test is None else {'train': train, 'test': test}
-  parts = {
-    name: part.select(_kept(len(part), max_rows, seed, i))
-    for i, (name, part) in enumerate(parts.items())
-  }
-  table, groups = features.read(
-    parts,
+  return of_splits(
+    train,
+    test,
+    places=splits.places(source),
     input_column=input_column,
     label_column=label_column,
     group_column=group_column,
     image_size=image_size,
+    max_rows=max_rows,
+    seed=seed,
     encode_text=encode_text,
     target_column=target_column,
     need_labels=need_labels,
     answer=answer,
     prepare=prepare,
     progress=progress,
-    places=splits.places(source),
   )
+
+
+def of_splits(
+  train, test=None, *, max_rows: int = 0, seed: int = 0, **reading
+) -> Source:
+  """The source of `datasets.Dataset` objects, a training split and maybe a
+  test split; see `load`. reading: as `features.read` takes it."""
+  parts = {'train': train} if test is None else {'train': train, 'test': test}
+  parts = {
+    name: part.select(_kept(len(part), max_rows, seed, i))
+    for i, (name, part) in enumerate(parts.items())
+  }
+  table, groups = features.read(parts, **reading)
   rows = np.arange(len(table.columns['labels']), dtype=np.int32)
   count = len(parts['train'])
   return Source(table, rows[:count], rows[count:], groups)

@@ -116,19 +116,18 @@ class Words(NamedTuple):
 class Model(NamedTuple):
   """A loadable model.
 
-  names: our paths -> theirs. The path of a leaf ('stem/word') names its
-  tensor, the path of a layer ('blocks/attn/q') names the layer, whose kernel
+  names: our paths -> theirs. The path of a leaf ('stem/word') names its tensor,
+  the path of a layer ('blocks/attn/q') names the layer, whose kernel
   (transposed), scale and bias are its weight, weight and bias. Text is short
-  for a `Name`. prefix: what files of the bare model leave out of their
-  tensors' names. ignored: patterns of tensors that files may have and this
-  model does not use. prompted: makes the class features of zero_shot anew.
-  reference: the class of transformers that computes the same logits, whose
-  head therefore fits this feature; '' if there is none. featured: the one that
-  gives the feature then. heads: patterns of
-  tensors of heads that belong to the weights as they were. tied: tensors that
-  files may repeat -> the tensor that they must equal. unread: keys of
-  config.json that are not known. sigmoid: a contrast is learned pair by pair.
-  task: what it learns, where its head does not say it all; None: it does.
+  for a `Name`. prefix: what files of the bare model leave out of their tensors'
+  names. ignored: patterns of tensors that files may have and this model does
+  not use. prompted: makes the class features of zero_shot anew. reference: the
+  class of transformers that computes the same logits, whose head therefore fits
+  this feature; '' if there is none. featured: the one that gives the feature
+  then. heads: patterns of tensors of heads that belong to the weights as they
+  were. tied: tensors that files may repeat -> the tensor that they must equal.
+  unread: keys of config.json that are not known. sigmoid: a contrast is learned
+  pair by pair. task: if its head does not say it. network: its form, or None.
   """
 
   backbone: Backbone
@@ -143,6 +142,7 @@ class Model(NamedTuple):
   unread: tuple[str, ...] = ()
   sigmoid: bool = False
   task: Task | None = None
+  network: Any = None
 
 
 class Head(NamedTuple):

@@ -23,6 +23,16 @@ class Trigger(NamedTuple):
   reads: bool = True
 
 
+class Begin(NamedTuple):
+  """What a trigger of a plugin is made of: how many blocks are active first,
+  and at most; how many rounds its stage has; the seed of the run."""
+
+  first: int
+  cap: int
+  rounds: int
+  seed: int = 0
+
+
 def _by_round(progress: Callable[[int], int]) -> Trigger:
   """A trigger that ignores the score."""
   return Trigger(None, lambda s, _: s, lambda _, t: progress(t), reads=False)

@@ -60,6 +60,7 @@ FLAGS = {
   'row_cap': 'privacy.batch_cap',
   'groups': 'cohort.groups',
   'sampling': 'cohort.sampling',
+  'head': 'model.head',
   'accountant': 'privacy.accountant',
   'delta': 'privacy.delta',
   'target': 'privacy.epsilon',

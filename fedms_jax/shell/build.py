@@ -19,7 +19,7 @@ from fedms_jax.core.types import Backbone, Task
 from fedms_jax.data import private_rows
 from fedms_jax.schedules import f3ocus, orders, triggers
 from fedms_jax.server import averaged, mixing, optimizers, robust
-from fedms_jax.shell import timing
+from fedms_jax.shell import plugged, timing
 from fedms_jax.shell.config import (
   ClientConfig,
   Config,
@@ -109,12 +109,13 @@ def aggregator(config: Config) -> averaged.Aggregator:
         f'{s.aggregator}: it mixes one model at a time. Leave it out.'
       )
     return mixing.mixing(config.time.mixing, timing.discount(config.time))
-  return {
+  made = {
     'mean': averaged.mean,
     'median': robust.median,
     'trimmed_mean': lambda: robust.trimmed_mean(s.trim),
     'krum': lambda: robust.krum(s.byzantine),
-  }[s.aggregator]()
+  }.get(s.aggregator)
+  return made() if made else plugged.aggregator(s.aggregator)
 
 
 def schedule(
@@ -194,7 +195,7 @@ def _trigger(
 ) -> triggers.Trigger:
   """The trigger of a stage of `total` rounds that begins with `first` blocks.
   depths: of a manual one. eps: see `_noise`."""
-  return {
+  made = {
     'queue': lambda: triggers.queue(
       first, cap, length=s.queue_length, eps=eps, step=s.step
     ),
@@ -216,7 +217,9 @@ def _trigger(
       first, cap, probability=s.probability, step=s.step, seed=seed
     ),
     'manual': lambda: triggers.manual(depths, cap),
-  }[s.name]()
+  }.get(s.name)
+  begin = triggers.Begin(first, cap, total, seed)
+  return made() if made else plugged.trigger(s.name, begin)
 
 
 def _where(s: ScheduleConfig, blocks: int, seed: int, handover: Handover):
@@ -273,7 +276,7 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
   return Options(
     seed=config.seed,
     cohort=config.cohort.size,
-    sampling=config.cohort.sampling,
+    sampling=plugged.sampler(config.cohort.sampling),
     cap=config.cohort.cap,
     groups=config.cohort.groups,
     row_cap=row_cap(config),

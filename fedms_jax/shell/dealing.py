@@ -10,6 +10,7 @@ import numpy as np
 from fedms_jax.core.types import Federation
 from fedms_jax.data import classes, inputs, sources, text
 from fedms_jax.data import federation as federations
+from fedms_jax.shell import given, plugged, plugins
 from fedms_jax.shell.config import DataConfig, PartitionConfig
 
 
@@ -63,6 +64,9 @@ def _source(
   d: DataConfig, seed: int, progress: bool, reading: Mapping[str, Any] | None
 ) -> sources.Source:
   """The examples, as the model reads them."""
+  own = plugins.find('sources', d.source)
+  if own is not None:
+    return given.source(own, d, seed, progress, reading or {})
   return sources.load(
     d.source,
     subset=d.subset,
@@ -90,7 +94,7 @@ def _dealt(
     source,
     num_clients=p.num_clients,
     unseen_clients=p.unseen_clients,
-    name=p.name,
+    name=plugged.partition(p.name),
     alpha=p.alpha,
     classes_per_client=p.classes_per_client,
     sigma=p.sigma,

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedms_jax.shell import plugins
+
 
 def opt(
   default,
@@ -21,11 +23,13 @@ def opt(
   high=None,
   above=None,
   was: str = '',
+  plugins: str = '',
 ) -> Any:
   """A dataclass field with its help text and the values that it allows.
 
   `low` and `high` are inclusive bounds, `above` an exclusive lower bound.
-  `was` is the flag's name in earlier versions, which goes on working.
+  `was` is the flag's name in earlier versions, which goes on working. Names of
+  the group `plugins` (see `plugins.GROUPS`) are allowed beside the choices.
   """
   metadata = {
     'help': help_text,
@@ -34,6 +38,7 @@ def opt(
     'high': high,
     'above': above,
     'was': was,
+    'plugins': plugins,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -44,13 +49,47 @@ def section(cls, *, named: bool = True) -> Any:
   return dataclasses.field(default_factory=cls, metadata={'named': named})
 
 
-def _walk(cls: Any, prefix: str = '') -> Iterator[tuple[str, list[str], Any]]:
-  """(flag name, attributes on the way, field) of each leaf."""
-  for field in dataclasses.fields(cls):
-    inner = field.default_factory
-    if inner is dataclasses.MISSING:
+class Growing:
+  """The type of a section to which fields are added while a program runs.
+  type: as it is now."""
+
+  def __init__(self, type: Any):
+    self.type = type
+
+  def __call__(self) -> Any:
+    return self.type()
+
+
+def _inner(config: Any, field: dataclasses.Field) -> Any:
+  """The type of a section of a config, class or object; None of a leaf."""
+  made = field.default_factory
+  if made is dataclasses.MISSING:
+    return None
+  if not isinstance(config, type):
+    return type(getattr(config, field.name))
+  return made.type if isinstance(made, Growing) else made
+
+
+def allowed(field: dataclasses.Field, value: Any) -> bool:
+  """Whether a value is one of the choices of a field, if it has any."""
+  rule = field.metadata
+  if not rule['choices'] or value in rule['choices']:
+    return True
+  return bool(rule['plugins']) and plugins.has(rule['plugins'], value)
+
+
+def _walk(
+  config: Any, prefix: str = ''
+) -> Iterator[tuple[str, list[str], Any]]:
+  """(flag name, attributes on the way, field) of each leaf of a config, class
+  or object."""
+  for field in dataclasses.fields(config):
+    inner = _inner(config, field)
+    if inner is None:
       yield f'{prefix}{field.name}', [field.name], field
       continue
+    if not isinstance(config, type):
+      inner = getattr(config, field.name)
     named = field.metadata.get('named', True)
     below = f'{prefix}{field.name}.' if named else prefix
     for name, path, leaf in _walk(inner, below):
@@ -97,10 +136,9 @@ def from_values(cls: Any, flat: Mapping[str, Any]) -> Any:
 def _made(cls: Any, nested: Mapping[str, Any]) -> Any:
   kwargs = dict(nested)
   for field in dataclasses.fields(cls):
-    if field.default_factory is not dataclasses.MISSING:
-      kwargs[field.name] = _made(
-        field.default_factory, nested.get(field.name, {})
-      )
+    inner = _inner(cls, field)
+    if inner is not None:
+      kwargs[field.name] = _made(inner, nested.get(field.name, {}))
   return cls(**kwargs)
 
 
@@ -118,7 +156,7 @@ def validate(config: Any) -> None:
   then for what a section's own `check`, if it has one, finds wrong."""
   flat = values(config)
   for name, field in flatten(config).items():
-    _check(name, flat[name], field.metadata)
+    _check(name, flat[name], field)
   for node in _sections(config):
     if hasattr(node, 'check'):
       node.check()
@@ -132,16 +170,16 @@ def _sections(config: Any) -> Iterator[Any]:
   yield config
 
 
-def _check(name: str, value: Any, rule: Mapping[str, Any]) -> None:
+def _check(name: str, value: Any, field: dataclasses.Field) -> None:
   """Raises `ValueError` if `value` breaks the rule of its field."""
-  allowed = None
-  if rule['choices'] and value not in rule['choices']:
-    allowed = ', '.join(repr(choice) for choice in rule['choices'])
+  rule, said = field.metadata, None
+  if not allowed(field, value):
+    said = ', '.join(repr(choice) for choice in rule['choices'])
   elif rule['low'] is not None and not value >= rule['low']:
-    allowed = f'at least {rule["low"]}'
+    said = f'at least {rule["low"]}'
   elif rule['high'] is not None and not value <= rule['high']:
-    allowed = f'at most {rule["high"]}'
+    said = f'at most {rule["high"]}'
   elif rule['above'] is not None and not value > rule['above']:
-    allowed = f'more than {rule["above"]}'
-  if allowed is not None:
-    raise ValueError(f'--{name}={value!r} is not allowed; allowed: {allowed}.')
+    said = f'more than {rule["above"]}'
+  if said is not None:
+    raise ValueError(f'--{name}={value!r} is not allowed; allowed: {said}.')

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from fedms_jax.shell import commands, fields
+from fedms_jax.shell import catalog, commands, fields, plugins
 from fedms_jax.shell import config as config_lib
 
 # Short names for what is typed most: alias -> flag.
@@ -55,16 +55,18 @@ a flag given twice the last one counts.
 class _Parser(absl_flags.ArgumentParser):
   """Reads one value of the field's type, and only finite numbers."""
 
-  def __init__(self, kind: type, choices: tuple[str, ...]):
+  def __init__(self, kind: type, field: dataclasses.Field | None = None):
     self.kind = kind
-    self.choices = choices
+    self.field = field
 
   def parse(self, argument: Any) -> Any:
     if not isinstance(argument, str):  # a default, already of its type
       return argument
-    if self.choices and argument not in self.choices:
-      allowed = ', '.join(repr(choice) for choice in self.choices)
-      hint = _did_you_mean(argument, self.choices)
+    if self.field is not None and not fields.allowed(self.field, argument):
+      choices = self.field.metadata['choices']
+      hint = _did_you_mean(argument, choices)
+      choices = (*choices, *plugins.names(self.field.metadata['plugins']))
+      allowed = ', '.join(repr(choice) for choice in choices)
       raise ValueError(f'not one of {allowed}.{hint}')
     if self.kind is bool:
       return _boolean(argument)
@@ -95,7 +97,7 @@ def define(
   for name, field in config_lib.flatten(config_lib.Config).items():
     kind = type(field.default)
     flag = absl_flags.Flag(
-      _Parser(kind, field.metadata['choices']),
+      _Parser(kind, field),
       absl_flags.ArgumentSerializer(),
       name,
       field.default,
@@ -135,11 +137,12 @@ def parse_command(
       flag file or a word that is no flag.
     SystemExit: with code 0, after `--help` was printed.
   """
+  _load_plugins(argv)
   flag_values = define(absl_flags.FlagValues())
   for name, (default, text) in extra.items():
     absl_flags.DEFINE_flag(
       absl_flags.Flag(
-        _Parser(type(default), ()),
+        _Parser(type(default)),
         absl_flags.ArgumentSerializer(),
         name,
         default,
@@ -162,6 +165,22 @@ def parse_command(
   config = read(flag_values)
   config_lib.validate(config)
   return config, {name: flag_values[name].value for name in extra}
+
+
+def _load_plugins(argv: Sequence[str]) -> None:
+  """Loads the plugins that a command line names, for flags are made of what
+  they declare, too."""
+  early = absl_flags.FlagValues()
+  for name in ('plugin', 'algorithm.name', 'stages'):
+    absl_flags.DEFINE_string(name, '', '', flag_values=early)
+  try:
+    early(list(argv), known_only=True)
+  except (absl_flags.Error, UnicodeDecodeError):
+    return  # the whole command line is refused, with what is wrong
+  said = {name: str(early[name].value) for name in early}
+  plugins.load(said['plugin'])
+  for name in ('algorithm.name', 'stages'):
+    catalog.known(said[name].split(',')[-1].strip())
 
 
 def _parsed(flag_values, argv: Sequence[str]) -> list[str]:
@@ -305,6 +324,8 @@ def help_lines(name: str, field: dataclasses.Field) -> list[str]:
   text = rule['help']
   if rule['choices']:
     text += f'; one of: {", ".join(c or "(empty)" for c in rule["choices"])}'
+  if rule['plugins']:
+    text += f'; or one of the {rule["plugins"]} of plugins'
   bounds = [
     f'{words} {rule[key]}'
     for key, words in (

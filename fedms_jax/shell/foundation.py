@@ -23,7 +23,14 @@ from fedms_jax.models import (
 from fedms_jax.models.family import Model, Options
 from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
-from fedms_jax.shell import built_in, data_flags, scratch, side_files
+from fedms_jax.shell import (
+  built_in,
+  data_flags,
+  own_network,
+  plugged,
+  scratch,
+  side_files,
+)
 from fedms_jax.shell.config import (
   Config,
   DataConfig,
@@ -59,7 +66,7 @@ def checkpoint(
 
 def find(m: ModelConfig, *, weights: bool = True) -> Checkpoint | None:
   """The checkpoint of `--model.name`; None for the built-in model."""
-  if m.built_in:
+  if m.built_in or m.own:
     return None
   found = model_files.find(m.name, revision=m.revision, weights=weights)
   pretrained.family_of(found.config)  # refused before its data is looked for
@@ -70,8 +77,9 @@ def task(m: ModelConfig, model: Model) -> Task:
   """What the model learns."""
   if m.head == 'contrast' and model.sigmoid:
     return tasks.pairwise_contrast()
-  if model.task is not None:
-    return model.task
+  own = plugged.task(m.task) or model.task
+  if own is not None:
+    return own
   if m.head == 'masked_patches':
     return hiding.masked_patches(
       hiding.Patches(m.patch, m.hidden_patches, m.patch_target)
@@ -89,7 +97,7 @@ def reading(
 ) -> dict[str, Any]:
   """The arguments of `sources.load` that depend on the model."""
   if checkpoint is None:
-    if d.pack:
+    if d.pack and not m.own:
       raise ValueError(
         f'--data.pack is for texts, and --model.name={m.name} reads images. '
         'Leave it out.'
@@ -149,6 +157,8 @@ def model(
   d: DataConfig | None = None,
 ) -> Model:
   """The model in the shape of the data. d: says how tokens are hidden."""
+  if m.own:
+    return own_network.model(m, data.table)
   if checkpoint is None:
     return Model(built_in.backbone(m, data), {})
   if _reads_images(m, checkpoint):

@@ -33,6 +33,7 @@ from fedms_jax.shell import (
 )
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
+from fedms_jax.shell.finished import Finished
 from fedms_jax.simulation import (
   adaptation,
   clock,
@@ -177,7 +178,13 @@ def _stopped(how: str, workdir) -> int:
   return signals.EXIT_SAVED
 
 
-def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
+def _printed(finished: Finished) -> None:
+  print(printed.text(finished.summary))
+
+
+def _run(
+  config: Config, workdir, request, timer, stack, source, peers, then=_printed
+) -> int:
   e = config.engine
   place = Placement(e.devices, e.model_axis, peers)
   if e.model_axis > 1:
@@ -188,8 +195,8 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
   watch = observer.Observers(records, observer.Signals(request))
   stack.push(_closing(watch.close))
   if peers.primary:
-    watch.add(observer.Notes())
-    watch.add(shown)
+    for one in written.watching(config, shown):
+      watch.add(one)
   keep = _store(config, workdir, peers)
   if workdir is not None and peers.primary:
     outline.write(workdir, world, bool(config.algorithm.label_prior))
@@ -216,12 +223,11 @@ def _run(config: Config, workdir, request, timer, stack, source, peers) -> int:
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
   result |= _aims(config, world, state, records.records, result)
+  columns = evaluation.table(simulation, scores)
   if workdir is not None:
-    columns = evaluation.table(simulation, scores)
-    client_table.write(workdir.root, columns, config.eval.table)
-    writers.write_summary(workdir.summary, result)
+    _write(config, workdir, result, columns)
     files_of.finish(result)
-  print(printed.text(result))
+  then(Finished(config, world, simulation, state, result, columns, records))
   return 0
 
 
@@ -236,6 +242,11 @@ def _store(config: Config, workdir, peers) -> run_store.Memory:
     every=config.checkpoint.every,
     seconds=config.checkpoint.seconds,
   )
+
+
+def _write(config: Config, workdir, result, columns) -> None:
+  client_table.write(workdir.root, columns, config.eval.table)
+  writers.write_summary(workdir.summary, result)
 
 
 def _dealt(config: Config, source, peers) -> worlds.World:

@@ -37,8 +37,8 @@ def _warned() -> None:
 
   def show(message, category, *where, **kwargs):
     if issubclass(category, DataWarning):
-      said = arguments.in_flags(message)
-      print(f'fedms: warning: {said}', file=sys.stderr)
+      line = arguments.in_flags(message)
+      print(f'fedms: warning: {line}', file=sys.stderr)
     else:
       shown(message, category, *where, **kwargs)
 

@@ -12,6 +12,7 @@ from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Table, Task
 from fedms_jax.data.names import DataWarning
 from fedms_jax.models import measures
+from fedms_jax.shell import plugged
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation.stopping import Stop
 
@@ -75,6 +76,9 @@ def _check_stages(config: Config, tasks: Sequence[Task]) -> None:
 
 
 def _metric(flag: str, name: str, task: Task, table: Table) -> Metric:
+  own = plugged.metric(name)
+  if own is not None:
+    return own
   try:
     return measures.make(name, task, len(table.label_names), table.outputs)
   except ValueError as e:

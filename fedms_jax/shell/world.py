@@ -244,6 +244,12 @@ def pretrain_mode(
   """What the server trains: 'full', 'probe' or 'none'. headed: the head came
   with an adapter."""
   mode = p.mode
+  if m.own and mode not in ('auto', 'none'):
+    raise ValueError(
+      f'--pretrain.mode={mode} does not go with --model.name={m.name}, a '
+      "network of one's own, which begins as it is made; allowed: none. Leave "
+      'it out.'
+    )
   if mode != 'auto':
     if mode == 'full' and m.storage != 'float32':
       raise ValueError(
@@ -258,6 +264,8 @@ def pretrain_mode(
     return mode
   if m.new:
     return 'full'
+  if m.own:
+    return 'none'
   new = m.head in LINEAR and not m.keep_head and not headed
   return 'probe' if new else 'none'
 

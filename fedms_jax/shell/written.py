@@ -9,6 +9,7 @@ from typing import Any
 from fedms_jax.persistence import loggers, writers
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.shell import config as config_lib
+from fedms_jax.shell import plugged
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer
 
@@ -17,11 +18,16 @@ _ALWAYS = ('seed', 'algorithm.name')
 
 
 def shown(config: Config) -> observer.Silent:
-  """Bars in a terminal; elsewhere, where they would be a mush of carriage
-  returns, or if none are wanted, lines by `logging`."""
-  if config.progress and sys.stderr.isatty():
+  """Bars in a terminal or a notebook; elsewhere, where they would be a mush of
+  carriage returns, or if none are wanted, lines by `logging`."""
+  if config.progress and (sys.stderr.isatty() or 'ipykernel' in sys.modules):
     return observer.Progress()
   return observer.Log(config.log_seconds, config.log_rounds)
+
+
+def watching(config: Config, shown: observer.Silent) -> list[Any]:
+  """What tells the user of a run how it goes, and the observers of plugins."""
+  return [observer.Notes(), shown, *plugged.observers(config.observers)]
 
 
 def check(config: Config) -> None:

@@ -251,6 +251,16 @@ class Writers(Silent):
         stack.callback(logger.close)
 
 
+class Each(Silent):
+  """Calls a function with the record of each round."""
+
+  def __init__(self, function: Callable[[dict[str, Any]], Any]):
+    self._function = function
+
+  def round(self, record):
+    self._function(dict(record))
+
+
 class Signals(Silent):
   """Stops the run at SIGTERM (see `signals.py`)."""
 

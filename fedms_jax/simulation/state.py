@@ -130,7 +130,7 @@ class Options(NamedTuple):
 
   seed: int = 0
   cohort: int = 10
-  sampling: str = 'fixed'
+  sampling: str | Callable = 'fixed'
   cap: int = 0
   groups: int = 1
   row_cap: int = 0

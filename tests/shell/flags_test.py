@@ -72,6 +72,7 @@ def any_config(seed):
   flat['model.head'] = rng.choice(allowed)
   flat |= {'stages': '', 'pretrain.head': '', 'pretrain.client_rate': 0.0}
   flat |= {'client.schedule': 'constant', 'data.masks': 'once'}
+  flat |= {'plugin': ''}  # which is imported
   flat['algorithm.label_prior'] = rng.choice(['', '0.5', 'validation'])
   flat = {k: v for k, v in flat.items() if k not in unused}
   return config_lib.from_values(flat)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
+from fedms_jax.shell import plugins
 from fedms_jax.shell.catalog import (
   black_box,
   elastic,
@@ -19,7 +20,7 @@ from fedms_jax.shell.catalog import (
   transfer,
 )
 from fedms_jax.shell.catalog.entry import Method
-from fedms_jax.shell.fields import section
+from fedms_jax.shell.fields import Growing, section
 
 METHODS: dict[str, Method] = {
   **mixture.METHODS,
@@ -34,16 +35,24 @@ METHODS: dict[str, Method] = {
   **black_box.METHODS,
 }
 
-# The options of all methods, a section for each that has any.
-Options = dataclasses.make_dataclass(
-  'Options',
-  [
-    (name, method.options, section(method.options))
-    for name, method in METHODS.items()
-    if method.options
-  ],
-  frozen=True,
-)
+PLUGINS: dict[str, Method] = {}  # of plugins, as they are found
+
+
+def _options() -> type:
+  """A dataclass with a section for each method that has options."""
+  return dataclasses.make_dataclass(
+    'Options',
+    [
+      (name, method.options, section(method.options))
+      for name, method in (METHODS | PLUGINS).items()
+      if method.options
+    ],
+    frozen=True,
+  )
+
+
+# The options of all methods, of which plugins may add some.
+Options = Growing(_options())
 
 
 def find(name: str) -> Method:
@@ -52,10 +61,33 @@ def find(name: str) -> Method:
   Raises:
     ValueError: there is none.
   """
-  if name not in METHODS:
+  if not known(name):
     close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)
     raise ValueError(
       f'--algorithm.name={name!r} is no algorithm. Did you mean {close[0]!r}? '
-      f'Algorithms: {", ".join(METHODS)}.'
+      f'Algorithms: {", ".join(METHODS)}{plugins.said("algorithms")}.'
     )
-  return METHODS[name]
+  return METHODS.get(name) or PLUGINS[name]
+
+
+def known(name: str) -> bool:
+  """Whether there is such a method; one of a plugin is loaded, and its options
+  are there from then on.
+
+  Raises:
+    ValueError: what the plugin calls so is no method, or takes another's name.
+  """
+  if name in METHODS or not name:
+    return bool(name)
+  method = plugins.find('algorithms', name)
+  if method is None:
+    return False
+  if not (isinstance(method, Method) and callable(method.stages)):
+    raise ValueError(
+      f'the plugin {name!r} of algorithms is {type(method).__name__}; allowed: '
+      'a `Method` with `stages`.'
+    )
+  if PLUGINS.get(name) is not method:
+    PLUGINS[name] = method
+    Options.type = _options()
+  return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 class Method(NamedTuple):
@@ -12,6 +13,8 @@ class Method(NamedTuple):
   a frozen dataclass whose fields become flags named `method.field`; None: there
   is nothing. text: of a model with class prompts it needs the text tower, too.
   ours: what its paper does not say, or says otherwise; '': nothing we know of.
+  stages: of a plugin, what builds it: `Builder` -> its stages; those of the
+  project are in `shell/methods`.
   """
 
   summary: str
@@ -19,3 +22,4 @@ class Method(NamedTuple):
   options: type | None = None
   text: bool = False
   ours: str = ''
+  stages: Callable[[Any], Any] | None = None

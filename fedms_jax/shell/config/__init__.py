@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fedms_jax.shell import fields
+from fedms_jax.shell import catalog, fields, plugins
 from fedms_jax.shell.config.data import (
   CohortConfig,
   DataConfig,
@@ -81,6 +81,8 @@ __all__ = [
 def from_values(flat: Mapping[str, Any]) -> Config:
   """The config whose leaves are `flat`, by the names of the flags; see
   `fields.from_values`."""
+  plugins.load(flat.get('plugin', ''))
+  catalog.known(flat.get('algorithm.name', ''))
   made = fields.from_values(Config, flat)
   return _named(made)
 

@@ -96,6 +96,7 @@ class PartitionConfig:
     'dirichlet',
     'how rows are dealt to clients',
     choices=('iid', 'dirichlet', 'classes', 'quantity', 'natural'),
+    plugins='partitions',
   )
   num_clients: int = opt(30, 'clients that train', low=1, high=1 << 30)
   unseen_clients: int = opt(
@@ -135,6 +136,7 @@ class CohortConfig:
     'by itself, so that cohort.size is the mean), cyclic (so, of the group '
     'whose turn it is), min_separation (always cohort.size of that group)',
     choices=('fixed', 'poisson', 'cyclic', 'min_separation'),
+    plugins='samplers',
   )
   cap: int = opt(
     0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from fedms_jax.shell import plugins
 from fedms_jax.shell.fields import opt
 
 _BUILT_IN = 'vit'
@@ -15,6 +16,7 @@ LINEAR = ('classification', 'regression', 'multi_label', 'ordinal')
 OF_BUILT_IN = ('patch', 'width', 'blocks', 'heads', 'mlp_ratio')
 OF_CHECKPOINT = ('revision', 'keep_head', 'tower', 'templates', 'storage')
 OF_SCRATCH = ('tokenizer', 'vocabulary')
+OF_TRANSFORMERS = ('pooling', 'dtype', 'remat', 'unroll')
 OF_PATCHES = ('hidden_patches', 'patch_target')
 HEADS_OF = {
   'vit': (*LINEAR, 'masked_patches'),
@@ -51,6 +53,9 @@ class ModelConfig:
       'multi_label',
       'ordinal',
     ),
+  )
+  task: str = opt(
+    '', 'what is learned in place of what the head is for: a task of a plugin'
   )
   keep_head: bool = opt(
     False, "keep the checkpoint's own classification head; else a new one"
@@ -124,6 +129,12 @@ class ModelConfig:
     return self.name == _BUILT_IN
 
   @property
+  def own(self) -> bool:
+    """Whether it is a network of a plugin, or was given from Python."""
+    given = self.name.startswith(plugins.GIVEN)
+    return not self.new and (given or plugins.has('models', self.name))
+
+  @property
   def scratch(self) -> bool:
     """Whether it is a text model that begins with random weights."""
     return self.name in SCRATCH
@@ -165,7 +176,10 @@ class ModelConfig:
   def _unused(self) -> dict[str, str]:
     """Options that the model would not look at, and what they are for."""
     kinds: list[tuple[tuple[str, ...], str]] = []
-    if self.new:
+    if self.own:
+      every = (*OF_CHECKPOINT, *OF_BUILT_IN, *OF_SCRATCH, *OF_TRANSFORMERS)
+      kinds.append((every, "for models that are no networks of one's own"))
+    elif self.new:
       kinds.append((OF_CHECKPOINT, 'for checkpoints, not for new models'))
     else:
       own = "the new models'; a checkpoint has its own"
@@ -180,7 +194,7 @@ class ModelConfig:
 
   def check_head(self, head: str, flag: str) -> None:
     """Raises `ValueError` for a head that the model has not."""
-    allowed = HEADS_OF.get(self.name)
+    allowed = LINEAR if self.own else HEADS_OF.get(self.name)
     if allowed is None and head == 'masked_patches':
       allowed = (*LINEAR, 'causal_lm', 'masked_lm', 'contrast')
     if allowed is not None and head not in allowed:

@@ -63,6 +63,15 @@ class Config:
     'same with frozen windows), then an algorithm: S200,F20x50,S50,fedms '
     '(empty: --pretrain.epochs, then --algorithm.name)',
   )
+  plugin: str = opt(
+    '',
+    'modules of packages of your own, comma-separated, that add methods, '
+    'schedules, ... (`fedms new` writes one); installed packages with entry '
+    'points need no flag',
+  )
+  observers: str = opt(
+    '', 'observers of plugins, comma-separated, which are called each round'
+  )
   progress: bool = opt(True, 'show progress bars, if there is a terminal')
   log_seconds: float = opt(
     30.0,
@@ -155,10 +164,15 @@ class Config:
         'all clients. Lower --cohort.size or raise --partition.num_clients.'
       )
     from fedms_jax.data import sampling  # lazy: NumPy, which help needs not
+    from fedms_jax.shell import plugged
 
     c = self.cohort
     sampling.sampling(
-      c.sampling, self.partition.num_clients, c.size, c.cap, c.groups
+      plugged.sampler(c.sampling),
+      self.partition.num_clients,
+      c.size,
+      c.cap,
+      c.groups,
     )
 
   def _check_pipeline(self) -> None:

@@ -22,6 +22,7 @@ class ScheduleConfig:
       'random',
       'manual',
     ),
+    plugins='schedules',
   )
   order: str = opt(
     'top_down',

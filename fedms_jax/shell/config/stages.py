@@ -47,7 +47,7 @@ def parse(text: str) -> Pipeline:
         f'--stages={text!r} has {word!r} after the algorithm {method!r}, which '
         'is to be the last. Leave one of them out.'
       )
-    if word in catalog.METHODS:
+    if catalog.known(word):
       method = word
     else:
       phases.append(_phase(word, text))

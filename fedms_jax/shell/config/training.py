@@ -114,6 +114,7 @@ class ServerConfig:
     'how the updates of clients are merged: by their mean, or so that a few '
     'bad ones do little',
     choices=('mean', 'median', 'trimmed_mean', 'krum'),
+    plugins='aggregators',
   )
   trim: float = opt(
     0.2,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
-from fedms_jax.shell import catalog, wire
+from fedms_jax.shell import catalog, plugins, wire
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.config.time import MIX
@@ -17,6 +17,7 @@ from fedms_jax.shell.methods import (
   general,
   lora,
   mixture,
+  networks,
   personal,
   pretraining,
   prompts,
@@ -55,12 +56,11 @@ def stages(
   Raises:
     ValueError: there is no such method, or it does not fit model and data.
   """
-  name = config.algorithm.name
-  catalog.find(name)
-  made = STAGES[name](Builder(config, model, classes, adapter))
+  builder = Builder(config, model, classes, adapter)
+  made = _maker(builder)(builder)
   _check_hiding(config, made)
   key = (_identity(config), model.backbone, classes, id(adapter))
-  key += (tuple(stage.name for stage in made),)
+  key += (tuple(stage.name for stage in made), made_by(config))
   # With the adapter, whose id is another's when it is gone.
   kept, _ = _interned.setdefault(key, (made, adapter))
   if len(_interned) > _MOST:
@@ -70,6 +70,33 @@ def stages(
     for new, old in zip(made, kept, strict=True)
   ]
   return wire.wired(config, found)
+
+
+def _maker(builder: Builder) -> Callable[[Builder], list[Stage]]:
+  """What builds the method of a builder's config."""
+  name = builder.config.algorithm.name
+  method = catalog.find(name)
+  if method.stages is not None:
+    return method.stages
+  if builder.model.network is None:
+    return STAGES[name]
+  if name not in networks.STAGES:
+    raise ValueError(
+      f'--algorithm.name={name} needs a model of blocks, which the network '
+      f'--model.name={builder.config.model.name} has not; allowed: '
+      f'{", ".join(networks.STAGES)}. Change one of them.'
+    )
+  return networks.STAGES[name]
+
+
+def made_by(config: Config) -> tuple[int, ...]:
+  """Which values of plugins a config means, where a name has had several."""
+  named = {
+    'algorithms': config.algorithm.name,
+    'aggregators': config.server.aggregator,
+    'tasks': config.model.task,
+  }
+  return tuple(plugins.version(group, name) for group, name in named.items())
 
 
 def _identity(config: Config) -> tuple[Hashable, ...]:

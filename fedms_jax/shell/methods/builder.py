@@ -78,9 +78,8 @@ class Builder(NamedTuple):
     that gives is what the model must be, so that no server optimizer fits.
     state: its clients' optimizers may outlive a round.
     """
-    s, l = self.config.server, self.config.lora
+    s, l, kept = self.config.server, self.config.lora, self.config.client.state
     usual = s.optimizer == 'mean' and s.learning_rate == 1.0
-    kept = self.config.client.state
     problems = {
       f'--client.state={kept}': (
         kept != 'reset' and not state,
@@ -99,7 +98,8 @@ class Builder(NamedTuple):
     }
     self._refuse(problems)
     base = jax.eval_shape(self.backbone.init, jax.random.key(0))
-    build.lora_spec(l).check(base['blocks'])
+    if 'blocks' in base:
+      build.lora_spec(l).check(base['blocks'])
     setting = build.setting(
       self.backbone,
       foundation.task(self.config.model, self.model),
