@@ -89,8 +89,8 @@ def build(
         np.concatenate([parts['test'].rows, parts['unseen'].rows, tested])
       )
     named = _names(name, source, parts['train'])
-    everybody = [parts[k] for k in ('train', 'validation', 'test', 'unseen')]
-    federation = Federation(source.table, *everybody, pooled, public, named)
+    whole = [source.table, *parts.values(), pooled, public, named]
+    federation = Federation._make(whole)
   check_disjoint(federation)
   table = _shifted(
     source.table, federation.public, public_shift or source.public_shift

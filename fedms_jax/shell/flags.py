@@ -17,6 +17,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+import fedms_jax
 from fedms_jax.shell import catalog, commands, fields, plugins
 from fedms_jax.shell import config as config_lib
 
@@ -48,7 +49,7 @@ Usage: fedms [--name=value ...]
 {commands}
 A bool `--x` is also switched off by `--nox`. `--flagfile=FILE` reads flags
 from a file, one per line, `--preset=NAME` from one of `fedms list presets`; of
-a flag given twice the last one counts.
+a flag given twice the last one counts. `--version` says which version this is.
 """
 
 
@@ -135,7 +136,7 @@ def parse_command(
   Raises:
     ValueError: an unknown flag, a value that is not allowed, an unreadable
       flag file or a word that is no flag.
-    SystemExit: with code 0, after `--help` was printed.
+    SystemExit: with code 0, after `--help` or `--version` was printed.
   """
   _load_plugins(argv)
   flag_values = define(absl_flags.FlagValues())
@@ -150,11 +151,12 @@ def parse_command(
       ),
       flag_values,
     )
-  for name in ('help', 'helpfull'):
-    absl_flags.DEFINE_bool(
-      name, False, 'show this help', flag_values=flag_values
-    )
+  for name in ('help', 'helpfull', 'version'):
+    absl_flags.DEFINE_bool(name, False, 'show this', flag_values=flag_values)
   rest = _parsed(flag_values, argv)
+  if flag_values['version'].value:
+    print(f'fedms {fedms_jax.__version__}')
+    raise SystemExit(0)
   if flag_values['help'].value or flag_values['helpfull'].value:
     print(help_text(extra))
     raise SystemExit(0)

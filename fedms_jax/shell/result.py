@@ -161,7 +161,8 @@ class Result:
 
     client: as of `parameters`.
     """
-    leaves = tree.flat(self._parts(client))
+    found = tree.flat(self._parts(client))
+    leaves = {name.replace('/', '.'): x for name, x in found.items()}
     path = pathlib.Path(folder) / PARTS
     path.parent.mkdir(parents=True, exist_ok=True)
     peft.write_tensors(path, {k: np.asarray(v) for k, v in leaves.items()})

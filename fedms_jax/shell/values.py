@@ -9,8 +9,8 @@ from typing import Any
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.metrics import Metric
 from fedms_jax.data.arrays import Arrays
+from fedms_jax.shell import catalog, flags, plugins
 from fedms_jax.shell import config as config_lib
-from fedms_jax.shell import flags, plugins
 from fedms_jax.shell.catalog.entry import Method
 from fedms_jax.shell.config import Config
 
@@ -51,6 +51,8 @@ def config(start: Config | None, given: Mapping[str, Any]) -> Config:
     ValueError: an option that is none, or a value that is not allowed.
   """
   given = dict(given)
+  base = {} if start is None else config_lib.values(start)
+  plugins.load(given.get('plugin', base.get('plugin', '')))
   said = {}
   for name in [k for k in _NAMED if k in given]:
     if isinstance(given[name], Mapping) and name in _sections():
@@ -59,8 +61,10 @@ def config(start: Config | None, given: Mapping[str, Any]) -> Config:
   for name in [k for k in _LISTED if k in given]:
     said |= _several(name, given.pop(name))
   rounds = given.pop('rounds', None)
+  for found in (base, given, said):  # whose options then are known
+    name = found.get('algorithm.name', found.get('algorithm_name', ''))
+    catalog.known(name)
   said |= _options(given)
-  base = {} if start is None else config_lib.values(start)
   if rounds is not None:
     method = said.get('algorithm.name', base.get('algorithm.name', 'fedms'))
     said |= _rounds(rounds, method)
@@ -140,7 +144,7 @@ def _several(name: str, given: Any) -> dict[str, Any]:
   group, flag = _LISTED[name]
   if isinstance(given, str) or isinstance(given, Metric) or callable(given):
     given = [given]
-  words = []
+  words: list[str] = []
   for i, value in enumerate(given):
     if not isinstance(value, str):
       called = getattr(value, 'name', None) or getattr(value, '__name__', name)

@@ -67,7 +67,7 @@ COMMANDS = {
     flags=_OF_RUN,
   ),
   'list': Command(
-    'what can be chosen: algorithms, schedules, partitions, models',
+    'what can be chosen: algorithms, schedules, ..., and what plugins add',
     'fedms_jax.shell.commands.listing',
     {},
     words='[algorithms]',
@@ -97,6 +97,11 @@ COMMANDS = {
     'fedms_jax.shell.commands.completion',
     {},
     words='bash|zsh|fish',
+  ),
+  'new': Command(
+    'a package of your own, to begin from: a method, a schedule and a test',
+    'fedms_jax.shell.commands.new',
+    {},
   ),
   'profile': Command(
     "where a round's time goes, and a trace of it",

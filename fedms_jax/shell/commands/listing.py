@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedms_jax.shell import catalog, commands, flags
+from fedms_jax.shell import catalog, commands, flags, plugins
 from fedms_jax.shell import config as config_lib
 
 Entry = tuple[str, str]  # one line, and the paper or '-'
@@ -137,6 +137,11 @@ def text(wanted: str = '') -> str:
     'text models that begin with random weights (--model.name)': NEW_MODELS,
   }
   lists['presets (--preset)'] = presets(flags.PRESETS)
+  lists |= {
+    f'{group} of plugins': _of_plugins(group)
+    for group in plugins.GROUPS
+    if any(plugins.names(group))
+  }
   if wanted:
     return _one(lists, wanted)
   blocks = [f'{title}\n{_lines(found)}' for title, found in lists.items()]
@@ -164,6 +169,21 @@ def _one(lists: Mapping[str, Mapping[str, Entry]], wanted: str) -> str:
       f'there is no list of {wanted!r}. Lists: {", ".join(names)}.'
     )
   return '\n\n'.join(found)
+
+
+def _of_plugins(group: str) -> dict[str, Entry]:
+  """What plugins add to a group: the summary of a method, or the first line of
+  what else documents itself."""
+  found = {}
+  for name in plugins.names(group):
+    value = plugins.find(group, name)
+    if group == 'algorithms' and catalog.known(name):
+      found[name] = (value.summary, value.paper)
+      continue
+    own = '__doc__' in vars(type(value)) and not callable(value)
+    lines = ('' if own else value.__doc__ or '').strip().splitlines()
+    found[name] = (lines[0] if lines else type(value).__name__, '-')
+  return found
 
 
 def _metrics() -> dict[str, Entry]:

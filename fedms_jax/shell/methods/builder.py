@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from fedms_jax.algorithms import fedms, networks
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.ranks import RankOf
 from fedms_jax.core import private_gradient
@@ -120,6 +121,13 @@ class Builder(NamedTuple):
       f'--server.aggregator={s.aggregator}': (s.aggregator != 'mean', why),
       f'--time.policy={policy}': (policy == MIX, f'{why}; allowed: fedbuff'),
     }
+
+  def shared_model(self, setting: Setting) -> Algorithm:
+    """FedAvg of what trains of the model: LoRA and head, or a network of one's
+    own. Methods of plugins begin from it."""
+    if self.model.network is not None:
+      return networks.fedavg(setting, self.model.network)
+    return fedms.global_stage(setting, adapter=self.adapter)
 
   def rank_of(self) -> RankOf | None:
     """The rank of each client: a pure, even draw from --lora.ranks; None if
