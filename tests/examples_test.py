@@ -36,6 +36,7 @@ def test_examples_are_short_and_listed():
     assert path.name in ('__init__.py', 'common.py') or path.name in page
 
 
+@pytest.mark.slow
 def test_a_network_of_one_s_own_and_its_lora():
   assert run('own_network').predict(np.zeros((2, 64)), 1).shape == (2, 10)
   adapted = run('lora')
@@ -71,6 +72,7 @@ def test_metrics_by_name_and_of_one_s_own():
   assert 0.1 <= found['sure']['global']['pooled'] <= 1
 
 
+@pytest.mark.slow
 def test_numbers_and_tags():
   assert set(run('regression').summary['metrics']) == {'mae', 'r2'}
   assert set(run('multi_label').summary['metrics']) == {'f1', 'exact_match'}

@@ -209,7 +209,8 @@ def test_flags_that_the_readme_names_exist():
   from fedms_jax.shell import config, flags
 
   names = set(config.flatten(config.Config)) | set(flags.ALIASES)
-  names |= {'help', 'flagfile', 'preset', 'slow'} | {'no' + n for n in names}
+  names |= {'help', 'version', 'flagfile', 'preset', 'slow'}
+  names |= {'no' + n for n in names}
   names |= {o.lstrip('-') for o in methods.parser()._option_string_actions}
   pages = ['README.md', *map(str, ROOT.glob('launch/presets/*'))]
   for page in pages:
@@ -223,8 +224,29 @@ COMMAND_FLAGS = ('what', 'out', 'all', 'classes', 'encrypted')
 
 
 def test_the_library_page_runs(cache, capsys):
+  """Its gate moves, and its second piece has a network and data."""
+  import numpy as np
+
+  import fedms_jax
+  from examples import common
+
   page = (ROOT / 'README.md').read_text()
-  code = page.split('```python\n')[1].split('```')[0]
-  code = code.replace('a, 10, lambda', 'a, 2, lambda')
-  exec(compile(code, 'README.md', 'exec'), {})
-  assert "'mixture'" in capsys.readouterr().out
+  first, second = (x.split('```')[0] for x in page.split('```python\n')[1:])
+  assert len(first.splitlines()) < 20
+  few = {'num_clients': 4, 'unseen_clients': 0}
+  small = {'partition': few, 'cohort_size': 2, 'pretrain_epochs': 1,
+           'model': {'blocks': 2, 'width': 16, 'heads': 2}}  # fmt: skip
+  first = first.replace('rounds=(8, 6)', 'rounds=(1, 1), **small')
+  exec(compile(first, 'README.md', 'exec'), {'small': small})
+  shown = capsys.readouterr().out
+  assert 'mixture' in shown
+  weights = np.array(eval(shown.splitlines()[-1]))
+  assert len(weights) == 4 and (weights != 0.5).any()
+  x, y = common.PIXELS[:400], common.DIGITS[:400]
+  names = {'module': common.Mlp(), 'x': x, 'y': y, 'u': x + 1, 'v': y}
+  second = second.replace('Dense_1', 'head').replace('rounds=20', 'rounds=1')
+  names |= {'fedms_jax': fedms_jax}
+  exec(compile(second, 'README.md', 'exec'), names)
+  assert [row['client'] for row in names['result'].clients] in (
+    ['ann', 'bob'], ['bob', 'ann'],
+  )  # fmt: skip
