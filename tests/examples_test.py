@@ -43,6 +43,7 @@ def test_a_network_of_one_s_own_and_its_lora():
   assert adapted.summary['base_model_bytes'] > 0  # frozen
 
 
+@pytest.mark.slow
 def test_clients_with_names():
   found = run('arrays', partition={})
   ids = {row['client'] for row in found.clients}
@@ -51,12 +52,14 @@ def test_clients_with_names():
   assert np.isfinite(some).all()
 
 
+@pytest.mark.slow
 def test_an_aggregator_of_one_s_own_bounds_each_step():
   one, two = (run('own_aggregator', rounds=n).parameters() for n in (1, 2))
   moved = np.abs(np.asarray(one['head']['kernel'] - two['head']['kernel']))
   assert 0 < moved.max() <= 0.01 + 1e-6
 
 
+@pytest.mark.slow
 def test_clients_are_lost_and_chosen(capsys):
   assert sum(r['lost'] for r in run('momentum').records) > 0
   from examples import selection

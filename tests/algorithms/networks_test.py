@@ -181,3 +181,11 @@ def test_a_network_s_prediction_is_that_of_what_it_exports():
       params = form.whole(tree.flat(parts['network']))
       out = Net().apply({'params': params}, SOME)
       world.close(found[model], out, atol=1e-5)
+
+
+def test_controls_are_no_part_of_the_model():
+  """SCAFFOLD begins as FedAvg does, though it keeps something of each key."""
+  one, plain = case('scaffold'), case('fedavg')
+  found = predicted(one, one.roles)['global']
+  world.close(found, predicted(plain, plain.roles)['global'])
+  assert np.abs(found).max() > 1e-3

@@ -84,7 +84,7 @@ def test_a_run_in_a_folder_is_resumed_and_asked_bitwise(result, tmp_path):
     result.report()
 
 
-def test_a_method_and_a_schedule_may_be_functions(result):
+def test_a_method_a_schedule_and_a_sampler_may_be_functions(result):
   told = []
 
   def method(builder):
@@ -95,13 +95,19 @@ def test_a_method_and_a_schedule_may_be_functions(result):
     told.append(begin)
     return fedms_jax.Trigger(None, lambda s, x: s, lambda s, t: 1, reads=False)
 
+  def sampler(seed, stage, round, clients, size):
+    return np.array([4, 1])
+
   found = fedms_jax.run(
     model=common.network(), data=common.digits(), algorithm=method,
-    schedule=schedule, observers=told.append, **SMALL,
+    schedule=schedule, sampler=sampler, observers=told.append, **SMALL,
   )  # fmt: skip
   assert told[0] == 2 and told[1].first == 1
   assert [r['round'] for r in told if isinstance(r, dict)] == [0, 1]
-  plain = fedms_jax.simulate(common.network(), common.digits(), **SMALL)
+  assert np.flatnonzero(found.state.met).tolist() == [1, 4]
+  plain = fedms_jax.simulate(
+    common.network(), common.digits(), sampler=sampler, **SMALL
+  )
   assert found.scores == plain.scores
 
 

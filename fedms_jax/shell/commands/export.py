@@ -26,11 +26,13 @@ from fedms_jax.persistence import (
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.shell import build, flags, foundation, methods, pipeline
-from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
-from fedms_jax.shell.commands import export_built_in, export_prompts
+from fedms_jax.shell.commands import (
+  export_built_in,
+  export_network,
+  export_prompts,
+)
 from fedms_jax.shell.config import Config
-from fedms_jax.simulation import observer
 from fedms_jax.systems.units import in_bytes
 
 HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
@@ -70,7 +72,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   if not out:
     raise ValueError('--out is missing. Name the folder to write to.')
   if config.model.own:
-    _network(config, what, out)
+    _own_format(export_network.parts(config, what.client), out)
     return 0
   checkpoint = foundation.checkpoint(config)
   if checkpoint is None:
@@ -118,32 +120,6 @@ def _built_in(config: Config, what: What, out: str) -> None:
       _own_format(parts, out)
   finally:
     snapshot.close()
-
-
-def _network(config: Config, what: What, out: str) -> None:
-  """Writes all arrays of a network of one's own."""
-  snapshot = Snapshot(config.workdir)
-  try:
-    world = worlds.world(config)
-    watch = observer.Observers()
-    simulation = runner.simulated(config, world, snapshot, watch)
-    state = snapshot.restore(simulation)
-    stage, roles = simulation.stages[state.stage], state.roles
-    if what.client is not None and jax.tree.leaves(roles.personal):
-      states = simulation.store(state).gather(np.array([what.client]))
-      own = jax.tree.map(lambda x: x[0], states)
-      roles = roles._replace(personal=own)
-    found = stage.algorithm.models(roles)
-  finally:
-    snapshot.close()
-  name = 'global' if what.client is None else 'local'
-  if name not in found:
-    allowed = ', '.join(_ALLOWED[known] for known in found)
-    raise ValueError(
-      f'--algorithm.name={config.algorithm.name} has no {name} model; allowed: '
-      f'--what={allowed}.'
-    )
-  _own_format(found[name], out)
 
 
 class What(NamedTuple):

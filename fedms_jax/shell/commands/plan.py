@@ -68,7 +68,12 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     checkpoint = scratch.planned(config.model, config.data)
   else:
     checkpoint = foundation.find(config.model, weights=False)
-  assert checkpoint is not None  # the built-in model has none
+  if checkpoint is None:
+    raise ValueError(
+      f'--model.name={config.model.name} is a network of a plugin, whose shapes '
+      'are known when it is made; allowed: a Hub id or folder, or the built-in '
+      'vit.'
+    )
   names = tuple(map(str, range(values['classes'])))
   tokens = foundation.text_length(config.model, config.data, checkpoint)
   facts = foundation.Facts(names, tokens)
