@@ -8,8 +8,6 @@ neither jax nor a global: each `parse` has its own `FlagValues`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from absl import flags as absl_flags
 import fedms_jax
 from fedms_jax.shell import catalog, commands, fields, plugins
 from fedms_jax.shell import config as config_lib
+from fedms_jax.shell.flag_values import Parser, did_you_mean
 
 # Short names for what is typed most: alias -> flag.
 SHORT = {'schedule': 'schedule.name'}
@@ -53,44 +52,6 @@ a flag given twice the last one counts. `--version` says which version this is.
 """
 
 
-class _Parser(absl_flags.ArgumentParser):
-  """Reads one value of the field's type, and only finite numbers."""
-
-  def __init__(self, kind: type, field: dataclasses.Field | None = None):
-    self.kind = kind
-    self.field = field
-
-  def parse(self, argument: Any) -> Any:
-    if not isinstance(argument, str):  # a default, already of its type
-      return argument
-    if self.field is not None and not fields.allowed(self.field, argument):
-      choices = self.field.metadata['choices']
-      hint = _did_you_mean(argument, choices)
-      choices = (*choices, *plugins.names(self.field.metadata['plugins']))
-      allowed = ', '.join(repr(choice) for choice in choices)
-      raise ValueError(f'not one of {allowed}.{hint}')
-    if self.kind is bool:
-      return _boolean(argument)
-    try:
-      value = self.kind(argument)
-    except ValueError:
-      name = {int: 'a whole number', float: 'a number'}[self.kind]
-      raise ValueError(f'not {name}.') from None
-    if self.kind is float and not math.isfinite(value):
-      raise ValueError('not a finite number.')
-    return value
-
-  def flag_type(self) -> str:
-    return self.kind.__name__
-
-
-def _boolean(text: str) -> bool:
-  values = {'true': True, '1': True, 'false': False, '0': False}
-  if text.lower() not in values:
-    raise ValueError('not one of true, false, 1, 0.')
-  return values[text.lower()]
-
-
 def define(
   flag_values: absl_flags.FlagValues = absl_flags.FLAGS,
 ) -> absl_flags.FlagValues:
@@ -98,7 +59,7 @@ def define(
   for name, field in config_lib.flatten(config_lib.Config).items():
     kind = type(field.default)
     flag = absl_flags.Flag(
-      _Parser(kind, field),
+      Parser(kind, field),
       absl_flags.ArgumentSerializer(),
       name,
       field.default,
@@ -143,7 +104,7 @@ def parse_command(
   for name, (default, text) in extra.items():
     absl_flags.DEFINE_flag(
       absl_flags.Flag(
-        _Parser(type(default)),
+        Parser(type(default)),
         absl_flags.ArgumentSerializer(),
         name,
         default,
@@ -191,7 +152,7 @@ def _parsed(flag_values, argv: Sequence[str]) -> list[str]:
     return flag_values(_with_presets(argv))[1:]
   except absl_flags.UnrecognizedFlagError as e:
     known = [name for name in flag_values if name not in ALIASES]
-    hint = _did_you_mean(e.flagname, known, prefix='--')
+    hint = did_you_mean(e.flagname, known, prefix='--')
     raise ValueError(
       f'--{e.flagname} is no flag.{hint} `--help` lists all flags.'
     ) from None
@@ -225,7 +186,7 @@ def _with_presets(argv: Sequence[str]) -> list[str]:
     known = sorted(path.stem for path in PRESETS.glob('*.flags'))
     if value not in known:
       raise ValueError(
-        f'--preset={value} is no preset.{_did_you_mean(value, known)} Presets: '
+        f'--preset={value} is no preset.{did_you_mean(value, known)} Presets: '
         f'{", ".join(known)}.'
       )
     out.append(f'--flagfile={file}')
@@ -348,14 +309,3 @@ def help_lines(name: str, field: dataclasses.Field) -> list[str]:
 def section_of(name: str) -> str:
   """The group that a flag is shown in."""
   return name.rpartition('.')[0] or 'run'
-
-
-def _did_you_mean(word: str, options: Sequence[str], prefix: str = '') -> str:
-  """' Did you mean ...?' with the options nearest to `word`, or ''.
-
-  Of dotted names the last part alone counts too: --rank is near --lora.rank.
-  """
-  last = [name for name in options if name.rpartition('.')[2] == word]
-  near = last or difflib.get_close_matches(word, options, n=3)
-  hint = ' or '.join(prefix + name for name in near)
-  return f' Did you mean {hint}?' if near else ''

@@ -70,9 +70,9 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     checkpoint = foundation.find(config.model, weights=False)
   if checkpoint is None:
     raise ValueError(
-      f'--model.name={config.model.name} is a network of a plugin, whose shapes '
-      'are known when it is made; allowed: a Hub id or folder, or the built-in '
-      'vit.'
+      f'--model.name={config.model.name} is a network of a plugin, whose '
+      'shapes are known when it is made; allowed: a Hub id or folder, or the '
+      'built-in vit.'
     )
   names = tuple(map(str, range(values['classes'])))
   tokens = foundation.text_length(config.model, config.data, checkpoint)
