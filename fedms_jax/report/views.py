@@ -126,6 +126,8 @@ def named(runs: Sequence[Run], name: str) -> Named:
   out = []
   for run in runs:
     values = run.per_client(name)
+    if not values:
+      continue
     seed = f', seed {run.seed}' if len(runs) > 1 else ''
     out += [
       (f'client {client}{seed}', value)

@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-import fedms_jax
 from fedms_jax.shell import catalog, commands, fields, plugins
 from fedms_jax.shell import config as config_lib
 from fedms_jax.shell.flag_values import Parser, did_you_mean
@@ -97,7 +96,7 @@ def parse_command(
   Raises:
     ValueError: an unknown flag, a value that is not allowed, an unreadable
       flag file or a word that is no flag.
-    SystemExit: with code 0, after `--help` or `--version` was printed.
+    SystemExit: with code 0, after `--help` was printed.
   """
   _load_plugins(argv)
   flag_values = define(absl_flags.FlagValues())
@@ -112,12 +111,9 @@ def parse_command(
       ),
       flag_values,
     )
-  for name in ('help', 'helpfull', 'version'):
+  for name in ('help', 'helpfull'):
     absl_flags.DEFINE_bool(name, False, 'show this', flag_values=flag_values)
   rest = _parsed(flag_values, argv)
-  if flag_values['version'].value:
-    print(f'fedms {fedms_jax.__version__}')
-    raise SystemExit(0)
   if flag_values['help'].value or flag_values['helpfull'].value:
     print(help_text(extra))
     raise SystemExit(0)

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import fedms_jax
 from fedms_jax.shell import catalog, commands, flags
 from fedms_jax.shell import config as config_lib
 
@@ -57,6 +58,8 @@ def asked(name: str, words: Sequence[str]) -> str | None:
     return None
   for word in words[1:]:
     flag, _, value = word.partition('=')
+    if flag == '--version' and not value:
+      return f'fedms {fedms_jax.__version__}'
     if flag not in _WORDS:
       continue
     if value.lower() in ('true', '1'):
