@@ -1,6 +1,7 @@
 """The examples run, are short, and show what they say."""
 
 import importlib
+import json
 import pathlib
 
 import numpy as np
@@ -108,3 +109,57 @@ def test_a_package_of_one_s_own(tmp_path, monkeypatch):
   small = ['--algorithm.stage1_rounds=1', '--algorithm.stage2_rounds=1']
   own_package.main('my_method', *small, '--noprogress')
   assert (tmp_path / 'my_method/runs/a/report.html').exists()
+
+
+BUILT_IN = {
+  'partition': {'num_clients': 6, 'unseen_clients': 1},
+  'model': {'blocks': 2, 'width': 16, 'heads': 2},
+  'pretrain_epochs': 1,
+}
+
+
+@pytest.mark.slow
+def test_a_private_run_tells_its_epsilon(capsys):
+  found = run('private', rounds=(2, 2), **BUILT_IN)
+  assert 0 < found.summary['privacy']['epsilon'] < 2
+  assert 'epsilon' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_server_that_waits_for_fewer_takes_less_time():
+  found = run('asynchronous', rounds=3, **BUILT_IN)
+  seconds = [x.summary['time']['virtual_time'] for x in found.values()]
+  assert seconds[0] > max(seconds[1:]) > 0
+
+
+@pytest.mark.slow
+def test_a_model_learns_instructions():
+  found = run('instruction_tuning', rounds=(2, 2), partition={
+    'name': 'natural', 'num_clients': 8, 'unseen_clients': 0,
+  })  # fmt: skip
+  assert {row['client'] for row in found.clients} == set(range(8))
+  assert found.summary['perplexity']
+
+
+@pytest.mark.slow
+def test_clip_on_few_images(tmp_path, capsys):
+  """Of random weights, which know nothing; the command is the same."""
+  from tests import folders
+
+  model = folders.checkpoint(tmp_path / 'clip', 'clip')
+  data = folders.pictures(tmp_path / 'data')
+  found = run('clip_few_shot', model=str(model), data=str(data), rounds=(1, 1),
+              partition={'num_clients': 2, 'unseen_clients': 0,
+                         'name': 'iid', 'min_rows': 3})  # fmt: skip
+  assert set(found.scores) >= {'pretrained', 'mixture'}
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run(monkeypatch):
+  cells = json.loads((FOLDER / 'first_run.ipynb').read_text())['cells']
+  code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+  assert code[0].count('rounds=(10, 6)') == 1
+  space: dict = {}
+  for text in code:
+    exec(text.replace('rounds=(10, 6)', 'rounds=(2, 1)'), space)
+  assert len(space['table']) >= 3

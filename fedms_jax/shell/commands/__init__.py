@@ -102,6 +102,7 @@ COMMANDS = {
     'a package of your own, to begin from: a method, a schedule and a test',
     'fedms_jax.shell.commands.new',
     {},
+    words='<folder>',
   ),
   'profile': Command(
     "where a round's time goes, and a trace of it",

@@ -124,7 +124,16 @@ def whole(roles, parts):
 
 FLAGS = [('fedms', {'fedms.upload_blocks': 0.5}),
          ('fedms', {'gate.scope': 'local'})]  # fmt: skip
-PLAIN = [(name, {}) for name in methods.STAGES if name not in prompts.STAGES]
+# What these train is beside the model, and no part of it.
+BESIDE = {*prompts.STAGES, 'blackvip', 'prefix'}
+# These train a prompt, or LoRA where asked.
+LORA = {
+  name: {f'{name}.trains': 'lora'}
+  for name in ('mezo', 'fedkseed', 'bbt', 'fedbpt')
+} | {'fedkseed': {'fedkseed.trains': 'lora', 'fedkseed.seeds': 8}}
+PLAIN = [
+  (name, LORA.get(name, {})) for name in methods.STAGES if name not in BESIDE
+]
 
 
 @pytest.mark.parametrize(('name', 'flags'), [*PLAIN, *FLAGS])
