@@ -128,11 +128,12 @@ class ClientResult(NamedTuple):
 
 
 class Sender(NamedTuple):
-  """What the server knows of who sends. stale: server steps since the client
-  began, a scalar. id: its number, uint32."""
+  """Who sends. stale: server steps since the client began, a scalar. id: the
+  client's number, uint32. round: of the stage."""
 
   stale: Any = 0.0
   id: Any = 0
+  round: Any = 0
 
 
 class Received(NamedTuple):
@@ -195,7 +196,7 @@ class Channel(NamedTuple):
   accountant counts, None: no release. measure: state after a round -> metrics
   of the round by name; None: nothing. wire: what few channels do. The key of
   decode is of a stream of its own. What encode makes of a client that only
-  fills a chunk is dropped by the engine.
+  fills a chunk is dropped.
   """
 
   init: Callable[[Any, Message], Tree]

@@ -18,6 +18,7 @@ from fedms_jax.core.contract import (
   Algorithm,
   Channel,
   ClientResult,
+  Clients,
   Context,
   Message,
   Received,
@@ -50,22 +51,21 @@ def sent(
   algorithm: Algorithm,
   start: Start,
   result: ClientResult,
-  weight,
+  its: Clients,
   key,
   channel,
-  id=0,
-  stale=None,
 ):
   """What reaches the wire of a client: (message, whether it counts, personal,
   sums).
 
   A client whose result is not finite sends zeros, weighs nothing, and keeps
-  its personal state. channel: its state. key: the client's. id, stale: see
-  `Sender`; None: the client is not stale.
+  its personal state. its: the client, without an axis. key: the client's.
+  channel: its state.
   """
-  roles, sender = start.roles, Sender(id=id)
-  if stale is not None:
-    sender = sender._replace(stale=stale)
+  roles, weight = start.roles, its.weights
+  sender = Sender(id=its.ids, round=start.moment.round)
+  if its.stale is not None:
+    sender = sender._replace(stale=its.stale)
   finite = tree.all_finite((result.message, result.personal, result.sums))
   mask, kept = algorithm.masks(start.plan)[0], result.personal
   before = tree.narrow(roles.shared, mask)

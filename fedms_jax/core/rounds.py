@@ -185,8 +185,7 @@ def finish_chunk(
       start = _start(algorithm, plan, roles, work, its, steps)
       message, personal = algorithm.update.finish(state, start)
       result = ClientResult(message, personal, sums)
-      who = its.weights, key, work.channel, its.ids, its.stale
-      return sent(algorithm, start, result, *who)
+      return sent(algorithm, start, result, its, key, work.channel)
 
     messages, counts, personal, sums = over_clients(one)(
       carry.state, carry.sums, clients, steps, carry.keys

@@ -48,6 +48,7 @@ class Stream(enum.Enum):
   SCORE = HOST, 0x5C0  # noise of a score that is released
   DEVICES = HOST, 0xDE5  # of clients: their speeds, and when they are online
   SELECT = HOST, 0x5E1  # who is chosen by what clients reported
+  ATTACK = HOST, 0xBAD  # who is malicious, and which rows are poisoned
 
   @property
   def number(self) -> int:

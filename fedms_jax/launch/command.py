@@ -109,10 +109,10 @@ def check(words: Sequence[str]) -> Config:
 
 def _fits_itself(config: Config) -> None:
   """Builds of a run what needs no data."""
-  from fedms_jax.shell import build, catalog  # lazy: they load JAX
+  from fedms_jax.shell import aggregators, build, catalog  # lazy: JAX
 
   catalog.find(config.algorithm.name)
-  build.aggregator(config)
+  aggregators.aggregator(config)
   if config.model.name == 'vit':  # else the number of blocks is unknown
     build.schedule(config.schedule, config.model.blocks, 1, 'inherit')
 

@@ -146,7 +146,7 @@ def _models(
   result: dict[str, Any], more: dict[str, str] | None = None
 ) -> list[str]:
   titles = COLUMNS | (more or {})
-  columns = {name: _share for name in titles}
+  columns = {name: share for name in titles}
   head = ['', *titles.values()]
   if result['perplexity']:
     columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
@@ -215,16 +215,22 @@ def _number(value: float | None) -> str:
   return '-' if value is None else f'{value:.4g}'
 
 
-def _in_order(models: dict[str, Any]):
+def ordered(models: dict[str, Any]) -> list[str]:
+  """Names of models in the order in which they are told."""
   known = [name for name in MODELS if name in models]
-  return [(n, models[n]) for n in [*known, *(set(models) - set(known))]]
+  return [*known, *(set(models) - set(known))]
+
+
+def _in_order(models: dict[str, Any]):
+  return [(name, models[name]) for name in ordered(models)]
 
 
 def _perplexity(loss: float) -> str:
   return f'{math.exp(min(loss, 99.0)):.4g}'
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+  """A share as people read it, in %."""
   return '-' if value is None else f'{100 * value:.1f}'
 
 

@@ -6,7 +6,15 @@ import html
 import math
 from collections.abc import Mapping
 
-from fedms_jax.report import curves, details, page, private, timed, views
+from fedms_jax.report import (
+  attacked,
+  curves,
+  details,
+  page,
+  private,
+  timed,
+  views,
+)
 from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
 from fedms_jax.report.runs import Row, Run, command
 
@@ -51,6 +59,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     curves.section(run.records, score),
     _privacy(run),
     _time(run),
+    _attack(run),
     page.section('Rounds', *_rounds(row)),
     page.beside(
       page.section(
@@ -85,6 +94,24 @@ def _time(run: Run) -> str:
     return ''
   said = timed.lines(found)
   return page.section('Time', *(page.paragraph(line) for line in said))
+
+
+def _attack(run: Run) -> str:
+  """What an attack on a run has come to; '' of a run without one."""
+  found = run.summary.get('attack')
+  if found is None:
+    return ''
+  head, *body = [[*map(html.escape, row)] for row in attacked.rows(found)]
+  note = (
+    'Success: rows that get the label which the attacker wants, of those that '
+    'the attack changes.'
+  )
+  return page.section(
+    'Attack',
+    page.paragraph(attacked.title(found)),
+    page.table(head, body, 'attack'),
+    page.paragraph(note, 'quiet'),
+  )
 
 
 def _ordered(models, served: str) -> list[str]:

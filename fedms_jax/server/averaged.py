@@ -17,6 +17,7 @@ from fedms_jax.core.shapes import tail
 from fedms_jax.core.types import Roles, Tree
 
 RESIDUAL = 'aggregation_residual'
+_LAST = 'last'  # of the memory: what an aggregator has changed last
 SKETCH = 64  # rows of the sketch of a residual
 
 
@@ -25,12 +26,15 @@ class Aggregator(NamedTuple):
 
   send, reduction: see `Server`. merge: (shared tree before, received) -> after.
   measure: (before, received) -> metrics of the round by name; None: nothing.
+  draw: (before, received, what it changed in the round before, key) -> after,
+  of one that draws or remembers; None: `merge` is all of it.
   """
 
   send: Callable[[Tree, Message, Any, Sender], Message]
   reduction: Literal['sum', 'stack']
   merge: Callable[[Tree, Received], Tree]
   measure: Callable[[Tree, Received], dict[str, Any]] | None = None
+  draw: Callable[[Tree, Received, Tree, Any], Tree] | None = None
 
 
 def averaged(
@@ -47,16 +51,25 @@ def averaged(
   def init(key, roles: Roles) -> Tree:
     del key
     start = optimizer.init
-    return {
+    states = {
       key: jax.vmap(start)(value) if tree.is_stacked(key) else start(value)
       for key, value in roles.shared.items()
     }
+    if aggregator.draw is None:
+      return states
+    return states | {_LAST: jax.tree.map(jnp.zeros_like, roles.shared)}
 
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
-    del context
     before = {key: roles.shared[key] for key in received.cover}
-    gradient = tree.subtract(before, aggregator.merge(before, received))
     new, states = {}, {}
+    if aggregator.draw is None:
+      merged = aggregator.merge(before, received)
+    else:
+      last = {key: memory[_LAST][key] for key in before}
+      merged = aggregator.draw(before, received, last, context.key)
+      moved = tree.subtract(merged, before)
+      states[_LAST] = memory[_LAST] | moved
+    gradient = tree.subtract(before, merged)
     for key, value in before.items():
       stacked = tree.is_stacked(key)
       move = jax.vmap(optimizer.update) if stacked else optimizer.update

@@ -34,6 +34,42 @@ def trimmed_mean(share: float) -> Aggregator:
   )
 
 
+def multi_krum(bad: int, keep: int = 0) -> Aggregator:
+  """Multi-Krum (arXiv 1703.02757, section 4): the mean of the changes of the
+  `keep` clients with the best scores, see `krum`; 0: of count - bad - 2.
+
+  A block is of the best among those that held it, and stays as it was where
+  they are fewer than 2 bad + 3, so that nobody wins blocks that few hold; that
+  is ours.
+  """
+
+  def merge(before, received: Received) -> Tree:
+    check(received)
+    values, weights = received.update, received.cover
+    scores = _krum_scores(values, weights, bad)
+
+    def chosen(key, held):
+      there = held > 0
+      count = jnp.sum(there, axis=0)  # of each block
+      most = jnp.minimum(keep or count, jnp.maximum(count - bad - 2, 1))
+      ranked = jnp.where(there, tail(scores, held), jnp.inf)
+      place = jnp.argsort(jnp.argsort(ranked, axis=0), axis=0)
+      kept = there & (place < most[None]) & (count >= 2 * bad + 3)[None]
+      total = jnp.maximum(jnp.sum(kept, axis=0), 1)
+      return jax.tree.map(
+        lambda x: (
+          jnp.sum(jnp.where(tail(kept, x), x, 0.0), axis=0) / tail(total, x[0])
+        ),
+        values[key],
+      )
+
+    return {
+      key: tree.add(before[key], chosen(key, weights[key])) for key in before
+    }
+
+  return Aggregator(change, 'stack', merge)
+
+
 def krum(bad: int) -> Aggregator:
   """Krum (arXiv 1703.02757): the change of the one client that is nearest to
   its count - bad - 2 nearest others.
@@ -44,7 +80,7 @@ def krum(bad: int) -> Aggregator:
   """
 
   def merge(before, received: Received) -> Tree:
-    _check(received)
+    check(received)
     values, weights = received.update, received.cover
     scores = _krum_scores(values, weights, bad)
 
@@ -61,16 +97,16 @@ def krum(bad: int) -> Aggregator:
       key: tree.add(before[key], chosen(key, weights[key])) for key in before
     }
 
-  return Aggregator(_change, 'stack', merge)
+  return Aggregator(change, 'stack', merge)
 
 
-def _check(received: Received) -> None:
-  """Updates are [K, ...], or [K, L, ...] where their cover is [K, L]."""
+def check(received: Received) -> None:
+  """Checks updates: [K, ...], or [K, L, ...] where their cover is [K, L]."""
   for key, held in received.cover.items():
     chex.assert_tree_shape_prefix(received.update[key], held.shape)
 
 
-def _change(before, message: Message, weight, sender) -> Message:
+def change(before, message: Message, weight, sender) -> Message:
   del sender
   moved = tree.subtract(message.update, before)
   return weighed(message, weight)._replace(update=moved)
@@ -81,7 +117,7 @@ def _by_coordinate(cut: Callable) -> Aggregator:
   smallest values."""
 
   def merge(before, received: Received) -> Tree:
-    _check(received)
+    check(received)
     return {
       key: jax.tree.map(
         lambda x, y, held=received.cover[key] > 0: x + _trimmed(y, held, cut),
@@ -91,7 +127,7 @@ def _by_coordinate(cut: Callable) -> Aggregator:
       for key, value in before.items()
     }
 
-  return Aggregator(_change, 'stack', merge)
+  return Aggregator(change, 'stack', merge)
 
 
 def _trimmed(x, held, cut: Callable):

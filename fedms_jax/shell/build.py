@@ -8,7 +8,6 @@ several of them. Below the shell there are no config objects.
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -18,8 +17,8 @@ from fedms_jax.algorithms import fedms
 from fedms_jax.core.types import Backbone, Task
 from fedms_jax.data import private_rows
 from fedms_jax.schedules import f3ocus, orders, triggers
-from fedms_jax.server import averaged, mixing, optimizers, robust
-from fedms_jax.shell import plugged, timing
+from fedms_jax.server import averaged, optimizers
+from fedms_jax.shell import plugged
 from fedms_jax.shell.config import (
   ClientConfig,
   Config,
@@ -27,10 +26,8 @@ from fedms_jax.shell.config import (
   LoraConfig,
   ScheduleConfig,
   ServerConfig,
-  flatten,
 )
 from fedms_jax.shell.config.privacy import EXAMPLE
-from fedms_jax.shell.config.time import MIX
 from fedms_jax.shell.watched import NOTHING, Watched
 from fedms_jax.simulation.state import Curve, Handover, Options
 
@@ -83,39 +80,6 @@ def setting(
     aggregator=aggregator,
     lora=lora_spec(lora),
   )
-
-
-def aggregator(config: Config) -> averaged.Aggregator:
-  """How updates are merged, for methods that leave it to the flags."""
-  s, size = config.server, config.cohort.size
-  if s.aggregator == 'trimmed_mean' and int(s.trim * size + 1e-6) < 1:
-    enough = math.ceil(1 / s.trim - 1e-6)
-    most = flatten(Config)['server.trim'].metadata['high']
-    least = f' or --server.trim to {1 / size:.2g}' if 1 / size <= most else ''
-    raise ValueError(
-      f'--server.trim={s.trim:g} of --cohort.size={size} leaves nobody out at '
-      f'either end. Raise --cohort.size to {enough}{least}.'
-    )
-  if s.aggregator == 'krum' and size < 2 * s.byzantine + 3:
-    raise ValueError(
-      f'--server.byzantine={s.byzantine} of --cohort.size={size} is too many '
-      f'for krum, which needs {2 * s.byzantine + 3} clients. Raise '
-      '--cohort.size, or lower --server.byzantine.'
-    )
-  if config.time.policy == MIX:
-    if s.aggregator != 'mean':
-      raise ValueError(
-        f'--time.policy={MIX} does not go with --server.aggregator='
-        f'{s.aggregator}: it mixes one model at a time. Leave it out.'
-      )
-    return mixing.mixing(config.time.mixing, timing.discount(config.time))
-  made = {
-    'mean': averaged.mean,
-    'median': robust.median,
-    'trimmed_mean': lambda: robust.trimmed_mean(s.trim),
-    'krum': lambda: robust.krum(s.byzantine),
-  }.get(s.aggregator)
-  return made() if made else plugged.aggregator(s.aggregator)
 
 
 def schedule(

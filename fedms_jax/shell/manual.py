@@ -33,6 +33,7 @@ _ABOUT = {
   'server': 'how messages are averaged and applied',
   'gate': 'the gate of FedMS',
   'privacy': 'differential privacy',
+  'attack': 'malicious clients',
   'compression': 'codes of what is sent',
   'time': 'devices, and whom the server waits for',
   'select': 'clients that are chosen by what they reported',

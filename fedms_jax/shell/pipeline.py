@@ -13,7 +13,7 @@ from fedms_jax.core import inner_state
 from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
 from fedms_jax.server import averaged, optimizers
-from fedms_jax.shell import build, foundation, methods
+from fedms_jax.shell import aggregators, build, foundation, methods
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.stages import Phase
 from fedms_jax.shell.methods import pretraining
@@ -154,7 +154,7 @@ def _algorithm(config: Config, first: Model, phases, kind: str):
     config.server,
     config.gate,
     config.lora,
-    build.aggregator(config),
+    aggregators.aggregator(config),
     horizon,
   )
   return pretraining.federated(setting, c.state, alike=kind == 'F')

@@ -21,8 +21,9 @@ from fedms_jax.data import partition
 from fedms_jax.models import attention
 from fedms_jax.persistence import client_table, files, run_store, writers
 from fedms_jax.persistence.workdir import Workdir
-from fedms_jax.report import printed
+from fedms_jax.report import attacked, printed
 from fedms_jax.shell import (
+  attack_report,
   build,
   flags,
   language,
@@ -180,6 +181,7 @@ def _stopped(how: str, workdir) -> int:
 
 def _printed(finished: Finished) -> None:
   print(printed.text(finished.summary))
+  print(attacked.text(finished.summary), end='')
 
 
 def _run(
@@ -305,7 +307,10 @@ def evaluated(
     scores['adapted'] = adaptation.evaluate(
       simulation, state, scope, how, measure
     )
-  return scores
+  attack = attack_report.summary(
+    config, world, simulation, state, scope, scores
+  )
+  return scores if attack is None else scores | {'attack': attack}
 
 
 def simulated(

@@ -14,7 +14,7 @@ from fedms_jax.core import inner_state
 from fedms_jax.core.contract import Channel
 from fedms_jax.core.wire import INNER
 from fedms_jax.data import sampling as samplers
-from fedms_jax.shell import privacy, timing, wire_rules
+from fedms_jax.shell import attacks, privacy, timing, wire_rules
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import CENTRAL, DISTRIBUTED
 from fedms_jax.simulation.state import Stage
@@ -27,10 +27,15 @@ def wired(config: Config, stages: list[Stage]) -> list[Stage]:
     ValueError: the flags do not go together.
   """
   wire_rules.check(config, stages)
+  attacks.check(config)
   plan = privacy.plan(config, stages)
-  out = []
+  out, before = [], 0
   for number, stage in enumerate(stages):
-    members = codes(config)
+    # First of all, so that what follows is put upon malicious clients, too.
+    members: list[Channel] = attacks.channel(config, stage, before)
+    stage = attacks.opened(config, stage)
+    before += stage.rounds
+    members += codes(config)
     if config.compression.feedback:
       stage = _keeping(stage)
     if plan is not None:

@@ -15,11 +15,13 @@ from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Roles, Tree
 from fedms_jax.data import lazy, quality
 from fedms_jax.data.federation import by_client
+from fedms_jax.data.poison import Poisoned
 from fedms_jax.models.family import Model
 from fedms_jax.persistence import peft, peft_names
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.server import averaged, optimizers
 from fedms_jax.shell import (
+  attacks,
   build,
   dealing,
   foundation,
@@ -49,7 +51,8 @@ class World(NamedTuple):
   it does. model: of the algorithm. first: of the first stage, the same unless
   --stages begins with something else. stages: of the run. head: that came with
   the adapter of --lora.init, or None. watched: metrics, and what of them ends a
-  stage.
+  stage. poison: rows of malicious clients, at the end of the table; None: there
+  are none.
   """
 
   checkpoint: Checkpoint | None
@@ -59,6 +62,7 @@ class World(NamedTuple):
   stages: list[Stage]
   head: Tree | None
   watched: Watched
+  poison: Poisoned | None = None
 
 
 def world(config: Config, like: World | None = None) -> World:
@@ -76,6 +80,8 @@ def world(config: Config, like: World | None = None) -> World:
         table=data.table._replace(columns=lazy.whole(data.table.columns))
       )
     quality.check(data, foundation.objective(config.first_model))
+    poison = attacks.poisoned(config, data)
+    data = data if poison is None else poison.data
     model = foundation.model(config.model, data, checkpoint, config.data)
     first = model
     if config.first_model != config.model:
@@ -87,16 +93,17 @@ def world(config: Config, like: World | None = None) -> World:
     )
   else:
     checkpoint, data, model = like.checkpoint, like.data, like.model
-    first = like.first
+    first, poison = like.first, like.poison
   classes = len(data.table.output_names)
   adapter, head = _adapter(
     config.lora, checkpoint, model, data.table.output_names
   )
   stages = pipeline.stages(config, first, model, classes, adapter)
+  stages = attacks.viewed(config, stages, poison)
   stages = timing.timed(config, data, stages)
   tasks = [stage.algorithm.task for stage in stages]
   found = watched.watched(config, tasks, data.table)
-  return World(checkpoint, data, model, first, stages, head, found)
+  return World(checkpoint, data, model, first, stages, head, found, poison)
 
 
 def data(config: Config) -> Federation:

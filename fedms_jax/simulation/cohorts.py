@@ -142,8 +142,8 @@ def sampler(
     lost = reports.lost[there]
     more = None
     if fresh is not None:
-      of = functools.partial(fresh, federation)
-      more = versions.fresh(of, reports, there)
+      now = federation._replace(train=train, validation=validation)
+      more = versions.fresh(functools.partial(fresh, now), reports, there)
     timing = versions.timing(reports, there) if arrivals.live else None
     return Cohort(
       number, ids, lost, rows, counts, weights, held, state, more, timing

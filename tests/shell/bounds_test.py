@@ -13,7 +13,7 @@ from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Table
 from fedms_jax.data.names import DataWarning
 from fedms_jax.shell import (
-  build,
+  aggregators,
   config,
   dealing,
   flags,
@@ -234,10 +234,10 @@ def test_seeds_of_one_word_are_what_they_were():
 def test_advice_on_a_small_cohort_can_be_followed(size, trim, said):
   words = ('--server.aggregator=trimmed_mean', f'--server.trim={trim}')
   with pytest.raises(ValueError) as error:
-    build.aggregator(parsed(*words, f'--cohort.size={size}'))
+    aggregators.aggregator(parsed(*words, f'--cohort.size={size}'))
   assert str(error.value).endswith(said)
   enough = said.split()[2].rstrip('.')
-  build.aggregator(parsed(*words, f'--cohort.size={enough}'))
+  aggregators.aggregator(parsed(*words, f'--cohort.size={enough}'))
 
 
 @pytest.mark.parametrize('content', [b'\xff\xfe\0', b'--seed=1\n\x80'])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedms_jax.persistence.snapshot import Snapshot
-from fedms_jax.report import printed
+from fedms_jax.report import attacked, printed
 from fedms_jax.shell import flags, language
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
@@ -31,4 +31,5 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   task, rounds = stage.algorithm.task, handover.rounds(simulation.stages, state)
   print(f'{stage.name} stage, after {state.round} of {rounds} rounds')
   print('\n'.join(printed.scores(scores | printed.reading(task))))
+  print(attacked.text(scores), end='')
   return 0

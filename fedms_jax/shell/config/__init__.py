@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedms_jax.shell import catalog, fields, plugins
+from fedms_jax.shell.config.attack import AttackConfig
 from fedms_jax.shell.config.data import (
   CohortConfig,
   DataConfig,
@@ -46,6 +47,7 @@ from fedms_jax.shell.fields import flatten, opt, section, validate, values
 
 __all__ = [
   'AlgorithmConfig',
+  'AttackConfig',
   'CheckpointConfig',
   'ClientConfig',
   'CohortConfig',

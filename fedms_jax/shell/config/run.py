@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fedms_jax.shell import catalog
+from fedms_jax.shell.config.attack import AttackConfig
 from fedms_jax.shell.config.data import (
   CohortConfig,
   DataConfig,
@@ -105,6 +106,7 @@ class Config:
   secagg: SecaggConfig = section(SecaggConfig)
   time: TimeConfig = section(TimeConfig)
   select: SelectConfig = section(SelectConfig)
+  attack: AttackConfig = section(AttackConfig)
   engine: EngineConfig = section(EngineConfig)
   columns: ColumnsConfig = section(ColumnsConfig)
   eval: EvalConfig = section(EvalConfig)

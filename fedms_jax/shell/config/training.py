@@ -6,6 +6,26 @@ import dataclasses
 
 from fedms_jax.shell.fields import opt
 
+AGGREGATORS = (
+  'mean',
+  'median',
+  'trimmed_mean',
+  'krum',
+  'multi_krum',
+  'norm_bound',
+  'geometric_median',
+  'centered_clip',
+  'flame',
+)
+# Aggregators that look at an option.
+READ_BY = {
+  'keep': ('multi_krum',),
+  'bound': ('norm_bound', 'centered_clip'),
+  'passes': ('geometric_median', 'centered_clip'),
+  'flame_noise': ('flame',),
+  'bucket': AGGREGATORS[1:],
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
@@ -113,7 +133,7 @@ class ServerConfig:
     'mean',
     'how the updates of clients are merged: by their mean, or so that a few '
     'bad ones do little',
-    choices=('mean', 'median', 'trimmed_mean', 'krum'),
+    choices=AGGREGATORS,
     plugins='aggregators',
   )
   trim: float = opt(
@@ -122,7 +142,38 @@ class ServerConfig:
     above=0.0,
     high=0.49,
   )
-  byzantine: int = opt(1, 'krum: clients of a cohort that may be bad', low=0)
+  byzantine: int = opt(
+    1, 'krum and multi_krum: clients of a cohort that may be bad', low=0
+  )
+  keep: int = opt(
+    0,
+    'multi_krum: clients whose mean is taken (0: all but byzantine + 2)',
+    low=0,
+    high=1 << 20,
+  )
+  bound: float = opt(
+    0.0,
+    'norm_bound: largest L2 norm of an update; centered_clip: largest distance '
+    'to the center (0: the median of the round)',
+    low=0.0,
+    high=1e9,
+  )
+  passes: int = opt(
+    4, 'geometric_median and centered_clip: steps', low=1, high=100
+  )
+  flame_noise: float = opt(
+    0.001,
+    'flame: standard deviation of its noise, over the median norm',
+    low=0.0,
+    high=1e3,
+  )
+  bucket: int = opt(
+    1,
+    'updates of so many clients, drawn in each round, are averaged before they '
+    'are merged',
+    low=1,
+    high=1 << 20,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

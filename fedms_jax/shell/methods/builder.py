@@ -19,7 +19,7 @@ from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models.family import Model
 from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged
-from fedms_jax.shell import build, foundation
+from fedms_jax.shell import aggregators, build, foundation
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.config.time import MIX
@@ -108,7 +108,7 @@ class Builder(NamedTuple):
       s,
       self.config.gate,
       l,
-      build.aggregator(self.config),
+      aggregators.aggregator(self.config),
       self.horizon,
     )
     return _private(setting, self.config)
