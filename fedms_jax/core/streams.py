@@ -49,6 +49,7 @@ class Stream(enum.Enum):
   DEVICES = HOST, 0xDE5  # of clients: their speeds, and when they are online
   SELECT = HOST, 0x5E1  # who is chosen by what clients reported
   ATTACK = HOST, 0xBAD  # who is malicious, and which rows are poisoned
+  AUDIT = HOST, 0xA0D  # canaries, and which rows a shadow run has
 
   @property
   def number(self) -> int:

@@ -6,8 +6,10 @@ import html
 import math
 from collections.abc import Mapping
 
+from fedms_jax.persistence import files
 from fedms_jax.report import (
   attacked,
+  audited,
   curves,
   details,
   page,
@@ -60,6 +62,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     _privacy(run),
     _time(run),
     _attack(run),
+    _audit(run),
     page.section('Rounds', *_rounds(row)),
     page.beside(
       page.section(
@@ -111,6 +114,17 @@ def _attack(run: Run) -> str:
     page.paragraph(attacked.title(found)),
     page.table(head, body, 'attack'),
     page.paragraph(note, 'quiet'),
+  )
+
+
+def _audit(run: Run) -> str:
+  """What audits of a run have found; '' of a run without one."""
+  path = run.root / audited.FILE
+  if not path.exists():
+    return ''
+  said = [audited.lines(found) for found in files.read_json(path).values()]
+  return page.section(
+    'Audit', *(page.code(first, '\n'.join(rest)) for first, *rest in said)
   )
 
 

@@ -123,7 +123,7 @@ def sampler(
   made = functools.partial(_batches, federation, o, stage)
 
   def sample(state: Any, number: int, cost: Any = None) -> Cohort:
-    validation = federation.validation.at(number)
+    now = _at(federation, number)
     state, reports = arrivals.next(state, number, cost)
     arrival.check_reports(reports, number, arrivals.late)
     sizes = versions.sizes(federation.train, reports)
@@ -131,18 +131,18 @@ def sampler(
     ids = reports.ids[there]
     rows, counts = versions.batches(made, reports, there)
     held = np.full((len(ids), width), cohorts.PADDING, np.int32)
-    found = cohorts.evaluation_rows(validation, ids, o.validation_rows)
+    found = cohorts.evaluation_rows(now.validation, ids, o.validation_rows)
     held[:, : found.shape[1]] = found
     weights = sizes[there].astype(np.float32)
     if o.weights == 'equal':
       weights = np.ones_like(weights)
     elif tokens is not None:
-      train = federation.train.at(number)
-      weights = np.array([tokens[train.of(k)].sum() for k in ids], np.float32)
+      weights = np.array(
+        [tokens[now.train.of(k)].sum() for k in ids], np.float32
+      )
     lost = reports.lost[there]
     more = None
     if fresh is not None:
-      now = federation._replace(train=train, validation=validation)
       more = versions.fresh(functools.partial(fresh, now), reports, there)
     timing = versions.timing(reports, there) if arrivals.live else None
     return Cohort(
@@ -168,6 +168,14 @@ def _batches(
     seed=o.seed,
     stage=stage,
     round=number,
+  )
+
+
+def _at(federation: Federation, number: int) -> Federation:
+  """The training and validation rows that there are in a round."""
+  return federation._replace(
+    train=federation.train.at(number),
+    validation=federation.validation.at(number),
   )
 
 

@@ -114,6 +114,26 @@ COMMANDS = {
     },
     flags=('engine', 'columns'),
   ),
+  'audit': Command(
+    "what a run of these flags would tell of its clients' data",
+    'fedms_jax.shell.commands.audit',
+    {
+      'what': (
+        'canaries',
+        'canaries (a lower bound on the epsilon of a private run), membership '
+        '(LiRA: which rows were trained on, by many runs), inversion (the one '
+        'row of a client, from its first message)',
+      ),
+      'canaries': (64, 'clients that are canaries'),
+      'shadows': (8, 'runs with half of the rows each, for membership'),
+      'rows': (
+        0,
+        'rows that are asked for (0: 1000 of membership, 4 of inversion)',
+      ),
+      'steps': (500, 'steps of the search, for inversion'),
+      'out': ('', 'file to write the result to, as JSON'),
+    },
+  ),
   'plan': Command(
     'what a run would cost, before anything is trained',
     'fedms_jax.shell.commands.plan',
