@@ -32,6 +32,7 @@ _TRAINING = (
   'pretrain.', 'privacy.', 'time.', 'select.', 'on_nan',
   *(f'{name}.' for name in catalog.METHODS),
 )  # fmt: skip
+_ROWS = ('seed', 'attack.')  # what rows depend on, but no model
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
                 'seed')  # fmt: skip
@@ -59,7 +60,7 @@ class SharedRuns:
       self._like, self._initial, self._pretrained = None, {}, {}
       like = worlds.world(config)
       facts = json.dumps(foundation.facts(like.data))
-      model = _digest(config, leave_out=(*_HOW, *_TRAINING, 'seed')) + facts
+      model = _digest(config, leave_out=(*_HOW, *_TRAINING, *_ROWS)) + facts
       model = self._models.setdefault(model, like.model)
       self._key, self._like = key, like._replace(model=model)
     return worlds.world(config, self._like)

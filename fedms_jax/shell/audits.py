@@ -150,10 +150,10 @@ def shadows(config: Config, runs: int, most: int) -> dict[str, Any]:
 
   most: rows that are asked for.
   """
-  if not 4 <= runs <= 1024:
+  if not 6 <= runs <= 1024 or runs % 2:
     raise ValueError(
-      f'--shadows={runs} is not allowed; allowed: 4 to 1024, for a row is in '
-      'half of the runs.'
+      f'--shadows={runs} is not allowed; allowed: even numbers from 6 to 1024, '
+      'for a row is in half of the runs.'
     )
   world = worlds.world(config)
   first = _simulation(config, world)

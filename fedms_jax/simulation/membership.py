@@ -25,14 +25,15 @@ _WIDTH = 64  # rows looked at together
 
 
 def half(train: Partition, seed: int, run: int) -> np.ndarray:
-  """Which training rows a run has: bool, of each client n // 2, at least 1."""
+  """Which training rows a run has: bool, of each client n // 2, at least 1, in
+  an even run, and the others in the next one; so a row is in half of them."""
   kept = np.zeros(len(train.rows), bool)
   for client in range(train.num_clients):
     first, last = train.offsets[client : client + 2].tolist()
     count = max(1, (last - first) // 2)
-    rng = draws.generator(seed, Stream.AUDIT, run, client)
+    rng = draws.generator(seed, Stream.AUDIT, run // 2, client)
     kept[first + rng.permutation(last - first)[:count]] = True
-  return kept
+  return ~kept if run % 2 else kept
 
 
 def halved(stage: Stage, kept: np.ndarray) -> Stage:
