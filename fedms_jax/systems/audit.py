@@ -7,6 +7,8 @@ Scores are of canaries, or of rows: the higher, the more likely in.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -56,7 +58,7 @@ def one_run(
     return 0.0
   if value(_MOST) <= significance:
     return _MOST
-  return float(optimize.brentq(lambda e: value(e) - significance, 0.0, _MOST))
+  return _root(lambda e: value(e) - significance)
 
 
 def one_run_of(
@@ -109,7 +111,13 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     return 0.0
   if excess(_MOST) >= 0:
     return _MOST
-  return float(optimize.brentq(excess, 0.0, _MOST))
+  return _root(excess)
+
+
+def _root(function: Callable[[float], float]) -> float:
+  """Where it changes its sign, between 0 and `_MOST`."""
+  found: Any = optimize.brentq(function, 0.0, _MOST)
+  return float(found)
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:

@@ -61,10 +61,12 @@ def any_config(seed):
   flat['loggers'] = rng.choice(['', 'csv', 'tensorboard,csv'])
   built_in = rng.random() < 0.5
   flat['model.name'] = 'vit' if built_in else 'a/b'
-  # Options of privacy, codes, time and samplers must fit each other.
+  # Options of these must fit each other.
   fitted = ('privacy.', 'compression.', 'secagg.', 'time.', 'select.')
+  fitted += ('attack.',)
   flat = {k: v for k, v in flat.items() if not k.startswith(fitted)}
   flat |= {'compression.down': 'top_k', 'compression.share': rng.random()}
+  flat |= {'attack.update': 'replacement', 'attack.scale': rng.random()}
   flat |= {'cohort.sampling': 'poisson', 'cohort.cap': 0, 'cohort.groups': 1}
   flat |= {'privacy.mode': 'central', 'privacy.noise': 0.1 + rng.random()}
   unused = OF_CHECKPOINT if built_in else OF_BUILT_IN
