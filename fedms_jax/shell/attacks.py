@@ -9,7 +9,7 @@ import numpy as np
 
 from fedms_jax.channel import attacks as channels
 from fedms_jax.core.contract import Channel
-from fedms_jax.core.types import Federation
+from fedms_jax.core.types import Federation, Partition
 from fedms_jax.data import poison
 from fedms_jax.data.poison import Poisoned
 from fedms_jax.server.apart import apart
@@ -91,6 +91,20 @@ def _view(inner, found: Poisoned, start: int, stop: int | None):
     return poison.view(seen, found.copy, start, stop)
 
   return view
+
+
+def aimed(data: Federation, found: Poisoned | None) -> Partition | None:
+  """The test rows of honest clients, or of all where there are none, as the
+  attack would change them; None: it changes none."""
+  if found is None:
+    return None
+  rows = poison.tested(data, found.copy).test
+  if len(found.clients) == rows.num_clients:
+    return rows
+  honest = ~np.isin(np.arange(rows.num_clients), found.clients)
+  kept = np.repeat(honest, rows.sizes())
+  before = np.concatenate([[0], np.cumsum(kept)])
+  return Partition(before[rows.offsets], rows.rows[kept])
 
 
 def check(config: Config) -> None:

@@ -24,6 +24,7 @@ from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import attacked, printed
 from fedms_jax.shell import (
   attack_report,
+  attacks,
   build,
   flags,
   language,
@@ -324,7 +325,7 @@ def simulated(
     lambda: source.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
-  return driver.Simulation(
+  simulation = driver.Simulation(
     evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
     Roles(loaded | made, {}, {}),
     world.stages,
@@ -333,6 +334,8 @@ def simulated(
     observer=watch,
     place=place,
   )
+  simulation.aimed = attacks.aimed(world.data, world.poison)
+  return simulation
 
 
 def check_shares(config: Config, world: worlds.World) -> None:

@@ -1,5 +1,8 @@
 """The scores of the served model on test rows while a run goes on.
 
+`Simulation.aimed` are rows of each client, as an attack changes them, whose
+score is the success of the attack; None: there is no such attack.
+
 They change no number of the training: what they derive is not counted, nothing
 is drawn, and they are fetched with the metrics of their round.
 """
@@ -19,12 +22,14 @@ from fedms_jax.simulation.state import Options
 
 class Begun(NamedTuple):
   """Scores that are still on the device: (positions, sums) of clients on their
-  own rows, on pooled rows, and of newcomers; and how many there are of each."""
+  own rows, on pooled rows, of newcomers, and on what an attacker aims at; and
+  how many there are of each."""
 
   own: list
   pooled: list
   unseen: list
-  counts: tuple[int, int, int]
+  attack: list
+  counts: tuple[int, int, int, int]
 
 
 def due(options: Options, rounds: int, last: bool) -> bool:
@@ -45,26 +50,33 @@ def begin(simulation, state) -> Begun:
   unseen = np.arange(federation.unseen.num_clients)
   new = evaluation.rows_of(federation.unseen, unseen)
   pooled = federation.pooled[None]
+  aimed = simulation.aimed
+  if aimed is not None:
+    aimed = evaluation.rows_of(aimed, ids)
   return Begun(
     list(evaluation.own_parts(simulation, state, scope, ids, own)),
     list(evaluation.pooled_parts(simulation, state, scope, among, pooled)),
     list(evaluation.own_parts(simulation, state, scope, None, new))
     if len(unseen)
     else [],
-    (len(ids), len(among), len(unseen)),
+    []
+    if aimed is None
+    else list(evaluation.own_parts(simulation, state, scope, ids, aimed)),
+    (len(ids), len(among), len(unseen), 0 if aimed is None else len(ids)),
   )
 
 
 def finish(begun: Begun, options: Options, served: str, peers) -> dict:
   """What the record of the round says: 'eval_own', 'eval_pooled',
-  'eval_unseen', the means over clients of the score, 'eval_own_loss', and the
-  same of each metric, as 'eval_own_f1'."""
+  'eval_unseen', 'eval_attack', the means over clients of the score,
+  'eval_own_loss', and the same of each metric, as 'eval_own_f1'."""
   scope = _scope(options, served)
   found = {}
   parts = {
     'own': [(chosen, [sums]) for chosen, sums in begun.own],
     'pooled': begun.pooled,
     'unseen': [(chosen, [sums]) for chosen, sums in begun.unseen],
+    'attack': [(chosen, [sums]) for chosen, sums in begun.attack],
   }
   for (kind, some), count in zip(parts.items(), begun.counts, strict=True):
     if count:

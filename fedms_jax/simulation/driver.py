@@ -15,7 +15,7 @@ import numpy as np
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, seeds
 from fedms_jax.core.streams import Stream
-from fedms_jax.core.types import Federation, Plan, Roles
+from fedms_jax.core.types import Federation, Partition, Plan, Roles
 from fedms_jax.simulation import (
   ahead,
   carried,
@@ -50,7 +50,7 @@ class Simulation:
 
   run_store: saves and restores, see `run_store.py`. observer: is called after
   each round and asked whether to stop, see `observer.py`. place: devices and
-  processes; None: one device. ledgers: one `Entry` per stage.
+  processes; None: one device. ledgers: by stage. aimed: see `curves`.
   """
 
   def __init__(
@@ -64,8 +64,8 @@ class Simulation:
     observer,
     place: Placement | None = None,
   ):
-    self.federation = federation
-    self.stages = stages
+    self.federation, self.stages = federation, stages
+    self.aimed: Partition | None = None
     self.options = options
     self.run_store = run_store
     self.observer = observer

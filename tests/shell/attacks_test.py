@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.core.types import Outputs
+from fedms_jax.data import poison
 from fedms_jax.report import attacked
 from fedms_jax.shell import aggregators, attack_report, attacks, config, main
 from fedms_jax.simulation import evaluation
@@ -111,6 +112,24 @@ def test_nobody_malicious_is_no_attack():
   seen = attacks.viewed(clean, [stage], found)[0].view
   assert seen is not None
   np.testing.assert_array_equal(seen(found.data).train.rows, data.train.rows)
+
+
+def test_a_curve_follows_the_rows_of_honest_clients():
+  found = attacks.poisoned(
+    parsed(attack__data='backdoor', attack__fraction=0.34), world.federation()
+  )
+  assert found is not None and len(found.clients) == 2
+  rows = attacks.aimed(found.data, found)
+  whole = poison.tested(found.data, found.copy).test
+  assert rows is not None and rows.num_clients == 6
+  for k in range(6):
+    want = [] if k in found.clients else whole.of(k)
+    np.testing.assert_array_equal(rows.of(k), want)
+  all_bad = found._replace(clients=np.arange(6))
+  same = attacks.aimed(found.data, all_bad)
+  assert same is not None
+  np.testing.assert_array_equal(same.rows, whole.rows)
+  assert attacks.aimed(found.data, None) is None
 
 
 @pytest.mark.slow
