@@ -92,13 +92,14 @@ def _round(how, messages):
   """What a server gets, apart, of clients 0, 1, ... under an attack."""
   made = identity() if how is None else attacks.attack(how)
   state = made.init(KEY, messages[0])
+  encode = jax.jit(made.encode)
   sent = [
-    made.encode(state, m, KEY, Sender(id=jnp.uint32(i), round=jnp.int32(0)))
+    encode(state, m, KEY, Sender(id=jnp.uint32(i), round=jnp.int32(0)))
     for i, m in enumerate(messages)
   ]
   stack = jax.tree.map(lambda *xs: jnp.stack(xs), *sent)
   received = Received(*stack, jnp.ones(len(sent)), jnp.zeros(len(sent)))
-  _, received = made.decode(state, received, KEY)
+  _, received = jax.jit(made.decode)(state, received, KEY)
   return received.update, received.extras, received.cover
 
 
@@ -198,6 +199,7 @@ def _global():
   return world.first_stage()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_apart_takes_the_same_step():
   algorithm, roles = _global()
   rows = world.cohort_rows(clients=3)

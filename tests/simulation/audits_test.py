@@ -90,6 +90,7 @@ def test_what_is_sent_is_what_a_round_adds():
   world.close(message, moved, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_search_goes_where_the_message_points():
   algorithm, roles, image, label, message = client()
   begin = jnp.full(image.shape, 100.0)
