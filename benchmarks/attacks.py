@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Entry, Flags
+from fedms_jax.launch import command
 from fedms_jax.persistence.files import read_json, write_atomic
 from fedms_jax.persistence.workdir import Workdir
-from launch import command
 
 ATTACKS: dict[str, tuple[Flags, str]] = {
   'none': ({}, 'nobody is malicious'),

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.shared_runs import SharedRuns
 from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags
+from fedms_jax.shell import flags, program_cache
 from fedms_jax.shell import run as runner
 from fedms_jax.simulation import evaluation, observer
 
@@ -151,5 +151,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  runner.compilation_cache()
+  program_cache.begin()
   raise SystemExit(main(sys.argv[1:]))

@@ -199,10 +199,11 @@ def in_process(shared) -> Callable[[Config, pathlib.Path], int]:
   """Runs a config here, with what runs share; its words go to the log."""
 
   def run(config: Config, log: pathlib.Path) -> int:
+    from fedms_jax.shell import program_cache
     from fedms_jax.shell import run as simulation_command
 
     with open(log, 'a') as file, contextlib.redirect_stdout(file):
-      simulation_command.compilation_cache()
+      program_cache.begin()
       memory.make_room()
       shared.prepare(config)
       return simulation_command.run(config, shared)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags, language
+from fedms_jax.shell import flags, language, program_cache
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
@@ -186,5 +186,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  runner.compilation_cache()
+  program_cache.begin()
   raise SystemExit(main(sys.argv[1:]))

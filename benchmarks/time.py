@@ -27,7 +27,7 @@ import numpy as np
 
 from fedms_jax.persistence import run_store
 from fedms_jax.report import printed
-from fedms_jax.shell import flags, time_report
+from fedms_jax.shell import flags, program_cache, time_report
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
@@ -186,5 +186,5 @@ def _seed(seed: int, base, rounds: int, wanted, done, path) -> None:
 
 
 if __name__ == '__main__':
-  runner.compilation_cache()
+  program_cache.begin()
   raise SystemExit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ FEW = {
 }
 
 
-def main(model, data, shots=400, **options):
+def main(model, data, shots: str = '400', **options):
   given = FEW | {'model': model, 'data': data, 'data_max_rows': int(shots)}
   result = fedms_jax.run(**given | options)
   before, after = (

@@ -1,7 +1,7 @@
 """A LLaMA-style model learns to answer its users' kinds of instructions.
-python -m examples.instruction_tuning [<folder or Hub id of a model>]"""
 
-import sys
+python -m examples.instruction_tuning
+"""
 
 import datasets
 
@@ -13,16 +13,18 @@ ROWS = [
   for a, b in [(i + 50 * (user // 2), 7 * i % 50) for i in range(50)]
 ]
 DATA = {'data_target_column': 'answer', 'data_group_column': 'user'}
-DATA['partition'] = {'name': 'natural', 'num_clients': 8, 'unseen_clients': 0}
+USERS = {'name': 'natural', 'num_clients': 8, 'unseen_clients': 0}
+SMALL = {'blocks': 2, 'width': 32, 'heads': 2, 'tokenizer': 'bytes'}
 
 
 def main(model='', **options):
-  given = DATA | {'model': model or 'llama', 'model_head': 'causal_lm'}
-  if not model:  # of random weights, which the server trains first
-    given |= {'model_blocks': 2, 'model_width': 32, 'model_heads': 2}
-    given |= {'model_tokenizer': 'bytes', 'stages': 'S100,fedms'}
-  return fedms_jax.run(data=datasets.Dataset.from_list(ROWS), **given | options)
+  given = DATA | {'model_head': 'causal_lm', 'partition': USERS}
+  if not model:  # one of random weights, which the server trains first
+    model, given['stages'] = 'llama', 'S100,fedms'
+    given |= {f'model_{name}': value for name, value in SMALL.items()}
+  data = datasets.Dataset.from_list(ROWS)
+  return fedms_jax.run(model=model, data=data, **given | options)
 
 
 if __name__ == '__main__':
-  print(main(*sys.argv[1:]))
+  print(main())

@@ -5,7 +5,6 @@ python -m examples.private
 
 import fedms_jax
 
-# 1,000 of 100,000 clients a round, scaled to these.
 POISSON = {'cohort_sampling': 'poisson'}
 PRIVATE = {
   'privacy_mode': 'central',

@@ -149,6 +149,7 @@ def test_clip_on_few_images(tmp_path, capsys):
   model = folders.checkpoint(tmp_path / 'clip', 'clip')
   data = folders.pictures(tmp_path / 'data')
   found = run('clip_few_shot', model=str(model), data=str(data), rounds=(1, 1),
+              cohort_size=2,
               partition={'num_clients': 2, 'unseen_clients': 0,
                          'name': 'iid', 'min_rows': 3})  # fmt: skip
   assert set(found.scores) >= {'pretrained', 'mixture'}

@@ -122,6 +122,11 @@ def check(config: Config) -> None:
       f'{said} does not go with --algorithm.name={name}: {REFUSED[name]}. Take '
       'another method, such as fedms or fedit.'
     )
+  if a.update in channels.INFORMED and config.secagg.on:
+    raise ValueError(
+      f'{said} looks at what each client sends, which --secagg.mode='
+      f'{config.secagg.mode} hides. Take another attack, such as sign_flip.'
+    )
   if a.update in channels.INFORMED and config.privacy.on:
     raise ValueError(
       f'{said} looks at what each client sends, which --privacy.mode='

@@ -9,13 +9,11 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 
 from fedms_jax.cluster import distributed, host, signals
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.cluster.processes import SingleProcess
-from fedms_jax.core import compile
 from fedms_jax.core.types import Federation, Roles
 from fedms_jax.data import partition
 from fedms_jax.models import attention
@@ -30,6 +28,7 @@ from fedms_jax.shell import (
   language,
   outline,
   privacy_report,
+  program_cache,
   time_report,
   written,
 )
@@ -49,23 +48,6 @@ from fedms_jax.simulation.state import Preempted
 
 # Stopped by a signal, with nothing to go on from (as a shell reports SIGTERM).
 EXIT_STOPPED = 143
-CACHE_BYTES = 4 << 30  # of compiled programs, in the user's cache folder
-_CACHE = 'jax_compilation_cache_dir'
-
-
-def compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, unless told where; a
-  level of optimization that the user has given to XLA stays."""
-  if 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', ''):
-    compile.leave_to_xla()
-  if getattr(jax.config, _CACHE) is None:  # no attribute that types know of
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(root) / 'fedms_jax' / 'programs'
-    jax.config.update(_CACHE, str(folder))
-    # With a limit JAX takes a lock, too: without, a process may read what
-    # another one has half written.
-    jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def run(config: Config, source=worlds) -> int:
@@ -77,7 +59,7 @@ def run(config: Config, source=worlds) -> int:
   """
   d = config.distributed
   member = host.membership(d.coordinator, d.processes, d.process_id, os.environ)
-  compilation_cache()
+  program_cache.begin()
   timer = clock.Clock()
   try:
     return _entered(config, source, member, timer)

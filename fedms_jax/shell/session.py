@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedms_jax.cluster.processes import SingleProcess
+from fedms_jax.shell import program_cache, values
 from fedms_jax.shell import run as runner
-from fedms_jax.shell import values
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.finished import Finished
 from fedms_jax.shell.result import Result
@@ -45,7 +45,7 @@ def run(config: Config | None = None, /, **given: Any) -> Result:
     ValueError: something is not allowed, or does not fit.
   """
   made = values.config(config, given)
-  runner.compilation_cache()
+  program_cache.begin()
   return _run(made)
 
 

@@ -34,6 +34,8 @@ def refused(capsys, *words):
     (['--attack.update=ipm', '--attack.share=0.1'], '--attack.data=label_flip'),
     (['--attack.data=label_flip', '--attack.target=2'], 'data=backdoor'),
     (['--attack.data=backdoor', '--attack.scale=2'], 'update=sign_flip'),
+    (['--attack.update=alie', '--secagg.mode=ideal', '--server.weights=equal'],
+     '--secagg.mode=ideal hides'),
     (['--attack.update=alie', '--attack.bound=2'], '=replacement'),
     (['--attack.update=alie', '--attack.start=3', '--attack.stop=3'],
      'no later than'),

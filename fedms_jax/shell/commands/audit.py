@@ -9,8 +9,7 @@ from typing import Any
 
 from fedms_jax.persistence import files
 from fedms_jax.report import audited
-from fedms_jax.shell import audits, flags
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import audits, flags, program_cache
 from fedms_jax.simulation import inversion
 
 WHAT = ('canaries', 'membership', 'inversion')
@@ -32,7 +31,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       raise ValueError(
         f'--{name}={values[name]} is not allowed; allowed: at least {least}.'
       )
-  runner.compilation_cache()
+  program_cache.begin()
   if what == 'canaries':
     found = audits.canaries(config, values['canaries'])
   elif what == 'membership':

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.report import attacked, printed
-from fedms_jax.shell import flags, language
+from fedms_jax.shell import flags, language, program_cache
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import handover, observer
@@ -16,7 +16,7 @@ from fedms_jax.simulation import handover, observer
 def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   """Prints the scores of the newest checkpoint; nothing is written."""
   config, _ = flags.parse_for_workdir(words, extra, free='eval')
-  runner.compilation_cache()
+  program_cache.begin()
   snapshot = Snapshot(config.workdir)
   try:
     world = worlds.world(config)

@@ -19,7 +19,7 @@ import jax
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
-from fedms_jax.shell import flags
+from fedms_jax.shell import flags, program_cache
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import observer, timeline
@@ -34,7 +34,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
       raise ValueError(
         f'--{name}={values[name]} is not allowed; allowed: at least {least}.'
       )
-  runner.compilation_cache()
+  program_cache.begin()
   world = worlds.world(config)
   many = values['warmup'] + values['rounds']
   stages = [s._replace(rounds=many) for s in world.stages if s.rounds]

@@ -1,13 +1,13 @@
 """Personal methods from flags: each trains, is evaluated, and adds up."""
 
 import functools
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from fedms_jax.core import reduction
+from fedms_jax.models.family import Model
 from fedms_jax.server import averaged
 from fedms_jax.shell import config, methods
 from fedms_jax.shell.methods import personal
@@ -30,7 +30,7 @@ def stages(name, **values):
     'gate.learning_rate': 0.0,
     **{key.replace('__', '.'): value for key, value in values.items()},
   }
-  model = types.SimpleNamespace(backbone=world.backbone(), task=None)
+  model = Model(world.backbone(), {})
   return methods.stages(config.from_values(flat), model, world.CLASSES)
 
 
@@ -116,7 +116,7 @@ def test_its_probe_sees_a_slope_in_every_block(name):
 @pytest.mark.parametrize('name', ['fedper', 'fedrep'])
 def test_a_model_without_a_head_is_refused(name):
   bare = world.backbone()._replace(init_head=lambda key: {})
-  model = types.SimpleNamespace(backbone=bare, task=None)
+  model = Model(bare, {})
   flat = {'algorithm.name': name, 'model.head': 'zero_shot'}
   with pytest.raises(ValueError, match=f'name={name} keeps the head .*zero_sh'):
     methods.stages(config.from_values(flat), model, world.CLASSES)
