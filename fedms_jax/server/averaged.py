@@ -201,6 +201,21 @@ def mean() -> Aggregator:
   return Aggregator(send, 'sum', merge)
 
 
+def mean_apart() -> Aggregator:
+  """`mean` of messages that are kept apart, for servers that look at each."""
+
+  def merge(before, received: Received) -> Tree:
+    del before
+
+    def weighted(cover, value: Tree) -> Tree:
+      return jax.tree.map(lambda x: jnp.sum(x * tail(cover, x), axis=0), value)
+
+    sums = jax.tree.map(weighted, received.cover, received.update)
+    return divide(sums, jax.tree.map(lambda x: jnp.sum(x, 0), received.cover))
+
+  return Aggregator(as_trained, 'stack', merge)
+
+
 def with_residual(inner: Aggregator, scale: float) -> Aggregator:
   """Logs what an average of LoRA misses: 'aggregation_residual' is
   scale * ||mean(A_k B_k) - A B||, the Frobenius norm over all targets and the

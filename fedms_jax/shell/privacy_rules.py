@@ -25,6 +25,8 @@ REFUSED = {
   'pfedmoap': 'its server needs the messages apart',
   'lora_fair': 'its server needs the messages apart',
   'lonas': 'who held which part of a block is not public',
+  'fedcaf': 'its server needs the messages apart',
+  'fedkei': 'its server needs the messages apart',
   'fedv': 'what passes in each of its steps has no noise',
   'fedvz': 'what passes in each of its steps has no noise',
   'bbt': 'its clients send nothing',

@@ -30,6 +30,35 @@ class FedDat:
 
 
 @dataclasses.dataclass(frozen=True)
+class FedCaf:
+  pool: int = opt(
+    16,
+    'newest adapters of clients that the server keeps, and a client mixes',
+    low=1,
+    high=1 << 16,
+  )
+  share: float = opt(
+    0.25,
+    'share of the local steps, the first ones, that learn how much each counts',
+    above=0.0,
+    high=0.99,
+  )
+  learning_rate: float = opt(
+    0.1, 'learning rate of how much each counts', above=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FedKei(FedCaf):
+  clusters: int = opt(
+    4,
+    'clusters of the adapters (at most fedkei.pool)',
+    low=1,
+    high=1 << 16,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Koala:
   depths: str = opt(
     '2',
@@ -54,6 +83,14 @@ METHODS = {
     'shared and own bottleneck adapter that teach each other',
     'arXiv 2308.12305', FedDat,
     ours='the head moves in the second step alone; where the adapters are',
+  ),
+  'fedcaf': Method(
+    'LoRA from an attentive mixture of those that clients made before',
+    'IEEE CAI 2024', FedCaf,
+  ),
+  'fedkei': Method(
+    'the same by clusters, with weights within them that are shared',
+    'arXiv 2508.10299', FedKei,
   ),
   'koala': Method(
     'small models at clients, distilled into a large one and back on public '

@@ -9,7 +9,9 @@ import optax
 
 from fedms_jax.adapters import bottleneck
 from fedms_jax.algorithms import (
+  attentive_start,
   feddat,
+  fedms,
   koala,
 )
 from fedms_jax.algorithms.adapted import Setting
@@ -44,6 +46,38 @@ def _feddat(builder: Builder) -> list[Stage]:
     builder.setting(),
     lambda s: feddat.feddat(s, spec, own.distill),
   )
+
+
+def _fedcaf(builder: Builder) -> list[Stage]:
+  own = builder.own
+  choice = attentive_start.Choice(own.pool, own.share, own.learning_rate)
+  return _attentive(builder, choice)
+
+
+def _fedkei(builder: Builder) -> list[Stage]:
+  own = builder.own
+  if own.clusters > own.pool:
+    raise ValueError(
+      f'--fedkei.clusters={own.clusters} are more than the --fedkei.pool='
+      f'{own.pool} adapters that are in them; allowed: at most as many. Lower '
+      'it.'
+    )
+  choice = attentive_start.Choice(
+    own.pool, own.share, own.learning_rate, own.clusters
+  )
+  return _attentive(builder, choice)
+
+
+def _attentive(builder: Builder, choice: attentive_start.Choice):
+  name, adapter = builder.config.algorithm.name, builder.adapter
+
+  def make(setting: Setting) -> Algorithm:
+    return attentive_start.attentive(setting, name, choice, adapter=adapter)
+
+  def probe(setting: Setting) -> Algorithm:
+    return fedms.global_stage(setting, adapter=adapter)
+
+  return _stage(builder, builder.setting(merges=True), make, probe)
 
 
 def _koala(builder: Builder) -> list[Stage]:
@@ -109,5 +143,7 @@ def _no_pairs(builder: Builder, why: str) -> None:
 
 STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'feddat': _feddat,
+  'fedcaf': _fedcaf,
+  'fedkei': _fedkei,
   'koala': _koala,
 }

@@ -14,11 +14,13 @@ from tests.shell.methods.methods_test import Stop, bench, simulate
 ALL = {'pretrained', 'global', 'local'}
 MODELS = {
   'feddat': ALL,
+  'fedcaf': ALL,
+  'fedkei': ALL,
   'koala': {'pretrained', 'global', 'small_2'},
 }
 
 
-SLOW = {'feddat', 'koala'}
+SLOW = {'feddat', 'fedkei', 'koala'}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +60,11 @@ def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
       '--model.head=contrast',
     ),
     ('feddat', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
+    ('fedcaf', {'server__aggregator': 'median'}, '--server.aggregator=median'),
     ('koala', {'koala__depths': '4'}, '--koala.depths='),
     ('koala', {'koala__depths': ''}, '--koala.depths is empty'),
     ('koala', {'data__public_fraction': 0.0}, '--data.public_fraction=0'),
+    ('fedkei', {'fedkei__clusters': 17}, '--fedkei.clusters=17'),
     ('feddat', {'feddat__targets': 'mlp/x'}, "'mlp/x' matches no layer"),
   ],
 )
