@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fedms_jax.adapters import lora
-from fedms_jax.core import tree
+from fedms_jax.core import reduction, tree
 from fedms_jax.core.types import Roles, Tree
 from fedms_jax.models import pretrained
 from fedms_jax.models.family import Model
@@ -177,6 +177,8 @@ def _parts(
     states = snapshot.store(stage.folder, personal).gather(np.array([client]))
     personal = jax.tree.map(lambda x: x[0], states)
   roles = Roles(arrays['frozen'], arrays['shared'], personal)
+  # A model may be part of what clients see of the server's memory.
+  roles = reduction.broadcast(stage.algorithm, roles, arrays['memory'])
   found = stage.algorithm.models(roles)
   name = 'global' if client is None else 'local'
   if name not in found:

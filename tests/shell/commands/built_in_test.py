@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fedms_jax.models import vit
 from fedms_jax.models.transformer import TransformerConfig
@@ -61,6 +62,28 @@ def test_what_is_beside_the_model_is_written_as_arrays(folder, tmp_path):
   word = f'--out={tmp_path}'
   assert main.main(['fedms', 'export', f'--workdir={folder}', word]) == 0
   assert [p.name for p in tmp_path.iterdir()] == ['parts.safetensors']
+
+
+@pytest.mark.slow
+def test_a_model_that_the_server_s_memory_is_part_of(tmp_path):
+  """FedCAF gives who never trained the even mixture of the two who did."""
+  root = tmp_path / 'wd'
+  words = [
+    *FLAGS, '--algorithm.name=fedcaf', '--algorithm.stage1_rounds=1',
+    f'--workdir={root}',
+  ]  # fmt: skip
+  assert main.main(['fedms', *words]) == 0
+  heads = []
+  for client in range(4):
+    words = [f'--what=client:{client}', f'--out={tmp_path / str(client)}']
+    assert main.main(['fedms', 'export', f'--workdir={root}', *words]) == 0
+    parts = load_file(tmp_path / str(client) / 'parts.safetensors')
+    heads.append(parts['head.kernel'])
+  alike = [sum(np.array_equal(x, y) for y in heads) for x in heads]
+  assert sorted(alike) == [1, 1, 2, 2]
+  made = [x for x, count in zip(heads, alike, strict=True) if count == 1]
+  mixed = heads[alike.index(2)]
+  np.testing.assert_allclose(mixed, sum(made) / 2, atol=1e-6)
 
 
 def small(tmp_path):
