@@ -39,6 +39,9 @@ FLAGS = {
   'pfedmma.width': 3,
   # A difference of losses over a small step would be mostly their rounding.
   'fedvz.step': 0.1,
+  'fgl.per_class': 32,
+  'fgl.epochs': 1,
+  'femam.clusters': 2,
   'koala.steps': 2,
   'koala.batch_size': 4,
 }

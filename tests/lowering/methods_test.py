@@ -38,6 +38,8 @@ CALLS: dict[str, set[str]] = {
   'lora_fair/close': {
     'cusolver_getrf_ffi', 'cu_lu_pivots_to_permutation', 'LuDecomposition',
   },
+  # Once in a round, on the covariance of the features.
+  'fgl/close': {'cusolver_syevd_ffi', 'Eigh'},
   'tangents': {'cusolver_syevd_ffi', 'Eigh'},
 }  # fmt: skip
 # On a TPU an SVD goes on until it is exact enough.

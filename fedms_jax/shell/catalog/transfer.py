@@ -59,6 +59,25 @@ class FedKei(FedCaf):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fgl:
+  per_class: int = opt(
+    400,
+    'features of each class that the server draws in an epoch',
+    low=1,
+    high=1_000_000,
+  )
+  epochs: int = opt(
+    30,
+    "epochs of the server's training on them",
+    low=1,
+    high=100_000,
+  )
+  learning_rate: float = opt(
+    0.01, "learning rate of the server's training", above=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Koala:
   depths: str = opt(
     '2',
@@ -78,6 +97,42 @@ class Koala:
   temperature: float = opt(3.0, 'temperature of the distillation', above=0.0)
 
 
+@dataclasses.dataclass(frozen=True)
+class FeMam:
+  levels: int = opt(
+    3,
+    'levels of models: one of all clients, of clusters, one of each client',
+    low=2,
+    high=64,
+  )
+  clusters: int = opt(
+    4,
+    'clusters of clients in each level between the first and the last',
+    low=1,
+    high=4096,
+  )
+  pool: int = opt(
+    64,
+    'newest updates of clients by which the server makes clusters',
+    low=1,
+    high=1 << 16,
+  )
+  queue: int = opt(
+    5,
+    'rounds whose losses must be alike before a level begins',
+    low=2,
+    high=1_000_000,
+  )
+  eps: float = opt(
+    0.05,
+    'how alike: their range is below this share of their mean',
+    low=0.0,
+  )
+  pull: float = opt(
+    0.01, 'pull of the newest level to what the server sent', low=0.0
+  )
+
+
 METHODS = {
   'feddat': Method(
     'shared and own bottleneck adapter that teach each other',
@@ -92,11 +147,20 @@ METHODS = {
     'the same by clusters, with weights within them that are shared',
     'arXiv 2508.10299', FedKei,
   ),
+  'femam': Method(
+    'a sum of models by levels: of all, of clusters, of the client',
+    'arXiv 2405.16472', FeMam,
+  ),
   'koala': Method(
     'small models at clients, distilled into a large one and back on public '
     'rows',
     'arXiv 2407.05268', Koala,
     ours='small models are the first blocks of the large one; Adam at the '
     'server; the mean is of logits',
+  ),
+  'fgl': Method(
+    'a head made of features that the server draws from class statistics, then '
+    'FedAvg of it',
+    'arXiv 2306.16064', Fgl,
   ),
 }  # fmt: skip

@@ -16,7 +16,7 @@ def _fedavg(builder: Builder) -> list[Stage]:
   )
 
 
-def _needs_head(builder: Builder, why: str) -> None:
+def needs_head(builder: Builder, why: str) -> None:
   """Raises `ValueError` if the model has no head that trains. why: what the
   method does with it."""
   head = jax.eval_shape(builder.backbone.init_head, jax.random.key(0))
@@ -29,7 +29,7 @@ def _needs_head(builder: Builder, why: str) -> None:
 
 
 def _probe(builder: Builder) -> list[Stage]:
-  _needs_head(builder, 'trains')
+  needs_head(builder, 'trains')
   return builder.alone(
     'global', builder.setting(), general.probe, start='dense'
   )
@@ -54,7 +54,7 @@ def _scaffold(builder: Builder) -> list[Stage]:
 
 
 def _fedfn(builder: Builder) -> list[Stage]:
-  _needs_head(builder, 'normalizes the features before')
+  needs_head(builder, 'normalizes the features before')
   own = builder.own
   return builder.alone(
     'global',

@@ -12,14 +12,20 @@ from fedms_jax.algorithms import (
   attentive_start,
   feddat,
   fedms,
+  femam,
+  fgl,
+  general,
   koala,
+  levels,
 )
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.streams import Stream
 from fedms_jax.data import draws
+from fedms_jax.server import averaged
 from fedms_jax.shell import build
 from fedms_jax.shell.methods.builder import Builder
+from fedms_jax.shell.methods.general import needs_head
 from fedms_jax.simulation.state import Stage
 
 Maker = Callable[[Setting], Algorithm]
@@ -80,6 +86,29 @@ def _attentive(builder: Builder, choice: attentive_start.Choice):
   return _stage(builder, builder.setting(merges=True), make, probe)
 
 
+def _femam(builder: Builder) -> list[Stage]:
+  needs_head(builder, 'begins a level with')
+  own = builder.own
+  if own.clusters > own.pool:
+    raise ValueError(
+      f'--femam.clusters={own.clusters} are more than the --femam.pool='
+      f'{own.pool} updates that they are made of; allowed: at most as many. '
+      'Lower it.'
+    )
+  choice = levels.Choice(
+    own.levels, own.clusters, own.pool, own.queue, own.eps, own.pull
+  )
+
+  def make(setting: Setting) -> Algorithm:
+    return femam.femam(setting, choice, adapter=builder.adapter)
+
+  def probe(setting: Setting) -> Algorithm:
+    return fedms.global_stage(setting, adapter=builder.adapter)
+
+  setting = builder.setting(merges=True, exact=True)
+  return _stage(builder, setting, make, probe)
+
+
 def _koala(builder: Builder) -> list[Stage]:
   _no_pairs(builder, 'compares predictions of classes or tokens')
   own, config = builder.own, builder.config
@@ -121,6 +150,28 @@ def _koala(builder: Builder) -> list[Stage]:
   )
 
 
+def _fgl(builder: Builder) -> list[Stage]:
+  """A stage of statistics, and one of FedAvg if it has any rounds."""
+  needs_head(builder, 'makes')
+  a, own = builder.config.algorithm, builder.own
+  choice = fgl.Choice(
+    own.per_class, own.epochs, own.learning_rate, builder.classes
+  )
+  setting = builder.setting()
+  slope = general.probe(setting._replace(optimizer=optax.sgd(1.0)))
+  probe = slope._replace(server=averaged.meaning(slope.server))
+  made = {
+    'statistics': (fgl.synthesized(setting, choice), a.stage1_rounds),
+    'global': (fgl.tuned(setting), a.stage2_rounds),
+  }
+  stages = [
+    builder.stage(name, algorithm, rounds, start='dense', probe=probe)
+    for name, (algorithm, rounds) in made.items()
+  ]
+  # The first stays with no rounds, too: the second goes on from its head.
+  return stages if a.stage2_rounds else stages[:1]
+
+
 def _no_lora(builder: Builder, why: str) -> None:
   """Raises `ValueError` if there is an adapter to start from."""
   name, given = builder.config.algorithm.name, builder.config.lora.init
@@ -145,5 +196,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'feddat': _feddat,
   'fedcaf': _fedcaf,
   'fedkei': _fedkei,
+  'femam': _femam,
   'koala': _koala,
+  'fgl': _fgl,
 }

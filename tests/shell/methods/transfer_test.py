@@ -16,11 +16,13 @@ MODELS = {
   'feddat': ALL,
   'fedcaf': ALL,
   'fedkei': ALL,
+  'fgl': ALL - {'local'},
+  'femam': ALL,
   'koala': {'pretrained', 'global', 'small_2'},
 }
 
 
-SLOW = {'feddat', 'fedkei', 'koala'}
+SLOW = {'feddat', 'fedkei', 'femam', 'koala'}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,8 @@ def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
     ),
     ('feddat', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
     ('fedcaf', {'server__aggregator': 'median'}, '--server.aggregator=median'),
+    ('femam', {'femam__clusters': 65}, '--femam.clusters=65'),
+    ('femam', {'server__optimizer': 'adam'}, '--server.optimizer=adam'),
     ('koala', {'koala__depths': '4'}, '--koala.depths='),
     ('koala', {'koala__depths': ''}, '--koala.depths is empty'),
     ('koala', {'data__public_fraction': 0.0}, '--data.public_fraction=0'),
@@ -72,3 +76,12 @@ def test_what_does_not_fit_is_refused(name, flags, said):
   with pytest.raises(ValueError) as error:
     transfer.STAGES[name](bench(name, **flags))
   assert said in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['fgl', 'femam'])
+def test_a_model_without_a_head_is_refused(name):
+  made = bench(name, model__head='zero_shot', model__name='a/b')
+  bare = world.backbone()._replace(init_head=lambda key: {})
+  made = made._replace(model=made.model._replace(backbone=bare))
+  with pytest.raises(ValueError, match=f'name={name} .*head=zero_shot has not'):
+    transfer.STAGES[name](made)
