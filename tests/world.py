@@ -139,7 +139,7 @@ def close_round(algorithm, roles, totals, memory=None):
     _, memory, _ = reduction.begin(algorithm, roles, 0)
   roles, memory, _, measured = reduction.close(
     algorithm, roles, memory, (), totals, jax.random.key(5), 0,
-    public(algorithm),
+    None, None, public(algorithm),
   )  # fmt: skip
   return roles, memory, measured
 

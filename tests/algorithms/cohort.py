@@ -75,7 +75,7 @@ def one_round(
   )
   roles, memory, _, measured = reduction.close(
     algorithm, roles, memory, channel, totals, work.key, 0,
-    world.public(algorithm),
+    None, None, world.public(algorithm),
   )  # fmt: skip
   return After(roles, personal, totals, measured, memory)
 
