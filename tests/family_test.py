@@ -44,6 +44,9 @@ FLAGS = {
   'femam.clusters': 2,
   'koala.steps': 2,
   'koala.batch_size': 4,
+  'fedpft.interval': 1,
+  'fedpft.align_steps': 2,
+  'fedpft.batch_size': 4,
 }
 # Their clients have steps of their own, and no optimizer.
 OWN = {'client.optimizer': 'adam', 'client.learning_rate': 0.003}
@@ -95,6 +98,8 @@ def case(name: str, stage: int) -> Case:
 
 
 def stages(name: str) -> range:
+  if name == 'fedpft':  # in its first one the server is alone
+    return range(1, 2)
   return range(2 if name == 'fedms' else 1)
 
 

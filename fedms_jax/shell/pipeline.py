@@ -19,7 +19,6 @@ from fedms_jax.shell.config.stages import Phase
 from fedms_jax.shell.methods import pretraining
 from fedms_jax.simulation.state import Stage
 
-PER_ROUND = 50  # most steps of the server from one line of metrics to the next
 _NAMES = {'S': 'server', 'F': 'federated', 'W': 'windows'}
 # Phases of one kind go on where the last one ended; windows are of the same
 # clients, with the same server, as the other federated phases.
@@ -111,19 +110,7 @@ def _local(config: Config, phase: Phase) -> tuple[int, dict[str, Any]]:
   if phase.kind != 'S':
     own = {'steps': phase.steps or config.client.steps}
     return phase.rounds, own | pretraining.slots(config.client.state)
-  each = min(phase.steps, PER_ROUND)
-  return -(-phase.steps // each), {
-    'cohort': 1,
-    'sampling': 'fixed',
-    'cap': 0,
-    'groups': 1,
-    'dropout': 0.0,
-    'steps': each,
-    'total': phase.steps,
-    'batch_size': config.pretrain.batch_size,
-    'weights': 'rows',
-    'slots': 0,  # the moments are counted with what the server holds
-  }
+  return pretraining.of_server(phase.steps, config.pretrain.batch_size)
 
 
 def _algorithm(config: Config, first: Model, phases, kind: str):

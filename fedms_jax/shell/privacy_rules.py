@@ -25,6 +25,7 @@ REFUSED = {
   'pfedmoap': 'its server needs the messages apart',
   'lora_fair': 'its server needs the messages apart',
   'lonas': 'who held which part of a block is not public',
+  'fedpft': 'its clients say how often neurons are at rest',
   'fedcaf': 'its server needs the messages apart',
   'fedkei': 'its server needs the messages apart',
   'femam': 'its server needs the messages apart',

@@ -43,6 +43,39 @@ class FedOt:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class FedPft:
+  share: float = opt(
+    0.5, "share of an MLP's neurons that clients get", above=0.0, high=1.0
+  )
+  ends: int = opt(
+    1, 'blocks at either end whose MLPs stay whole', low=0, high=4096
+  )
+  product: float = opt(
+    1.0,
+    'weight of the products of the weights of an MLP, beside the states '
+    'behind it, in what the server trains on',
+    low=0.0,
+  )
+  steps: int = opt(
+    200,
+    "steps of the server's training before the federated rounds",
+    low=1,
+    high=10_000_000,
+  )
+  interval: int = opt(
+    5,
+    "rounds between the server's later trainings; 0: none",
+    low=0,
+    high=1_000_000,
+  )
+  align_steps: int = opt(20, 'steps of a later training', low=1, high=1_000_000)
+  batch_size: int = opt(32, 'public rows of a step', low=1, high=1 << 20)
+  learning_rate: float = opt(
+    0.001, "learning rate of the server's training", above=0.0
+  )
+
+
 METHODS = {
   'lonas': Method(
     'LoRA that holds smaller ones, and the search for one of them',
@@ -54,5 +87,9 @@ METHODS = {
     'LoRA at both ends, trained around a part of the blocks between',
     'arXiv 2302.04870, 2309.00363', FedOt,
     ours='LoRA in place of whole blocks; the emulator is not distilled',
+  ),
+  'fedpft': Method(
+    'LoRA on a model of narrower MLPs, which the server keeps like the whole',
+    'arXiv 2404.11536', FedPft,
   ),
 }  # fmt: skip

@@ -65,6 +65,17 @@ class Builder(NamedTuple):
         f'--model.storage={storage}; allowed: float32. Change one of them.'
       )
 
+  def check_public(self, does: str) -> None:
+    """Raises `ValueError` if there are no public rows, on which the method
+    does so."""
+    data, name = self.config.data, self.config.algorithm.name
+    if not (data.public_fraction or data.public_classes):
+      raise ValueError(
+        f'--data.public_fraction={data.public_fraction:g} leaves no public '
+        f'rows, on which --algorithm.name={name} {does}; allowed: above 0. '
+        'Raise it, or set --data.public_classes.'
+      )
+
   def setting(
     self,
     *,

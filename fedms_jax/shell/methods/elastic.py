@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from fedms_jax.algorithms import lonas, offsite
+import jax
+import optax
+
+from fedms_jax.algorithms import fedpft, lonas, offsite, sub_model
+from fedms_jax.core import inner_state
 from fedms_jax.core.types import Federation
+from fedms_jax.server import averaged
+from fedms_jax.shell import build
+from fedms_jax.shell.methods import pretraining
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
@@ -49,6 +56,72 @@ def _fedot(builder: Builder) -> list[Stage]:
   return builder.alone('global', builder.setting(), make, start='dense')
 
 
+def _fedpft(builder: Builder) -> list[Stage]:
+  """A stage of the server alone, and the federated one."""
+  own, blocks = builder.own, builder.backbone.blocks
+  setting = builder.setting(merges=True)
+  _check_fedpft(builder)
+  choice = sub_model.Choice(
+    own.share,
+    own.ends,
+    own.product,
+    own.interval,
+    own.align_steps,
+    own.batch_size,
+    own.learning_rate,
+  )
+  first = fedpft.compressed(setting, choice, adapter=builder.adapter)
+  slope = fedpft.tuned(
+    setting._replace(optimizer=optax.sgd(1.0)), choice._replace(interval=0)
+  )
+  probe = slope._replace(server=averaged.meaning(slope.server))
+  tuned = fedpft.tuned(setting, choice)
+  rounds, local = pretraining.of_server(own.steps, own.batch_size)
+  return [
+    Stage(
+      'compressed',
+      inner_state.central(first),
+      rounds,
+      pretraining.dense(blocks),
+      central=True,
+      local=local,
+    ),
+    builder.stage('global', tuned, builder.rounds, probe=probe),
+  ]
+
+
+def _check_fedpft(builder: Builder) -> None:
+  """Refuses what has no MLP to be cut, or no rows to learn it on."""
+  own, config = builder.own, builder.config
+  builder.check_float32('trains weights')
+  builder.check_public('trains its sub-model')
+  blocks = builder.backbone.blocks
+  if 2 * own.ends >= blocks:
+    raise ValueError(
+      f'--fedpft.ends={own.ends} leaves none of the {blocks} blocks to be cut; '
+      f'allowed: 0 to {(blocks - 1) // 2}. Lower it.'
+    )
+  if config.model.head == 'contrast':
+    raise ValueError(
+      '--algorithm.name=fedpft cuts the MLPs of one tower, and --model.head='
+      'contrast has two; allowed: any other head. Change one of them.'
+    )
+  found = [x for x in build.lora_spec(config.lora).targets if 'mlp/' in x]
+  if found:
+    raise ValueError(
+      f'--lora.targets={config.lora.targets} has {found[0]}, whose shape '
+      '--algorithm.name=fedpft changes; allowed: layers of the attention. '
+      'Change it.'
+    )
+  shapes = jax.eval_shape(builder.backbone.init, jax.random.key(0))
+  if 'gate' in shapes['blocks']['mlp']:
+    raise ValueError(
+      '--algorithm.name=fedpft counts how often a neuron is at rest, which '
+      f'those of the gated MLPs of --model.name={config.model.name} never '
+      'are; allowed: models such as BERT, GPT-2 and ViT. Take another method.'
+    )
+
+
 def _unlearned(data: Federation) -> Federation:
   """Clients look at rows that they do not train on."""
   return data._replace(train=data.validation)
@@ -70,4 +143,4 @@ def _ranks(text: str, most: int) -> tuple[int, ...]:
   return tuple(sorted(found | {most}))
 
 
-STAGES = {'lonas': _lonas, 'fedot': _fedot}
+STAGES = {'lonas': _lonas, 'fedot': _fedot, 'fedpft': _fedpft}

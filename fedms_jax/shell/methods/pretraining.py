@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from fedms_jax.server import averaged
 from fedms_jax.shell.catalog.pretraining import Ffdapt
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Handover, Stage
+
+PER_ROUND = 50  # most steps of the server from one line of metrics to the next
 
 
 def dense(blocks: int) -> Callable[[Handover], Schedule]:
@@ -59,6 +62,24 @@ def slots(state: str) -> dict[str, int]:
   """What of the simulation's options is other: moments that clients keep are
   counted with what is theirs, and not once more with what trains."""
   return {'slots': 0} if state == 'kept' else {}
+
+
+def of_server(steps: int, batch_size: int) -> tuple[int, dict[str, Any]]:
+  """(rounds, options) of a stage in which the server alone takes so many
+  steps: see `Stage.central`."""
+  each = min(steps, PER_ROUND)
+  return -(-steps // each), {
+    'cohort': 1,
+    'sampling': 'fixed',
+    'cap': 0,
+    'groups': 1,
+    'dropout': 0.0,
+    'steps': each,
+    'total': steps,
+    'batch_size': batch_size,
+    'weights': 'rows',
+    'slots': 0,  # the moments are counted with what the server holds
+  }
 
 
 def _adaptation(builder: Builder, alike: bool = True) -> Algorithm:

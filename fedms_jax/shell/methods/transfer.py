@@ -112,12 +112,7 @@ def _femam(builder: Builder) -> list[Stage]:
 def _koala(builder: Builder) -> list[Stage]:
   _no_pairs(builder, 'compares predictions of classes or tokens')
   own, config = builder.own, builder.config
-  if not (config.data.public_fraction or config.data.public_classes):
-    raise ValueError(
-      f'--data.public_fraction={config.data.public_fraction:g} leaves no '
-      'public rows, on which --algorithm.name=koala distills; allowed: above '
-      '0. Raise it, or set --data.public_classes.'
-    )
+  builder.check_public('distills')
   found = build.numbers('koala.depths', own.depths, builder.backbone.blocks)
   depths = tuple(sorted(set(found)))
   if not depths:

@@ -1,4 +1,4 @@
-"""LoNAS and FedOT from flags: runs that are resumed, and what is refused."""
+"""LoNAS, FedOT and FedPFT from flags: runs, resumed or not, and refusals."""
 
 import json
 import math
@@ -14,10 +14,17 @@ from tests.shell.methods.methods_test import Stop, bench, simulate
 FLAGS = {
   'lonas': {'lonas__search_rounds': 2, 'lonas__candidates': 4},
   'fedot': {'fedot__ends': 1},
+  'fedpft': {
+    'fedpft__steps': 60,
+    'fedpft__interval': 1,
+    'fedpft__align_steps': 2,
+    'fedpft__batch_size': 4,
+  },
 }
 MODELS = {
   'lonas': {'pretrained', 'global', 'whole'},
   'fedot': {'pretrained', 'global', 'emulator'},
+  'fedpft': {'pretrained', 'global', 'emulator'},
 }
 
 
@@ -34,7 +41,8 @@ def test_a_run_an_evaluation_and_a_resumed_run(name, tmp_path):
   assert set(found['models']) == MODELS[name]
   for stage in stages:
     entry = simulation.ledgers[stage.name]
-    assert entry.bytes_up > 0 and entry.client_flops > 0
+    # What the server does by itself sends nothing.
+    assert (entry.bytes_up > 0) != stage.central and entry.client_flops > 0
   for _ in range(len(records) - 1):
     with pytest.raises(Preempted):
       simulate(stages, options, tmp_path / 'pieces', Stop())
@@ -62,6 +70,20 @@ def test_the_search_looks_at_rows_that_nobody_trains_on():
     ('fedot', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
     ('fedot', {'model__name': 'a/clip', 'model__head': 'contrast'}, 'towers'),
     ('lonas', {'model__name': 'a/clip', 'model__head': 'contrast'}, 'batch'),
+    (
+      'fedpft',
+      {'model__name': 'a/clip', 'model__head': 'contrast'},
+      'one tower',
+    ),
+    ('fedpft', {'fedpft__ends': 2}, '--fedpft.ends=2'),
+    ('fedpft', {'lora__targets': 'attn/q,mlp/up'}, 'has mlp/up'),
+    ('fedpft', {'data__public_fraction': 0.0}, '--data.public_fraction=0'),
+    ('fedpft', {'server__aggregator': 'median'}, '--server.aggregator=median'),
+    (
+      'fedpft',
+      {'model__name': 'a/b', 'model__storage': 'bfloat16'},
+      '--model.storage=bfloat16',
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(name, flags, said):
@@ -74,3 +96,25 @@ def test_ranks_are_by_default_halves_of_the_largest():
   assert elastic._ranks('', 8) == (2, 4, 8)
   assert elastic._ranks('', 1) == (1,)
   assert elastic._ranks('3,1', 8) == (1, 3, 8)
+
+
+def test_mlps_with_gates_are_refused():
+  made = bench('fedpft')
+
+  def gated(key):
+    base = world.backbone().init(key)
+    mlp = base['blocks']['mlp']
+    blocks = base['blocks'] | {'mlp': mlp | {'gate': mlp['up']}}
+    return base | {'blocks': blocks}
+
+  backbone = world.backbone()._replace(init=gated)
+  made = made._replace(model=made.model._replace(backbone=backbone))
+  with pytest.raises(ValueError, match='name=fedpft .*gated MLPs'):
+    elastic.STAGES['fedpft'](made)
+
+
+def test_the_server_trains_before_anybody_else():
+  """So many steps, on public rows, in rounds of at most 50."""
+  first, then = elastic.STAGES['fedpft'](bench('fedpft', fedpft__steps=120))
+  assert first.central and not then.central and first.rounds == 3
+  assert first.local['total'] == 120 and first.local['batch_size'] == 32
