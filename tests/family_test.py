@@ -52,6 +52,7 @@ FLAGS = {
 OWN = {'client.optimizer': 'adam', 'client.learning_rate': 0.003}
 SEARCH = {'dimension': 6, 'sigma': 0.5, 'scale': 20.0}
 MORE = {
+  'raffm': {'raffm.mlp': '0.5', 'raffm.head': '0.5', 'model.heads': 2},
   'hetlora': {'lora.ranks': '1,2', 'hetlora.prune': 0.5},
   'mezo': {'mezo.step': 0.1},
   'fedkseed': OWN

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from fedms_jax.core.types import (
   ActiveSet,
   Backbone,
+  BackboneCost,
   Batch,
   Crossing,
   Mask,
@@ -289,7 +290,8 @@ class Algorithm(NamedTuple):
   channel: set by whoever builds the stage, never by a method. stats: names of
   `Prediction.stats` that a round reports, of validation rows. deeper: (roles,
   raw and derived columns of the boundary `low`, low, high) -> those that are
-  others at `high`, above it.
+  others at `high`, above it. cost: plan -> what the backbone costs a client of
+  it, for the ledger; None: the same in all variants.
   """
 
   name: str
@@ -315,3 +317,4 @@ class Algorithm(NamedTuple):
   channel: Channel = PLAIN
   stats: tuple[str, ...] = ()
   deeper: Callable[[Roles, Batch, int, int], Batch] | None = None
+  cost: Callable[[Plan], BackboneCost] | None = None

@@ -24,6 +24,7 @@ REFUSED = {
   'hetlora': 'its server needs the messages apart',
   'pfedmoap': 'its server needs the messages apart',
   'lora_fair': 'its server needs the messages apart',
+  'raffm': 'who held which part of a block is not public',
   'lonas': 'who held which part of a block is not public',
   'fedpft': 'its clients say how often neurons are at rest',
   'fedcaf': 'its server needs the messages apart',

@@ -159,7 +159,8 @@ class Meter:
     fresh: rows of theirs beside those of the steps."""
     a, b = self._algorithm, self._backbone
     lora = self._lora()
-    args = (b.cost, a.passes, self._held(plan)[1], lora)
+    own = b.cost if a.cost is None else a.cost(plan)
+    args = (own, a.passes, self._held(plan)[1], lora)
     up, down = self._sent(plan, ever, cohort)
     beside = self._beside(clients, steps)
     fresh *= bool(a.passes.fresh)

@@ -76,6 +76,15 @@ class FedPft:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class RaFfm:
+  mlp: str = opt(
+    '1,0.625,0.417',
+    "shares of an MLP's neurons, of which a client draws one in each round",
+  )
+  head: str = opt('1', "the same of the channels of a head's queries and keys")
+
+
 METHODS = {
   'lonas': Method(
     'LoRA that holds smaller ones, and the search for one of them',
@@ -91,5 +100,9 @@ METHODS = {
   'fedpft': Method(
     'LoRA on a model of narrower MLPs, which the server keeps like the whole',
     'arXiv 2404.11536', FedPft,
+  ),
+  'raffm': Method(
+    'FedAvg of all weights by clients that train salient parts of the width',
+    'arXiv 2310.00247', RaFfm,
   ),
 }  # fmt: skip

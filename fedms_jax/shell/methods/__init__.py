@@ -104,8 +104,8 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   c, name = config, config.algorithm.name
   population = c.partition.num_clients
   own = getattr(c.methods, name, None)  # some have no options of their own
-  # Clients draw their ranks, or the depths of their models.
-  mixed = c.lora.mixed or ',' in getattr(own, 'depths', '')
+  # Clients draw their ranks, or the depths or widths of their models.
+  mixed = c.lora.mixed or ',' in getattr(own, 'depths', '') or name == 'raffm'
   seed = c.seed if mixed else None
   cosine = c.client.schedule == 'cosine'  # over as many rounds as there are
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,

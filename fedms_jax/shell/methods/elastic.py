@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import optax
 
-from fedms_jax.algorithms import fedpft, lonas, offsite, sub_model
+from fedms_jax.algorithms import fedpft, lonas, offsite, raffm, sub_model
 from fedms_jax.core import inner_state
+from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation
+from fedms_jax.data import draws
 from fedms_jax.server import averaged
-from fedms_jax.shell import build
+from fedms_jax.shell import build, foundation
 from fedms_jax.shell.methods import pretraining
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
@@ -122,6 +124,71 @@ def _check_fedpft(builder: Builder) -> None:
     )
 
 
+def _raffm(builder: Builder) -> list[Stage]:
+  own, config = builder.own, builder.config
+  builder.check_float32('trains all weights')
+  if config.model.head == 'contrast':
+    raise ValueError(
+      '--algorithm.name=raffm has parts of one tower, and --model.head='
+      'contrast has two; allowed: any other head. Change one of them.'
+    )
+  shapes = jax.eval_shape(builder.backbone.init, jax.random.key(0))
+  if 'gate' in shapes['blocks']['mlp']:
+    raise ValueError(
+      '--algorithm.name=raffm cuts plain MLPs and heads without rotary angles, '
+      f'which --model.name={config.model.name} has not; allowed: models such '
+      'as BERT, GPT-2 and ViT. Take another method.'
+    )
+  mlp, head = _shares('mlp', own.mlp), _shares('head', own.head)
+  heads = 1 if head == (1.0,) else _heads(builder)
+  raffm.shape(shapes['blocks'], heads)
+
+  def width_of(number: int, client: int) -> raffm.Width:
+    rng = draws.generator(config.seed, Stream.DEPTHS, client, number)
+    return raffm.Width(
+      mlp[int(rng.integers(len(mlp)))], head[int(rng.integers(len(head)))]
+    )
+
+  return builder.alone(
+    'global',
+    builder.setting(merges=True),
+    lambda s: raffm.raffm(s, heads, width_of),
+    start='dense',
+  )
+
+
+def _shares(name: str, text: str) -> tuple[float, ...]:
+  """The shares that an option of RaFFM lists, each once."""
+  try:
+    found = tuple(dict.fromkeys(float(x) for x in text.split(',') if x.strip()))
+  except ValueError:
+    found = ()
+  if not found or any(not 0 < share <= 1 for share in found):
+    raise ValueError(
+      f'--raffm.{name}={text!r} is no list of shares above 0 and up to 1; '
+      f'write --raffm.{name}=1,0.5.'
+    )
+  return found
+
+
+def _heads(builder: Builder) -> int:
+  """Attention heads of a block."""
+  config = builder.config
+  if config.model.built_in:
+    return config.model.heads
+  found = foundation.checkpoint(config)
+  words = {} if found is None else found.config
+  words = words | words.get('vision_config', {})
+  for key in ('num_attention_heads', 'n_heads', 'n_head'):
+    if key in words:
+      return int(words[key])
+  raise ValueError(
+    f'--raffm.head={builder.own.head} needs the number of heads, which '
+    f'config.json of --model.name={config.model.name} does not say; allowed: '
+    '1. Leave it out.'
+  )
+
+
 def _unlearned(data: Federation) -> Federation:
   """Clients look at rows that they do not train on."""
   return data._replace(train=data.validation)
@@ -143,4 +210,9 @@ def _ranks(text: str, most: int) -> tuple[int, ...]:
   return tuple(sorted(found | {most}))
 
 
-STAGES = {'lonas': _lonas, 'fedot': _fedot, 'fedpft': _fedpft}
+STAGES = {
+  'lonas': _lonas,
+  'fedot': _fedot,
+  'fedpft': _fedpft,
+  'raffm': _raffm,
+}

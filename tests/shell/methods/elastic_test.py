@@ -1,4 +1,4 @@
-"""LoNAS, FedOT and FedPFT from flags: runs, resumed or not, and refusals."""
+"""Methods of the family `elastic` by flags: runs, resumed, and refusals."""
 
 import json
 import math
@@ -20,11 +20,13 @@ FLAGS = {
     'fedpft__align_steps': 2,
     'fedpft__batch_size': 4,
   },
+  'raffm': {'raffm__head': '1,0.5', 'model__heads': 2},
 }
 MODELS = {
   'lonas': {'pretrained', 'global', 'whole'},
   'fedot': {'pretrained', 'global', 'emulator'},
   'fedpft': {'pretrained', 'global', 'emulator'},
+  'raffm': {'pretrained', 'global'},
 }
 
 
@@ -75,6 +77,19 @@ def test_the_search_looks_at_rows_that_nobody_trains_on():
       {'model__name': 'a/clip', 'model__head': 'contrast'},
       'one tower',
     ),
+    ('raffm', {'raffm__mlp': '1,2'}, "--raffm.mlp='1,2'"),
+    ('raffm', {'raffm__head': 'all'}, "--raffm.head='all'"),
+    ('raffm', {'server__aggregator': 'median'}, '--server.aggregator=median'),
+    (
+      'raffm',
+      {'model__name': 'a/b', 'model__storage': 'bfloat16'},
+      '--model.storage=bfloat16',
+    ),
+    (
+      'raffm',
+      {'model__name': 'a/clip', 'model__head': 'contrast'},
+      'one tower',
+    ),
     ('fedpft', {'fedpft__ends': 2}, '--fedpft.ends=2'),
     ('fedpft', {'lora__targets': 'attn/q,mlp/up'}, 'has mlp/up'),
     ('fedpft', {'data__public_fraction': 0.0}, '--data.public_fraction=0'),
@@ -98,8 +113,11 @@ def test_ranks_are_by_default_halves_of_the_largest():
   assert elastic._ranks('3,1', 8) == (1, 3, 8)
 
 
-def test_mlps_with_gates_are_refused():
-  made = bench('fedpft')
+@pytest.mark.parametrize(
+  ('name', 'said'), [('fedpft', 'gated MLPs'), ('raffm', 'plain MLPs')]
+)
+def test_mlps_with_gates_are_refused(name, said):
+  made = bench(name)
 
   def gated(key):
     base = world.backbone().init(key)
@@ -109,8 +127,8 @@ def test_mlps_with_gates_are_refused():
 
   backbone = world.backbone()._replace(init=gated)
   made = made._replace(model=made.model._replace(backbone=backbone))
-  with pytest.raises(ValueError, match='name=fedpft .*gated MLPs'):
-    elastic.STAGES['fedpft'](made)
+  with pytest.raises(ValueError, match=f'name={name} .*{said}'):
+    elastic.STAGES[name](made)
 
 
 def test_the_server_trains_before_anybody_else():
@@ -118,3 +136,17 @@ def test_the_server_trains_before_anybody_else():
   first, then = elastic.STAGES['fedpft'](bench('fedpft', fedpft__steps=120))
   assert first.central and not then.central and first.rounds == 3
   assert first.local['total'] == 120 and first.local['batch_size'] == 32
+
+
+def test_widths_are_an_even_draw_by_round_and_client():
+  flags = {'raffm__mlp': '1,0.5,0.25', 'raffm__head': '1,0.5'}
+  variant = elastic.STAGES['raffm'](bench('raffm', **flags))[
+    0
+  ].algorithm.variant
+  drawn = [variant(r, k) for r in range(30) for k in range(20)]
+  assert drawn == [variant(r, k) for r in range(30) for k in range(20)]
+  counts = {width: drawn.count(width) for width in drawn}
+  assert len(counts) == 6 and min(counts.values()) > 60
+  other = bench('raffm', seed=1, **flags)
+  other = elastic.STAGES['raffm'](other)[0].algorithm.variant
+  assert [other(r, 0) for r in range(30)] != [variant(r, 0) for r in range(30)]
