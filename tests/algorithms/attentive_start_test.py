@@ -54,7 +54,9 @@ def one_step(name, memory, steps=1):
   ), rows
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  'name', ['fedcaf', pytest.param('fedkei', marks=pytest.mark.slow)]
+)
 def test_a_pool_of_one_is_the_start(name):
   """The one step of a client learns weights, of which there is no choice."""
   _, roles, memory = method(name)
@@ -66,6 +68,7 @@ def test_a_pool_of_one_is_the_start(name):
   world.close(found.roles.shared, only)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_of_equal_adapters_the_weights_do_not_matter(name):
   _, roles, memory = method(name)
@@ -76,6 +79,7 @@ def test_of_equal_adapters_the_weights_do_not_matter(name):
   world.close(found.roles.shared, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_with_an_empty_pool_it_is_fedavg(name):
   algorithm, roles, memory = method(name)
@@ -91,6 +95,7 @@ def test_with_an_empty_pool_it_is_fedavg(name):
   world.close(jax.tree.map(lambda x: x[:3], pool['adapters']), mine)
 
 
+@pytest.mark.slow
 def test_a_step_of_attention_by_an_oracle():
   """FedCAF follows the slope of the loss by the softmax of the pool; a first
   step of Adam is its sign times the rate."""
@@ -121,6 +126,7 @@ def test_a_step_of_attention_by_an_oracle():
     world.close({key: mine[key] for key in theta}, theta, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_after_attention_the_start_is_tuned():
   _, roles, memory = method('fedcaf')
   only = noisy(roles.shared, 3)
@@ -183,6 +189,7 @@ def test_clusters_are_of_directions():
   assert found in ([0, 1, 0, 1, 0], [1, 0, 1, 0, 1])
 
 
+@pytest.mark.slow
 def test_what_counts_within_a_cluster_is_averaged():
   """FedKEI: beta moves on the second half of a batch, and the pool keeps its
   mean with the adapters that it weighs."""

@@ -100,6 +100,7 @@ def test_the_sub_model_is_one_of_narrower_mlps():
   )
 
 
+@pytest.mark.slow
 def test_with_all_neurons_it_is_fedavg_of_lora():
   algorithm, roles, memory = method(WHOLE)
   plain, start = world.first_stage()
@@ -111,6 +112,7 @@ def test_with_all_neurons_it_is_fedavg_of_lora():
   world.close(found.roles.shared, expected.roles.shared)
 
 
+@pytest.mark.slow
 def test_lora_of_the_sub_model_is_that_of_the_whole():
   """`global` is the base with it, `emulator` the sub-model; they differ."""
   algorithm, roles, _ = method()
@@ -162,6 +164,7 @@ def measured(choice, neurons, mask=None):
   )[0]
 
 
+@pytest.mark.slow
 def test_what_is_missed():
   """Nothing by the whole model; all of the product by no neurons at all."""
   ones = jnp.ones_like(held())
@@ -196,6 +199,7 @@ def test_the_server_learns_and_leaves_who_works():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('interval', 'weight'), [(1, 1), (2, 1), (1, 0)])
 def test_it_does_so_when_it_is_time_and_somebody_came(interval, weight):
   choice = CHOICE._replace(interval=interval)

@@ -72,6 +72,7 @@ def level_0(shared):
   return {key: shared[key] for key in ('blocks', 'head')}
 
 
+@pytest.mark.slow
 def test_the_first_level_is_fedavg():
   _, roles, _ = method()
   found, rows = one_round(0)
@@ -83,6 +84,7 @@ def test_the_first_level_is_fedavg():
   world.same(found.roles.shared['middle'], roles.shared['middle'])
 
 
+@pytest.mark.slow
 def test_a_fresh_level_adds_nothing():
   algorithm, _, _ = method()
   roles = jax.jit(algorithm.begin)(jax.random.key(2), world.start())
@@ -91,6 +93,7 @@ def test_a_fresh_level_adds_nothing():
     np.testing.assert_array_equal(logits(model, images), np.zeros((4, 4)))
 
 
+@pytest.mark.slow
 def test_a_client_s_prediction_is_the_sum_of_what_it_keeps():
   algorithm, roles, _ = method()
   images = world.columns()['inputs'][:6]
@@ -151,6 +154,7 @@ def test_the_last_level_is_the_client_s_own():
     assert all(np.abs(x).max() > 1e-5 for x in jax.tree.leaves(gap))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('useful', [True, False])
 def test_a_level_that_does_not_help_is_dropped(useful):
   """When the client meets the next one, by the loss of its first batch."""
@@ -192,6 +196,7 @@ def test_a_level_begins_when_the_losses_are_alike():
   assert after(2, 1.0, 1.0)[0] == 2  # there is no other level
 
 
+@pytest.mark.slow
 def test_the_server_measures_what_clients_had_before_they_trained():
   _, roles, _ = method()
   found, rows = one_round(0)

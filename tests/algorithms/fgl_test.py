@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedms_jax.algorithms import fgl
 from fedms_jax.core import columns
@@ -96,6 +97,7 @@ def loss_and_score(head, found, count=4000):
   return float(world.TASK.loss(out, batch)[0].mean()), float(right)
 
 
+@pytest.mark.slow
 def test_one_round_makes_a_head_that_fits_what_is_drawn_better():
   """From the head that the run begins with, by the classes' Gaussians."""
   _, roles = method()
@@ -128,6 +130,7 @@ def test_nobody_s_statistics_change_nothing():
   world.same(some.roles.shared, roles.shared)
 
 
+@pytest.mark.slow
 def test_fedavg_goes_on_from_that_head():
   _, roles = method()
   learned = roles._replace(shared=after().roles.shared)

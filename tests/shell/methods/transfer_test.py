@@ -22,16 +22,8 @@ MODELS = {
 }
 
 
-SLOW = {'feddat', 'fedkei', 'femam', 'koala'}
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in transfer.STAGES
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', transfer.STAGES)
 def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   made = bench(name)
   stages, options = transfer.STAGES[name](made), build.options(made.config)
