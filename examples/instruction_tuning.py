@@ -1,7 +1,6 @@
 """A LLaMA-style model learns to answer its users' kinds of instructions.
 
-python -m examples.instruction_tuning
-"""
+python -m examples.instruction_tuning"""
 
 import datasets
 
@@ -19,11 +18,11 @@ SMALL = {'blocks': 2, 'width': 32, 'heads': 2, 'tokenizer': 'bytes'}
 
 def main(model='', **options):
   given = DATA | {'model_head': 'causal_lm', 'partition': USERS}
-  if not model:  # one of random weights, which the server trains first
+  if not model:  # of random weights, which the server trains first
     model, given['stages'] = 'llama', 'S100,fedms'
     given |= {f'model_{name}': value for name, value in SMALL.items()}
-  data = datasets.Dataset.from_list(ROWS)
-  return fedms_jax.run(model=model, data=data, **given | options)
+  given['data'] = datasets.Dataset.from_list(ROWS)
+  return fedms_jax.run(model=model, **given | options)
 
 
 if __name__ == '__main__':

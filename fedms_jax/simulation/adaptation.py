@@ -177,6 +177,7 @@ def _adapted(simulation, state: StageState, group: _Group, how: Adaptation):
     slots=simulation.options.slots,
   )
   cost, size = Entry(), simulation.options.cohort
+  made.tables.count_anew()
   for at in range(0, len(group.ids), size):
     some = slice(at, at + size)
     cohort = _cohort(made, state, group.ids[some], group.draw, how)

@@ -166,6 +166,10 @@ class Tables:
     args = algorithm, shared, raw, way.plan(plan), way.lower
     return [(derivation.derive, args)]
 
+  def count_anew(self) -> None:
+    """Counts all that will be needed as derived, for an account apart."""
+    self._counted = boundaries.Counted()
+
   def counted(self) -> list:
     """What `derived_rows` has counted for the present prefix, as JSON: a
     resumed run derives it again, but an uninterrupted one would not; and by
