@@ -92,17 +92,19 @@ class Corrected(NamedTuple):
 def corrected(optimizer) -> optax.GradientTransformation:
   """The optimizer on gradients plus `Corrected.correction`, 0 at first."""
 
+  optimizer = optax.with_extra_args_support(optimizer)
+
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
     return Corrected(optimizer.init(params), zeros, zeros, jnp.float32(0))
 
-  def update(updates, state, params=None):
+  def update(updates, state, params=None, **extra):
     turned = tree.add(updates, state.correction)
     total = tree.add(state.total, updates)
-    moves, inner = optimizer.update(turned, state.inner, params)
+    moves, inner = optimizer.update(turned, state.inner, params, **extra)
     return moves, Corrected(inner, state.correction, total, state.steps + 1)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _controlled(update: ClientUpdate) -> ClientUpdate:

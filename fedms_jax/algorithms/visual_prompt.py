@@ -75,7 +75,7 @@ def gains(
 
   def scaled(updates, state, params=None, **extra):
     del params
-    step = jnp.asarray(extra['clock'], jnp.float32) + 1
+    step = jnp.asarray(extra['start'].moment.clock, jnp.float32) + 1
     gain = rate / (step + offset) ** decay
     return jax.tree.map(lambda u: -gain * u, updates), state
 

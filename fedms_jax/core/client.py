@@ -66,7 +66,7 @@ def sgd(
       start of the round.
     optimizer: acts on {'shared': part, 'personal': part}; fresh each round,
       so newly active blocks start without moments (but see `inner_state.py`).
-      One that takes the extra argument `clock` gets `Moment.clock`.
+      Extra arguments are `start`, and `masks`, of its plan.
     masks: see `Algorithm.masks`.
     sums: names of the metrics that the objective gives.
     prepare: computed once in a round, for start.prepared; None: nothing.
@@ -94,7 +94,7 @@ def sgd(
 
     slope, sums = gradient(loss, carry['train'], batch, key)
     updates, state = optimizer.update(
-      slope, carry['optimizer'], carry['train'], clock=start.moment.clock
+      slope, carry['optimizer'], carry['train'], start=start, masks=held
     )
     train = optax.apply_updates(carry['train'], updates)
     return carry | {'train': train, 'optimizer': state}, sums

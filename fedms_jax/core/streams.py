@@ -50,6 +50,9 @@ class Stream(enum.Enum):
   SELECT = HOST, 0x5E1  # who is chosen by what clients reported
   ATTACK = HOST, 0xBAD  # who is malicious, and which rows are poisoned
   AUDIT = HOST, 0xA0D  # canaries, and which rows a shadow run has
+  TASKS = HOST, 0x7A5  # which rows and classes a task of a sequence has
+  ARRIVAL = HOST, 0xA77  # when rows of a task arrive
+  MEMORY = HOST, 0x3E3  # which rows of earlier tasks clients keep
 
   @property
   def number(self) -> int:

@@ -172,6 +172,7 @@ class Disk(Memory):
     self._began = time.monotonic()  # the last save, or this
     self._first: list[Callable[[], None]] = []
     self._workdir = workdir
+    self.root = workdir.root
     workdir.begin()
     self._checkpoints = Checkpointer(
       workdir.checkpoints, keep, peers=self.peers

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedms_jax.core import tree
 from fedms_jax.core.types import Task
-from fedms_jax.report import private, timed
+from fedms_jax.report import private, tasks, timed
 from fedms_jax.report.lines import grid
 from fedms_jax.systems import units
 from fedms_jax.systems.ledger import Entry
@@ -107,6 +107,8 @@ def text(result: dict[str, Any]) -> str:
     lines.append(f'of the bytes, keys and shares: {units.in_bytes(keys)}')
   if queries := total.get('queries'):
     lines.append(f'losses asked of the model: {queries:,.0f} rows')
+  if 'tasks' in result:
+    lines += tasks.lines(result['tasks'])
   if 'privacy' in result:
     lines += private.lines(result['privacy'])
   if 'time' in result:

@@ -14,6 +14,7 @@ from fedms_jax.report import (
   details,
   page,
   private,
+  tasks,
   timed,
   views,
 )
@@ -59,6 +60,7 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
       ),
     ),
     curves.section(run.records, score),
+    tasks.section(summary.get('tasks')),
     _privacy(run),
     _time(run),
     _attack(run),

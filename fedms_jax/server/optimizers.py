@@ -40,7 +40,7 @@ def following(course: Course) -> optax.GradientTransformationExtraArgs:
 
   def update(updates, state, params=None, **extra):
     del params
-    share = course.share(extra['clock'])
+    share = course.share(extra['start'].moment.clock)
     return jax.tree.map(lambda u: u * share, updates), state
 
   return optax.GradientTransformationExtraArgs(

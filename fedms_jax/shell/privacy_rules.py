@@ -34,6 +34,8 @@ REFUSED = {
   'fedv': 'what passes in each of its steps has no noise',
   'fedvz': 'what passes in each of its steps has no noise',
   'bbt': 'its clients send nothing',
+  'ncm': 'its clients send sums, and how many rows of each class they have',
+  'ridge': 'its clients send sums over their rows, and no updates',
   'ffdapt': 'what a client freezes says how many rows it has',
 }
 

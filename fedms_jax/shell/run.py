@@ -29,6 +29,7 @@ from fedms_jax.shell import (
   outline,
   privacy_report,
   program_cache,
+  tasks,
   time_report,
   written,
 )
@@ -38,7 +39,6 @@ from fedms_jax.shell.finished import Finished
 from fedms_jax.simulation import (
   adaptation,
   clock,
-  driver,
   evaluation,
   observer,
   shares,
@@ -208,6 +208,7 @@ def _run(
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
   result |= _aims(config, world, state, records.records, result)
+  result |= tasks.summary(config, world.data, simulation)
   columns = evaluation.table(simulation, scores)
   if workdir is not None:
     _write(config, workdir, result, columns)
@@ -307,9 +308,9 @@ def simulated(
     lambda: source.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
-  simulation = driver.Simulation(
+  simulation = tasks.driver(config, world.data, world.stages, keep)(
     evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
-    Roles(loaded | made, {}, {}),
+    Roles(loaded | made | tasks.frozen(config, world.data), {}, {}),
     world.stages,
     build.options(config, world.watched),
     run_store=keep,

@@ -28,6 +28,7 @@ from fedms_jax.shell import (
   methods,
   pipeline,
   sizes,
+  tasks,
   timing,
   watched,
 )
@@ -70,6 +71,7 @@ def world(config: Config, like: World | None = None) -> World:
 
   like: the world of a config with the same data and model, to share them.
   """
+  tasks.check(config)
   if like is None:
     sizes.check_flags(config.data, config.model, config.client)
     checkpoint = foundation.checkpoint(config, lambda: _public(config))
@@ -79,6 +81,7 @@ def world(config: Config, like: World | None = None) -> World:
       data = data._replace(
         table=data.table._replace(columns=lazy.whole(data.table.columns))
       )
+    data = tasks.dealt(config, data)
     quality.check(data, foundation.objective(config.first_model))
     poison = attacks.poisoned(config, data)
     data = data if poison is None else poison.data
@@ -99,10 +102,11 @@ def world(config: Config, like: World | None = None) -> World:
     config.lora, checkpoint, model, data.table.output_names
   )
   stages = pipeline.stages(config, first, model, classes, adapter)
+  stages = tasks.stages(config, stages, data)
   stages = attacks.viewed(config, stages, poison)
   stages = timing.timed(config, data, stages)
-  tasks = [stage.algorithm.task for stage in stages]
-  found = watched.watched(config, tasks, data.table)
+  kinds = [stage.algorithm.task for stage in stages]
+  found = watched.watched(config, kinds, data.table)
   return World(checkpoint, data, model, first, stages, head, found, poison)
 
 

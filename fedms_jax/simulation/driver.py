@@ -169,7 +169,7 @@ class Simulation:
       arrivals=live.begin(self, index, before),
       met=np.zeros(self.federation.train.num_clients, bool),
       reports={},
-      ever=(False,) * stage.algorithm.backbone.blocks,
+      ever=handover.ever(self.stages, index, past, before),
       inherited=inherited,
       last=inherited,
       importance=measured[0],

@@ -83,6 +83,24 @@ def past(simulation, before: StageState | None) -> dict[str, Past]:
   return before.past | {series: Past(before.clock, memory)}
 
 
+def ever(
+  stages: Sequence[Stage],
+  index: int,
+  past: dict[str, Past],
+  before: StageState | None,
+) -> ActiveSet:
+  """The blocks that may have moved since the frozen values of a stage were
+  set: none, or those of its series, which goes on with them. past: when the
+  stage `before` has ended."""
+  stage = stages[index]
+  blocks = stage.algorithm.backbone.blocks
+  if before is None or not stage.series or stage.series not in past:
+    return (False,) * blocks
+  if stages[before.stage].series == stage.series:
+    return before.ever
+  return (True,) * blocks  # nobody has kept which
+
+
 def server(
   stage: Stage, roles: Roles, past: dict[str, Past], seed: int
 ) -> tuple[Roles, Tree, Tree]:

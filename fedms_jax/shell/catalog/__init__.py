@@ -8,6 +8,7 @@ import difflib
 
 from fedms_jax.shell import plugins
 from fedms_jax.shell.catalog import (
+  analytic,
   black_box,
   elastic,
   general,
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
   **split.METHODS,
   **transfer.METHODS,
   **pretraining.METHODS,
+  **analytic.METHODS,
   **black_box.METHODS,
 }
 

@@ -35,6 +35,7 @@ from fedms_jax.shell.config.model import (
 from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.run import Config
 from fedms_jax.shell.config.schedule import ScheduleConfig
+from fedms_jax.shell.config.tasks import TasksConfig
 from fedms_jax.shell.config.time import SelectConfig, TimeConfig
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
@@ -70,6 +71,7 @@ __all__ = [
   'SelectConfig',
   'ServerConfig',
   'StopConfig',
+  'TasksConfig',
   'TimeConfig',
   'flatten',
   'from_values',

@@ -29,6 +29,7 @@ from fedms_jax.shell.config.model import (
 from fedms_jax.shell.config.privacy import PrivacyConfig
 from fedms_jax.shell.config.schedule import ScheduleConfig
 from fedms_jax.shell.config.stages import Pipeline, parse
+from fedms_jax.shell.config.tasks import TasksConfig
 from fedms_jax.shell.config.time import SelectConfig, TimeConfig
 from fedms_jax.shell.config.training import (
   AlgorithmConfig,
@@ -97,6 +98,7 @@ class Config:
   methods: Any = section(catalog.Options, named=False)
   prompt: PromptConfig = section(PromptConfig)
   lora: LoraConfig = section(LoraConfig)
+  tasks: TasksConfig = section(TasksConfig)
   schedule: ScheduleConfig = section(ScheduleConfig)
   client: ClientConfig = section(ClientConfig)
   server: ServerConfig = section(ServerConfig)

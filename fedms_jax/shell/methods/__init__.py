@@ -7,11 +7,12 @@ from collections.abc import Callable, Hashable
 
 from fedms_jax.core.types import Tree
 from fedms_jax.models.family import Model
-from fedms_jax.shell import catalog, plugins, wire
+from fedms_jax.shell import catalog, plugins, tasks, wire
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.config.time import MIX
 from fedms_jax.shell.methods import (
+  analytic,
   black_box,
   elastic,
   general,
@@ -41,6 +42,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **split.STAGES,
   **transfer.STAGES,
   **pretraining.STAGES,
+  **analytic.STAGES,
   **black_box.STAGES,
 }
 
@@ -111,7 +113,7 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, _steps_of(c), population, seed, c.data.masks,
           c.data.mask_fraction, c.algorithm if cosine else None,
-          _mixed(c))  # fmt: skip
+          _mixed(c), tasks.identity(c))  # fmt: skip
 
 
 def _mixed(config: Config) -> tuple[Hashable, ...]:

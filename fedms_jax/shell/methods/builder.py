@@ -19,7 +19,7 @@ from fedms_jax.core.types import Backbone, Tree
 from fedms_jax.models.family import Model
 from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged
-from fedms_jax.shell import aggregators, build, foundation
+from fedms_jax.shell import aggregators, build, foundation, tasks
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.config.time import MIX
@@ -122,7 +122,7 @@ class Builder(NamedTuple):
       aggregators.aggregator(self.config),
       self.horizon,
     )
-    return _private(setting, self.config)
+    return tasks.setting(self.config, _private(setting, self.config))
 
   def _merging(self):
     """Problems of `setting` for a method with an aggregator of its own."""
