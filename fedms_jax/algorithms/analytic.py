@@ -38,6 +38,7 @@ class Head(NamedTuple):
   lift: features [B, D] -> what is summed [B, E]. add: (E, C) -> empty sums.
   of: (lifted [B, E], one-hot labels [B, C], mask [B]) -> the sums of a batch.
   solve: sums -> head. logits: (head, lifted) -> [B, C].
+  linear: whether that is a linear head of the features, {'kernel', 'bias'}.
   """
 
   lift: Callable
@@ -45,6 +46,7 @@ class Head(NamedTuple):
   of: Callable
   solve: Callable[[Tree], Tree]
   logits: Callable
+  linear: bool = False
 
 
 def nearest(temperature: float) -> Head:
@@ -56,11 +58,11 @@ def nearest(temperature: float) -> Head:
     counts = jnp.maximum(sums['count'], 1.0)
     means = sums['sum'] / counts[:, None]
     length = jnp.linalg.norm(means, axis=-1, keepdims=True)
-    return {'means': means / jnp.maximum(length, 1e-12)}
+    return {'kernel': (means / jnp.maximum(length, 1e-12)).T}
 
   def logits(head: Tree, x):
     length = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.maximum(length, 1e-12) @ head['means'].T / temperature
+    return x / jnp.maximum(length, 1e-12) @ head['kernel'] / temperature
 
   return Head(
     lambda x: x,
@@ -101,7 +103,8 @@ def ridge(strength: float, width: int, seed: int = 0) -> Head:
     gram = sums['gram']
     shrunk = gram + strength * jnp.eye(len(gram))
     factor = jax.scipy.linalg.cho_factor(shrunk)
-    return {'weights': jax.scipy.linalg.cho_solve(factor, sums['cross'])}
+    weights = jax.scipy.linalg.cho_solve(factor, sums['cross'])
+    return {'kernel': weights[:-1], 'bias': weights[-1]}
 
   return Head(
     lift,
@@ -110,7 +113,8 @@ def ridge(strength: float, width: int, seed: int = 0) -> Head:
     },
     of,
     solve,
-    lambda head, x: x @ head['weights'],
+    lambda head, x: x[:, :-1] @ head['kernel'] + head['bias'][None],
+    linear=not width,
   )  # fmt: skip
 
 
@@ -121,6 +125,10 @@ def analytic(
   sums of a head. A client adds each row of its steps, so that it is to see
   each of its rows once; the server's memory has all sums so far."""
   backbone, task = setting.model, setting.task
+
+  usual = jax.eval_shape(backbone.init_head, jax.random.key(0))
+  like = head.linear and set(usual) == {'kernel', 'bias'}
+  served = 'global' if like else 'computed'
 
   def lifted(features):
     return head.lift(features.astype(jnp.float32))
@@ -144,7 +152,10 @@ def analytic(
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     del plan
-    return Prediction({'global': logits(roles, batch)}, {})
+    return Prediction({served: logits(roles, batch)}, {})
+
+  def models(roles: Roles) -> dict[str, Tree]:
+    return {served: roles.shared} if served == 'global' else {}
 
   def masks(plan: Plan):
     return {'head': False}, plan.active
@@ -160,7 +171,8 @@ def analytic(
     predict=predict,
     server=_server(head, nothing),
     masks=masks,
-    served='global',
+    served=served,
+    models=models,
     passes=Passes(trained=0, frozen=1),
     traffic=_traffic(nothing),
   )
@@ -204,7 +216,9 @@ def _server(head: Head, nothing: Callable[[], Tree]) -> Server:
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
     del context
     new = tree.add(memory, received.extras[_SUMS])
-    return roles._replace(shared={'head': head.solve(new)}), new, {}
+    there = received.count > 0
+    shared = tree.where(there, {'head': head.solve(new)}, roles.shared)
+    return roles._replace(shared=shared), new, {}
 
   return Server(lambda key, roles: nothing(), send, 'sum', step)
 

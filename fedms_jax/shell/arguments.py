@@ -51,6 +51,9 @@ FLAGS = {
 } | {
   'Choice.ends': 'fedot.ends',
   'Code.name': 'compression.up',
+  'Scenario.count': 'tasks.count',
+  'Scenario.kind': 'tasks.name',
+  'Tasks.method': 'tasks.method',
   'depth': 'encrypted',
   'encode_text': 'model.name',
   'most': 'ffdapt.most',

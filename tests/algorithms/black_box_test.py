@@ -293,7 +293,8 @@ def test_the_gains_of_spsa_are_those_of_blackvip():
   for clock, slope in enumerate((2.0, -1.0, 0.5)):
     momentum = 0.9 * momentum + slope
     expected -= 0.5 / (clock + 2) ** 0.4 * (slope + 0.9 * momentum)
-    update, state = optimizer.update(jnp.float32(slope), state, clock=clock)
+    start = Start(None, None, Moment(clock=clock))
+    update, state = optimizer.update(jnp.float32(slope), state, start=start)
     w = w + update
     np.testing.assert_allclose(w, expected, rtol=1e-5)
 

@@ -63,10 +63,12 @@ def any_config(seed):
   flat['model.name'] = 'vit' if built_in else 'a/b'
   # Options of these must fit each other.
   fitted = ('privacy.', 'compression.', 'secagg.', 'time.', 'select.')
-  fitted += ('attack.',)
+  fitted += ('attack.', 'tasks.')
   flat = {k: v for k, v in flat.items() if not k.startswith(fitted)}
   flat |= {'compression.down': 'top_k', 'compression.share': rng.random()}
   flat |= {'attack.update': 'replacement', 'attack.scale': rng.random()}
+  flat |= {'tasks.count': rng.randint(1, 9), 'tasks.method': 'replay'}
+  flat |= {'tasks.memory': rng.randint(1, 99), 'tasks.order': 'staggered'}
   flat |= {'cohort.sampling': 'poisson', 'cohort.cap': 0, 'cohort.groups': 1}
   flat |= {'privacy.mode': 'central', 'privacy.noise': 0.1 + rng.random()}
   unused = OF_CHECKPOINT if built_in else OF_BUILT_IN

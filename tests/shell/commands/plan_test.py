@@ -160,7 +160,8 @@ NEED_TEXT = (
   'fedclip', 'fedpgp', 'pfedmoap', 'pfedprompt', 'fedotp', 'pfedmma'
 )  # fmt: skip
 NEED_HEAD = (
-  'linear_probe', 'fedper', 'fedrep', 'pfedlora', 'fedfn', 'fgl', 'femam'
+  'linear_probe', 'fedper', 'fedrep', 'pfedlora', 'fedfn', 'fgl', 'femam',
+  'ncm', 'ridge',
 )  # fmt: skip
 SMALL = {'num_hidden_layers': 2, 'hidden_size': 64, 'num_attention_heads': 2}
 
