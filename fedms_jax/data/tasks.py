@@ -63,9 +63,12 @@ class Tasks(NamedTuple):
   classes: np.ndarray
 
 
-def made(scenario: Scenario, table: Table) -> tuple[Tasks, Table]:
+def made(
+  scenario: Scenario, table: Table, public: np.ndarray | None = None
+) -> tuple[Tasks, Table]:
   """(the tasks of a table's rows, the table with its column 'task', and with
-  inputs or labels as their task has them).
+  inputs or labels as their task has them). public: rows of the server, which
+  are of the first domain; None: there are none.
 
   Raises:
     ValueError: the table has no so many tasks.
@@ -87,6 +90,8 @@ def made(scenario: Scenario, table: Table) -> tuple[Tasks, Table]:
     of = classes.argmax(axis=0)[labels]
   else:
     of = rng.permutation(len(labels)) % count
+    if public is not None:
+      of[public] = 0
   of = of.astype(np.int32)
   columns = dict(table.columns)
   if scenario.kind == 'domain':

@@ -112,7 +112,7 @@ def dealt(config: Config, data: Federation) -> Federation:
   """The federation with its rows' tasks; the same without a sequence."""
   if not config.tasks.on:
     return data
-  _, table = scenarios.made(scenario(config), data.table)
+  _, table = scenarios.made(scenario(config), data.table, data.public)
   return data._replace(table=table)
 
 

@@ -155,6 +155,17 @@ def test_domains_look_other_and_say_the_same():
   np.testing.assert_array_equal(data.table.columns['labels'], plain['labels'])
 
 
+def test_what_the_server_has_is_of_the_first_domain():
+  data = federation()
+  made, table = tasks.made(Scenario('domain', 3), data.table, data.public)
+  assert not made.of[data.public].any()
+  assert set(made.of[data.train.rows]) == {0, 1, 2}
+  for name in ('inputs', 'labels'):
+    np.testing.assert_array_equal(
+      table.columns[name][data.public], data.table.columns[name][data.public]
+    )
+
+
 def test_two_labels_change_places_in_later_tasks():
   made, data = dealt(kind='label', count=2)
   old, new = federation().table.columns['labels'], data.table.columns['labels']

@@ -1,0 +1,182 @@
+"""Runs over a sequence of tasks."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fedms_jax.report import printed, single
+from fedms_jax.shell import main
+from fedms_jax.shell import tasks as shell_tasks
+from fedms_jax.shell import world as worlds
+from fedms_jax.simulation import lifelong
+from tests import world
+from tests.shell.pipeline_test import IMAGES, StopEachRound, made, run
+
+PROBE = (*IMAGES, '--data.synthetic_classes=4', '--algorithm.name=linear_probe',
+         '--pretrain.epochs=0', '--cohort.size=3')  # fmt: skip
+
+
+def shared(state):
+  return state.roles.shared
+
+
+def test_one_task_is_the_plain_federation():
+  plain, _, _ = run(made(*PROBE))
+  one, _, simulation = run(made(*PROBE, '--tasks.count=1', '--tasks.head=kept'))
+  world.same(shared(one), shared(plain))
+  assert isinstance(simulation, lifelong.Lifelong)
+
+
+def test_what_does_nothing_is_finetuning():
+  """EWC and LwF without weight."""
+  end = [
+    run(made(*PROBE, '--tasks.count=2', *words))[0]
+    for words in ((), ('--tasks.method=ewc', '--tasks.weight=0'))
+  ]
+  world.same(shared(end[0]), shared(end[1]))
+  heavy = run(made(*PROBE, '--tasks.count=2', '--tasks.method=ewc',
+                   '--tasks.weight=10', '--client.optimizer=sgd'))  # fmt: skip
+  light = run(made(*PROBE, '--tasks.count=2', '--client.optimizer=sgd'))
+  moved = jax.tree.map(
+    lambda x, y: float(np.abs(x - y).max()), shared(heavy[0]), shared(light[0])
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-6
+
+
+STREAM = (*PROBE, '--tasks.count=2', '--tasks.arrival=2', '--tasks.method=ewc')
+
+
+def test_a_sequence_that_is_stopped_at_every_round_ends_the_same(tmp_path):
+  """Its matrix and its stream included; the tasks.json is whole."""
+  whole, _, plain = run(made(*STREAM))
+  state, stops = None, 0
+  while state is None:
+    state, _, simulation = run(made(*STREAM), tmp_path, StopEachRound())
+    stops += 1
+  assert stops == 5  # of two stages of two rounds, and one that measures
+  world.same(state.roles, whole.roles)
+  assert simulation.found == plain.found
+  assert json.loads((tmp_path / 'tasks.json').read_text()) == plain.found
+  rows = sum(line[3] for line in plain.found['arriving'])
+  assert rows == plain.federation.train.sizes().sum()
+
+
+def test_the_matrix_is_of_every_task_after_every_step():
+  found = made(*PROBE, '--tasks.count=2', '--algorithm.stage1_rounds=12',
+               '--client.learning_rate=0.03', '--cohort.size=4')  # fmt: skip
+  _, _, simulation = run(found)
+  told = shell_tasks.summary(found, simulation.federation, simulation)['tasks']
+  matrix = [step['pooled']['global'] for step in told['steps']]
+  assert np.shape(matrix) == (2, 2)
+  # Classes that nobody has met are never said, and old ones are forgotten.
+  assert matrix[0][1] == told['before']['pooled']['global'][1] == 0
+  assert matrix[0][0] > 0.4 and matrix[1][1] > 0.4, matrix
+  assert matrix[1][0] < matrix[0][0] - 0.2, matrix
+  scores = told['scores']['pooled']['global']
+  assert scores['forgetting'] == pytest.approx(matrix[0][0] - matrix[1][0])
+  assert told['kept_bytes'] == 0
+  page = single.tasks.section(told)
+  assert page.count('<table') == 3 and 'task 2' in page
+  lines = printed.tasks.lines(told)
+  assert any(line.startswith('tasks, global on pooled') for line in lines)
+
+
+def test_a_head_that_is_a_sum_forgets_nothing():
+  found = made(*IMAGES, '--data.synthetic_classes=4', '--algorithm.name=ridge',
+               '--tasks.count=2')  # fmt: skip
+  tasks, _, _ = run(found)
+  once, _, _ = run(made(*IMAGES, '--data.synthetic_classes=4',
+                        '--algorithm.name=ridge'))  # fmt: skip
+  world.close(shared(tasks), shared(once), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_stages_of_fedms_go_on_from_task_to_task():
+  found = made(*IMAGES, '--data.synthetic_classes=4', '--tasks.count=2',
+               '--tasks.order=per_client')  # fmt: skip
+  state, records, simulation = run(found)
+  names = ['global-1', 'personal-1', 'global-2', 'personal-2']
+  assert list(dict.fromkeys(r['stage'] for r in records)) == names
+  told = shell_tasks.summary(found, simulation.federation, simulation)['tasks']
+  assert {'mixture', 'global', 'local'} <= told['scores']['own'].keys()
+  assert told['served'] == 'mixture' and state.round == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'words',
+  [
+    ('--tasks.method=lwf',),
+    ('--tasks.method=glfc', '--tasks.memory=8'),
+    ('--tasks.method=replay', '--tasks.memory=8', '--tasks.blend=1'),
+    ('--tasks.method=joint', '--tasks.name=domain'),
+    ('--tasks.name=label', '--tasks.repeats=2', '--tasks.order=staggered'),
+  ],
+)
+@pytest.mark.parametrize('name', ['fedit', 'fedavg', 'fedprox', 'flora'])
+def test_ways_to_remember_go_with_any_algorithm(name, words):
+  found = made(*IMAGES, '--data.synthetic_classes=4', '--tasks.count=2',
+               f'--algorithm.name={name}', *words)  # fmt: skip
+  _, _, simulation = run(found)
+  assert len(simulation.found['steps']) == found.tasks.count * (
+    found.tasks.repeats
+  )
+
+
+REFUSED = {
+  ('--tasks.method=ewc',): 'Set --tasks.count',
+  ('--tasks.count=2', '--tasks.memory=3'): '--tasks.memory=3 is for',
+  ('--tasks.count=2', '--tasks.method=replay'): '--tasks.memory=0 is for',
+  ('--tasks.count=2', '--tasks.weight=3'): '--tasks.weight=3 is for',
+  ('--tasks.count=2', '--tasks.decay=0.5'): '--tasks.decay=0.5 is for',
+  ('--tasks.count=2', '--tasks.temperature=3'): '--tasks.temperature=3 is for',
+  ('--tasks.count=2', '--tasks.name=domain', '--tasks.identity=known'): (
+    '--tasks.identity=known'
+  ),
+  ('--tasks.count=2', '--stages=S2'): '--stages=S2',
+  ('--tasks.count=2', '--eval.adapt=1'): '--eval.adapt=1',
+  ('--tasks.count=5',): '--tasks.count=5 tasks',
+  ('--tasks.count=9', '--tasks.name=domain'): '--tasks.count=9 domains',
+  ('--tasks.count=2', '--algorithm.name=scaffold', '--tasks.method=ewc'): (
+    'control variates'
+  ),
+  ('--tasks.count=2', '--algorithm.name=fedms', '--tasks.method=lwf'): (
+    'several models'
+  ),
+  ('--tasks.count=2', '--algorithm.name=ncm', '--tasks.method=joint'): (
+    '--tasks.method=joint'
+  ),
+  ('--tasks.count=2', '--algorithm.name=ridge', '--tasks.order=staggered'): (
+    '--tasks.order=staggered'
+  ),
+  ('--tasks.count=2', '--algorithm.name=ridge', '--tasks.arrival=2'): (
+    '--tasks.arrival=2'
+  ),
+}
+
+
+@pytest.mark.parametrize(('words', 'said'), REFUSED.items(), ids=str)
+def test_what_means_nothing_is_refused(words, said, capsys):
+  assert main.main(['fedms', *PROBE, *words]) == 2
+  err = capsys.readouterr().err
+  assert said in err and err.count('\n') == 1
+
+
+def test_a_teacher_needs_a_model_that_all_have(capsys):
+  words = ('--algorithm.name=fedper', '--tasks.count=2', '--tasks.method=lwf')
+  assert main.main(['fedms', *PROBE, *words]) == 2
+  assert '--tasks.method' in capsys.readouterr().err
+
+
+def test_worlds_of_equal_data_share_it():
+  first = worlds.world(made(*PROBE, '--tasks.count=2'))
+  second = worlds.world(
+    made(*PROBE, '--tasks.count=2', '--tasks.method=joint'), first
+  )
+  assert second.data is first.data
+  views = [
+    w.stages[1].view(w.data).train.sizes().sum() for w in (first, second)
+  ]
+  assert views[0] < views[1] == first.data.train.sizes().sum()
