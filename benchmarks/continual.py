@@ -79,8 +79,6 @@ def measured(config: Config, source: SharedRuns) -> tuple[dict[str, Any], Any]:
   simulation.run()
   told = tasks.summary(config, world.data, simulation)['tasks']
   served = told['served']
-  if served not in told['scores']['pooled']:  # it is of a client alone
-    raise ValueError(f'{served} has no scores.')
   found = dict(told['scores']['pooled'][served])
   own = told['scores']['own'][served]
   found |= {f'own_{key}': own[key] for key in ('acc', 'forgetting', 'learning')}

@@ -7,6 +7,7 @@ any order of tasks, and it forgets nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from fedms_jax.core.contract import (
   Server,
   Start,
 )
-from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
+from fedms_jax.core.types import Backbone, Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models import pretrained
 
 _SUMS, FEATURES = 'sums', 'features'
@@ -126,21 +127,13 @@ def analytic(
   each of its rows once; the server's memory has all sums so far."""
   backbone, task = setting.model, setting.task
 
-  usual = jax.eval_shape(backbone.init_head, jax.random.key(0))
-  like = head.linear and set(usual) == {'kernel', 'bias'}
-  served = 'global' if like else 'computed'
-
-  def lifted(features):
-    return head.lift(features.astype(jnp.float32))
-
-  def nothing() -> Tree:
-    x = jax.eval_shape(lifted, jnp.zeros((1, backbone.width)))
-    return head.empty(x.shape[-1], classes)
+  served = _served(head, backbone)
+  nothing = functools.partial(_nothing, head, backbone.width, classes)
 
   def begin(key, before: Roles) -> Roles:
     del key
-    frozen = {'base': before.frozen['base']}
-    return Roles(frozen, {'head': head.solve(nothing())}, {})
+    shared = {'head': head.solve(nothing())}
+    return Roles({'base': before.frozen['base']}, shared, {})
 
   def derive(roles: Roles, batch: Batch, plan: Plan) -> Batch:
     del plan
@@ -148,10 +141,10 @@ def analytic(
     return {FEATURES: pretrained.encode(backbone, base, inputs)}
 
   def logits(roles: Roles, batch: Batch):
-    return head.logits(roles.shared['head'], lifted(batch[FEATURES]))
+    x = head.lift(batch[FEATURES].astype(jnp.float32))
+    return head.logits(roles.shared['head'], x)
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
-    del plan
     return Prediction({served: logits(roles, batch)}, {})
 
   def models(roles: Roles) -> dict[str, Tree]:
@@ -176,6 +169,20 @@ def analytic(
     passes=Passes(trained=0, frozen=1),
     traffic=_traffic(nothing),
   )
+
+
+def _served(head: Head, backbone: Backbone) -> str:
+  """What the model is called: 'global' if it has a head of its backbone's
+  form, so that it may be exported."""
+  usual = jax.eval_shape(backbone.init_head, jax.random.key(0))
+  like = head.linear and set(usual) == {'kernel', 'bias'}
+  return 'global' if like else 'computed'
+
+
+def _nothing(head: Head, width: int, classes: int) -> Tree:
+  """Empty sums of features of this width."""
+  x = jax.eval_shape(head.lift, jnp.zeros((1, width)))
+  return head.empty(x.shape[-1], classes)
 
 
 def _adding(

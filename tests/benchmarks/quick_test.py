@@ -56,9 +56,15 @@ ROWS = {
     'row': {'seed', 'round', 'queries', 'gigaflops', 'kilobytes_up',
             'kilobytes_down', 'own', 'pooled', 'unseen'},
   },
+  'continual': {
+    'row': {'setting', 'seed', 'acc', 'aia', 'forgetting', 'bwt', 'fwt',
+            'learning', 'own_acc', 'own_forgetting', 'own_learning',
+            'kept_bytes', 'megabytes_up', 'seconds', 'intransigence',
+            'diagonal'},
+  },
 }  # fmt: skip
 # These train whole models.
-LONG = {'pretraining', 'black_box', 'time'}
+LONG = {'pretraining', 'black_box', 'time', 'continual'}
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
