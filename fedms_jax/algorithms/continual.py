@@ -24,7 +24,8 @@ from fedms_jax.core.contract import (
 )
 from fedms_jax.core.types import Batch, Plan, Roles, Task, Tree
 
-KEY, SERVER, TASK = 'tasks', 'server', 'task'
+KEY = 'tasks'  # of frozen
+SERVER, TASK = 'server', 'task'
 _LOW = -1e9  # the logit of a class that does not compete
 _STEP, _TEACHER = 'step', 'teacher'
 FISHER, ANCHOR = 'fisher', 'anchor'

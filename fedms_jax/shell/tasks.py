@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedms_jax.algorithms import analytic, continual, fisher
+from fedms_jax.algorithms import analytic, continual, fisher, stacked_lora
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.types import Federation
 from fedms_jax.data import tasks as scenarios
 from fedms_jax.persistence import files, run_store
 from fedms_jax.schedules import orders, schedule, triggers
+from fedms_jax.shell import build
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.tasks import KEEPING, TAUGHT, TasksConfig
 from fedms_jax.shell.config.time import UNIFORM
@@ -26,6 +27,7 @@ from fedms_jax.simulation.state import Stage
 
 FILE = 'tasks.json'
 SERIES, _MEASURED = 'tasks', 'fisher-'
+STACKED = 'orthogonal_lora'
 # Methods whose steps are no gradient of a loss plus what an optimizer adds.
 UNANCHORED = {
   'scaffold': 'its steps follow control variates',
@@ -83,9 +85,9 @@ def check(config: Config) -> None:
       raise ValueError(
         f'{flag} does not go with --tasks.count={t.count}: {why}. Leave it out.'
       )
-  if t.method == 'ewc' and name in UNANCHORED:
+  if t.method in ('ewc', STACKED) and name in UNANCHORED:
     raise ValueError(
-      f'--tasks.method=ewc does not go with --algorithm.name={name}: '
+      f'--tasks.method={t.method} does not go with --algorithm.name={name}: '
       f'{UNANCHORED[name]}; allowed: finetune, joint, replay, lwf, glfc.'
     )
   if name in _COMPUTED:
@@ -137,6 +139,8 @@ def setting(config: Config, plain: Setting) -> Setting:
   optimizer = plain.optimizer
   if t.method == 'ewc':
     optimizer = optax.chain(continual.anchoring(t.weight), optimizer)
+  if t.method == STACKED:
+    optimizer = optax.chain(stacked_lora.orthogonal(t.weight), optimizer)
   return plain._replace(
     task=continual.learning(plain.task, lesson), optimizer=optimizer
   )
@@ -205,6 +209,14 @@ def stages(
         view=functools.partial(_view, tasks, step, stage.view),
         series=f'{SERIES}-{stage.name}' if len(made) > 1 else SERIES,
       )
+      if t.method == STACKED:
+        made_of = build.lora_spec(config.lora)
+        stack = functools.partial(stacked_lora.stacked, spec=made_of)
+        some = some._replace(
+          algorithm=stack(some.algorithm),
+          probe=some.probe and stack(some.probe),
+          rebased=step > 0,
+        )
       out.append(some)
     last = step + 1 == tasks.scenario.steps
     if t.method == 'ewc' and t.weight and not last:
@@ -263,7 +275,7 @@ def computed(stage: Stage, config: Config) -> Stage:
 def _check_stages(config: Config, made: Sequence[Stage]) -> None:
   t, name = config.tasks, config.algorithm.name
   why = ''
-  taught = t.method in (*TAUGHT, 'ewc')
+  taught = t.method in (*TAUGHT, 'ewc', STACKED)
   if taught and len(made) > 1:
     why = 'has stages of several models'
   elif taught and made[0].algorithm.variant is not None:

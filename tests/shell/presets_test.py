@@ -61,6 +61,12 @@ def test_the_world_of_a_preset_on_embedded_data_is_built(path):
   world = worlds.world(config)
   without = config.algorithm.name != 'fedms' or 'no_stage2' in path.stem
   before = ['server-1', 'federated', 'server-2'] if config.stages else []
+  if config.tasks.on:
+    count = config.tasks.count
+    assert [s.name for s in world.stages] == [
+      f'global-{i + 1}' for i in range(count)
+    ]
+    return
   assert [stage.name for stage in world.stages] == before + (
     ['global'] if without else ['global', 'personal']
   )

@@ -78,6 +78,11 @@ def test_a_sequence_that_is_stopped_ends_the_same(watch, more, stops, tmp_path):
   state = None
   for _ in range(stops):
     assert state is None
+    kept = tmp_path / 'tasks.json'
+    if kept.exists():  # of rounds that a kill has lost
+      told = json.loads(kept.read_text())
+      told['arriving'].append([9, 0, 1.0, 2.0])
+      kept.write_text(json.dumps(told))
     state, _, simulation = run(made(*STREAM, *more), tmp_path, watch)
   world.same(state.roles, whole.roles)
   assert simulation.found == plain.found
@@ -116,6 +121,41 @@ def test_a_head_that_is_a_sum_forgets_nothing():
   world.close(shared(tasks), shared(once), atol=1e-3)
 
 
+def test_which_classes_compete_and_which_are_learned():
+  def arrays(*words):
+    found = made(*PROBE, '--tasks.count=2', *words)
+    home = worlds.world(found)
+    (mine,) = shell_tasks.frozen(found, home.data).values()
+    mine = {name: np.asarray(x) for name, x in mine.items()}
+    tasks = shell_tasks._tasks(found, home.data).classes
+    return mine['visible'], mine['learned'], mine['old'], tasks
+
+  visible, learned, old, (a, b) = arrays()
+  for task in range(2):
+    np.testing.assert_array_equal(visible[:, task], [a, a | b])
+    np.testing.assert_array_equal(old[:, task], [a & b, a])
+  np.testing.assert_array_equal(learned, visible)
+  new = arrays('--tasks.method=lwf')[1]
+  np.testing.assert_array_equal(new[:, 0], [a, b])
+  own = arrays('--tasks.identity=known')[0]
+  np.testing.assert_array_equal(own[1], [a, b])
+
+
+@pytest.mark.slow
+def test_a_lora_for_each_task_is_stopped_and_goes_on(tmp_path):
+  found = made(*IMAGES, '--data.synthetic_classes=4', '--tasks.count=2',
+               '--algorithm.name=fedit', '--tasks.method=orthogonal_lora',
+               '--client.learning_rate=0.1')  # fmt: skip
+  whole, _, simulation = run(found)
+  state = None
+  while state is None:
+    state, *_ = run(found, tmp_path, StopEachRound())
+  world.same(state.roles, whole.roles)
+  before = simulation.initial.frozen['base']['blocks']['attn']['q']['kernel']
+  after = whole.roles.frozen['base']['blocks']['attn']['q']['kernel']
+  assert float(np.abs(after - before).max()) > 1e-5
+
+
 @pytest.mark.slow
 def test_stages_of_fedms_go_on_from_task_to_task():
   found = made(*IMAGES, '--data.synthetic_classes=4', '--tasks.count=2',
@@ -136,6 +176,7 @@ def test_stages_of_fedms_go_on_from_task_to_task():
     ('--tasks.method=glfc', '--tasks.memory=8'),
     ('--tasks.method=replay', '--tasks.memory=8', '--tasks.blend=1'),
     ('--tasks.method=joint', '--tasks.name=domain'),
+    ('--tasks.method=ewc', '--tasks.decay=0.5'),
     ('--tasks.name=label', '--tasks.repeats=2', '--tasks.order=staggered'),
   ],
 )
@@ -200,6 +241,8 @@ def test_worlds_of_equal_data_share_it():
     made(*PROBE, '--tasks.count=2', '--tasks.method=joint'), first
   )
   assert second.data is first.data
+  # One object for all tasks, so that none compiles anything again.
+  assert first.stages[0].algorithm is first.stages[1].algorithm
   views = [
     w.stages[1].view(w.data).train.sizes().sum() for w in (first, second)
   ]

@@ -7,6 +7,7 @@ import dataclasses
 from fedms_jax.shell.fields import opt
 
 TAUGHT = ('lwf', 'glfc')  # methods that need the teacher's logits
+WEIGHED = ('ewc', 'lwf', 'orthogonal_lora')  # methods with a term beside
 KEEPING = ('replay', 'glfc')  # methods that keep rows of earlier tasks
 
 
@@ -62,9 +63,18 @@ class TasksConfig:
     'finetune',
     'what is done against forgetting, around any algorithm: nothing, all rows '
     'of earlier tasks (joint), some of them (replay), a pull to the weights '
-    'that they depend on (ewc), what the last model says (lwf), or both of the '
-    'last with balanced losses (glfc)',
-    choices=('finetune', 'joint', 'replay', 'ewc', 'lwf', 'glfc'),
+    'that they depend on (ewc), what the last model says (lwf), some rows and '
+    'the last model with balanced losses (glfc), or a LoRA for each task, '
+    'orthogonal to those before (orthogonal_lora)',
+    choices=(
+      'finetune',
+      'joint',
+      'replay',
+      'ewc',
+      'lwf',
+      'glfc',
+      'orthogonal_lora',
+    ),
   )
   memory: int = opt(
     0,
@@ -74,7 +84,10 @@ class TasksConfig:
     high=1_000_000_000,
   )
   weight: float = opt(
-    1.0, 'weight of what ewc or lwf adds to the loss', low=0.0, high=1e9
+    1.0,
+    'weight of what ewc, lwf or orthogonal_lora adds to the loss',
+    low=0.0,
+    high=1e9,
   )
   decay: float = opt(
     1.0,
@@ -104,8 +117,8 @@ class TasksConfig:
     wrong = {
       'memory': (bool(self.memory) != (m in KEEPING), 'replay and glfc, which '
                  'need it'),
-      'weight': (self.weight != default.weight and m not in ('ewc', 'lwf'),
-                 'ewc and lwf'),
+      'weight': (self.weight != default.weight and m not in WEIGHED,
+                 'ewc, lwf and orthogonal_lora'),
       'decay': (self.decay != default.decay and m != 'ewc', 'ewc'),
       'temperature': (self.temperature != default.temperature and m != 'lwf',
                       'lwf'),
