@@ -48,6 +48,7 @@ ROWS: dict[str, tuple[str, ...]] = {
   'ewc': (LORA, '--tasks.method=ewc', '--tasks.weight=100'),
   'lwf': (LORA, '--tasks.method=lwf', '--tasks.weight=3'),
   'glfc_50': (LORA, '--tasks.method=glfc', '--tasks.memory=50'),
+  'orthogonal_lora': (LORA, '--tasks.method=orthogonal_lora'),
   'ncm': ('--algorithm.name=ncm',),
   'ridge': ('--algorithm.name=ridge',),
   'local': ('--algorithm.name=local',),
@@ -68,7 +69,7 @@ QUICK = (
 )  # fmt: skip
 
 
-def measured(config: Config, source: SharedRuns) -> tuple[dict[str, Any], Any]:
+def measured(config: Config, source: Any) -> tuple[dict[str, Any], Any]:
   """(the numbers of a run, its matrix of pooled scores)."""
   source.prepare(config)
   start = time.perf_counter()

@@ -243,9 +243,9 @@ def anchoring(weight: float) -> optax.GradientTransformationExtraArgs:
   of the shared tree (EWC, arXiv 1612.00796): F and w* are those that
   `fisher.measured` has put into frozen."""
 
-  def update(updates, state, params=None, *, start: Start, masks, **extra):
-    del extra
-    mine, mask = start.roles.frozen[KEY], masks[0]
+  def update(updates, state, params=None, **extra):
+    start: Start = extra['start']
+    mine, mask = start.roles.frozen[KEY], extra['masks'][0]
     fisher, anchor = (tree.narrow(mine[n], mask) for n in (FISHER, ANCHOR))
     assert params is not None
     pulled = jax.tree.map(

@@ -88,10 +88,10 @@ def orthogonal(weight: float) -> optax.GradientTransformationExtraArgs:
   """Adds the gradient of weight * sum ||A_i^T A||_F^2, which is 2 weight
   (sum A_i A_i^T) A, to that of each A of the shared LoRA."""
 
-  def update(updates, state, params=None, *, start: Start, masks, **extra):
-    del extra
+  def update(updates, state, params=None, **extra):
     assert params is not None
-    past = tree.narrow(start.roles.frozen[KEY][PAST], masks[0])
+    start: Start = extra['start']
+    past = tree.narrow(start.roles.frozen[KEY][PAST], extra['masks'][0])
     part = updates['shared']
     if _BLOCKS not in past or _BLOCKS not in part:
       return updates, state

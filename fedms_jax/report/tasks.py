@@ -101,11 +101,11 @@ def _courses(matrix: Sequence[Sequence[float | None]]) -> str:
   y = svg.Scale(*svg.around(known or [0.0], floor=0), HEIGHT - 42, 20.0)
   parts = [svg.axes(x, y, '{:g}'.format, '{:.3g}'.format, 4)]
   for task in range(len(matrix[0])):
-    points = [
-      (x(float(i)), y(row[task]))
-      for i, row in enumerate(matrix, 1)
-      if row[task] is not None
-    ]
+    points = []
+    for step, row in enumerate(matrix, 1):
+      value = row[task]
+      if value is not None:
+        points.append((x(float(step)), y(value)))
     title = svg.tag('title', f'task {task + 1}')
     line = svg.line(points, 'course own') + svg.dots(points, 'clients own')
     parts.append(svg.tag('g', title, line))

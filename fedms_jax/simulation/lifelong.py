@@ -146,7 +146,7 @@ def scored(simulation: Lifelong, state: StageState) -> dict[str, Any]:
     name: [_mean(x[:, t]) for t in range(tasks.count)]
     for name, x in _models(sums).items()
   }
-  own: dict[str, list[float]] = {}
+  own: dict[str, list[float | None]] = {}
   for task in range(tasks.count):
     some = kept(data.test, tasks.of[data.test.rows] == task)
     rows = evaluation.rows_of(some, ids)
