@@ -63,6 +63,12 @@ def test_one_task_is_the_federation_itself(kind):
 def test_tasks_share_the_rows_and_joint_has_all_of_the_past(order):
   made, data = dealt(kind='class', count=3, order=order)
   joint = made._replace(scenario=dataclasses.replace(made.scenario, memory=ALL))
+  plenty = made._replace(
+    scenario=dataclasses.replace(made.scenario, memory=10**6)
+  )
+  world.same(
+    tasks.seen(plenty, data, 2).train, tasks.seen(joint, data, 2).train
+  )
   steps = [tasks.seen(made, data, s).train for s in range(3)]
   so_far = set()
   for step, train in enumerate(steps):
