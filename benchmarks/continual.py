@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.shared_runs import SharedRuns
 from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags, tasks
+from fedms_jax.shell import flags, program_cache, task_run
 from fedms_jax.shell import run as runner
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer, task_scores
@@ -78,7 +78,7 @@ def measured(config: Config, source: Any) -> tuple[dict[str, Any], Any]:
   keep = run_store.Memory()
   simulation = runner.simulated(config, world, keep, watch, source)
   simulation.run()
-  told = tasks.summary(config, world.data, simulation)['tasks']
+  told = task_run.summary(config, world.data, simulation)['tasks']
   served = told['served']
   found = dict(told['scores']['pooled'][served])
   own = told['scores']['own'][served]
@@ -152,5 +152,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  runner.compilation_cache()
+  program_cache.begin()
   raise SystemExit(main(sys.argv[1:]))

@@ -33,6 +33,7 @@ _ABOUT = {
   'server': 'how messages are averaged and applied',
   'gate': 'the gate of FedMS',
   'privacy': 'differential privacy',
+  'tasks': 'a sequence of tasks, and what is done against forgetting',
   'attack': 'malicious clients',
   'compression': 'codes of what is sent',
   'time': 'devices, and whom the server waits for',

@@ -29,6 +29,7 @@ from fedms_jax.shell import (
   outline,
   privacy_report,
   program_cache,
+  task_run,
   tasks,
   time_report,
   written,
@@ -208,7 +209,7 @@ def _run(
     return 0
   result = printed.summary(simulation, state, scores, records.records, timer)
   result |= _aims(config, world, state, records.records, result)
-  result |= tasks.summary(config, world.data, simulation)
+  result |= task_run.summary(config, world.data, simulation)
   columns = evaluation.table(simulation, scores)
   if workdir is not None:
     _write(config, workdir, result, columns)
@@ -308,7 +309,7 @@ def simulated(
     lambda: source.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
-  simulation = tasks.driver(config, world.data, world.stages, keep)(
+  simulation = task_run.driver(config, world.data, world.stages, keep)(
     evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
     Roles(loaded | made | tasks.frozen(config, world.data), {}, {}),
     world.stages,

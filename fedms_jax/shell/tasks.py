@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +14,14 @@ from fedms_jax.algorithms import analytic, continual, fisher, stacked_lora
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.types import Federation
 from fedms_jax.data import tasks as scenarios
-from fedms_jax.persistence import files, run_store
 from fedms_jax.schedules import orders, schedule, triggers
 from fedms_jax.shell import build
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.tasks import KEEPING, TAUGHT, TasksConfig
 from fedms_jax.shell.config.time import UNIFORM
-from fedms_jax.simulation import driver as simulations
-from fedms_jax.simulation import evaluation, lifelong
 from fedms_jax.simulation.state import Stage
 
-FILE = 'tasks.json'
-SERIES, _MEASURED = 'tasks', 'fisher-'
+SERIES, MEASURED = 'tasks', 'fisher-'
 STACKED = 'orthogonal_lora'
 # Methods whose steps are no gradient of a loss plus what an optimizer adds.
 UNANCHORED = {
@@ -118,7 +113,7 @@ def dealt(config: Config, data: Federation) -> Federation:
   return data._replace(table=table)
 
 
-def _tasks(config: Config, data: Federation) -> scenarios.Tasks:
+def sequence(config: Config, data: Federation) -> scenarios.Tasks:
   """The tasks of rows that `dealt` has given such."""
   bare = data.table._replace(columns={'labels': data.table.columns['labels']})
   found = scenario(config)
@@ -162,7 +157,7 @@ def frozen(config: Config, data: Federation) -> dict[str, Any]:
   t = config.tasks
   if not t.on:
     return {}
-  tasks, n = _tasks(config, data), data.train.num_clients
+  tasks, n = sequence(config, data), data.train.num_clients
   met, now = (f(tasks.scenario, n) for f in (scenarios.met, scenarios.learned))
   before = np.concatenate([np.zeros_like(met[:1]), met[:-1]])
 
@@ -192,7 +187,7 @@ def stages(
   if not t.on:
     return list(made)
   _check_stages(config, made)
-  tasks, out = _tasks(config, data), []
+  tasks, out = sequence(config, data), []
   for step in range(tasks.scenario.steps):
     for index, stage in enumerate(made):
       how = continual.How(
@@ -245,7 +240,7 @@ def _measuring(
 
   assert stage.probe is not None
   return Stage(
-    f'{_MEASURED}{step + 1}',
+    f'{MEASURED}{step + 1}',
     fisher.measured(stage.algorithm, stage.probe, config.tasks.decay),
     1,
     dense,
@@ -295,63 +290,6 @@ def _check_stages(config: Config, made: Sequence[Stage]) -> None:
       f'server trains on public rows, and --tasks.count={t.count} has not; '
       'change one of them.'
     )
-
-
-def driver(config: Config, data: Federation, made: Sequence[Stage], keep):
-  """What makes the simulation of a run. keep: where it is saved, as its
-  tasks.json is."""
-  if not config.tasks.on:
-    return simulations.Simulation
-  found = task_list(config, data, made)
-  if isinstance(keep, run_store.Disk):
-    path = keep.root / FILE
-
-    def read() -> dict[str, Any]:
-      return files.read_json(path) if path.exists() else {}
-
-    def write(lines: dict[str, Any]) -> None:
-      files.write_atomic(path, json.dumps(lines) + '\n')
-
-    found = found._replace(read=read, write=write)
-  scope = evaluation.Scope(config.eval.clients, readers=config.eval.readers)
-  return functools.partial(lifelong.Lifelong, tasks=found, scope=scope)
-
-
-def task_list(
-  config: Config, data: Federation, made: Sequence[Stage]
-) -> lifelong.TaskList:
-  """What the driver of a sequence is told."""
-  tasks, t = _tasks(config, data), config.tasks
-  met = scenarios.met(tasks.scenario, data.train.num_clients)
-  names = [stage.name for stage in made]
-  ends = [n for n in names if not n.startswith(_MEASURED)]
-  per = len(ends) // tasks.scenario.steps
-  return lifelong.TaskList(
-    of=tasks.of,
-    count=t.count,
-    first=met.argmax(axis=0).tolist(),
-    after=[names.index(n) for n in ends[per - 1 :: per]],
-    stream=bool(t.arrival or t.blend or t.window),
-  )
-
-
-def summary(config: Config, data: Federation, simulation) -> dict[str, Any]:
-  """What summary.json says of a sequence of tasks; {} without one."""
-  if not isinstance(simulation, lifelong.Lifelong):
-    return {}
-  kept = {'kept_bytes': kept_bytes(config, data)}
-  return {'tasks': simulation.told() | kept}
-
-
-def kept_bytes(config: Config, data: Federation) -> int:
-  """Bytes of the rows of earlier tasks that a client keeps at most."""
-  t, width = config.tasks, 0
-  for name in ('inputs', 'labels'):
-    column = data.table.columns[name]
-    width += int(np.prod(column.shape[1:])) * column.dtype.itemsize
-  if t.method == 'joint':
-    return int(data.train.sizes().max(initial=0)) * width
-  return (t.memory if t.method in KEEPING else 0) * width
 
 
 def head(config: Config) -> analytic.Head:

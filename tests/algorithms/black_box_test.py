@@ -11,7 +11,7 @@ import pytest
 from fedms_jax.algorithms import black_box, fedms, soft_prompts, visual_prompt
 from fedms_jax.algorithms.black_box import Search, Seeds
 from fedms_jax.core import cma, columns, zeroth
-from fedms_jax.core.contract import Context, Received, Start
+from fedms_jax.core.contract import Context, Moment, Received, Start
 from fedms_jax.core.types import Roles
 from fedms_jax.core.zeroth import Estimator
 from fedms_jax.server import ranked

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.report import printed, single
-from fedms_jax.shell import main
+from fedms_jax.shell import main, task_run
 from fedms_jax.shell import tasks as shell_tasks
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import lifelong, observer
@@ -95,7 +95,7 @@ def test_the_matrix_is_of_every_task_after_every_step():
   found = made(*PROBE, '--tasks.count=2', '--algorithm.stage1_rounds=12',
                '--client.learning_rate=0.03', '--cohort.size=4')  # fmt: skip
   _, _, simulation = run(found)
-  told = shell_tasks.summary(found, simulation.federation, simulation)['tasks']
+  told = task_run.summary(found, simulation.federation, simulation)['tasks']
   matrix = [step['pooled']['global'] for step in told['steps']]
   assert np.shape(matrix) == (2, 2)
   # Classes that nobody has met are never said, and old ones are forgotten.
@@ -127,7 +127,7 @@ def test_which_classes_compete_and_which_are_learned():
     home = worlds.world(found)
     (mine,) = shell_tasks.frozen(found, home.data).values()
     mine = {name: np.asarray(x) for name, x in mine.items()}
-    tasks = shell_tasks._tasks(found, home.data).classes
+    tasks = shell_tasks.sequence(found, home.data).classes
     return mine['visible'], mine['learned'], mine['old'], tasks
 
   visible, learned, old, (a, b) = arrays()
@@ -163,7 +163,7 @@ def test_stages_of_fedms_go_on_from_task_to_task():
   state, records, simulation = run(found)
   names = ['global-1', 'personal-1', 'global-2', 'personal-2']
   assert list(dict.fromkeys(r['stage'] for r in records))[1:] == names
-  told = shell_tasks.summary(found, simulation.federation, simulation)['tasks']
+  told = task_run.summary(found, simulation.federation, simulation)['tasks']
   assert {'mixture', 'global', 'local'} <= told['scores']['own'].keys()
   assert told['served'] == 'mixture' and state.round == 1
 

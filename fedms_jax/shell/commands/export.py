@@ -45,9 +45,8 @@ _PROBLEMS = {
   'ordinal': 'multi_label_classification',
 }
 # By what task_type PEFT knows a model, where a class of its own can be called
-# with the inputs of that model. (With SEQ_CLS, PEFT would save both layers of
-# RoBERTa's head; what it has for features cannot be called with images, nor
-# given to a text tower.)
+# with the inputs of that model. (With SEQ_CLS it would save all of RoBERTa's
+# head; what it has for features takes no images, and no text tower.)
 _TASKS = {
   'BertForSequenceClassification': 'SEQ_CLS',
   'GPT2ForSequenceClassification': 'SEQ_CLS',
