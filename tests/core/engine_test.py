@@ -9,6 +9,7 @@ import pytest
 from fedms_jax.core import client, reduction, scoring
 from fedms_jax.core.contract import (
   ClientResult,
+  Clients,
   Message,
   Moment,
   Received,
@@ -63,7 +64,8 @@ def test_a_channel_draws_by_a_key_that_no_step_has():
   roles = diary().begin(key, BEFORE)
   deaf = diary()._replace(channel=identity()._replace(encode=encode))
   result = ClientResult(Message(roles.shared), roles.personal, {})
-  reduction.sent(deaf, Start(roles, world.DENSE), result, 1.0, key, ())
+  its = Clients(jnp.uint32(0), None, None, 1.0)
+  reduction.sent(deaf, Start(roles, world.DENSE), result, its, key, ())
   steps = [jax.random.fold_in(key, step) for step in range(20)]
   (found,) = seen
   assert found not in [jax.random.key_data(k).tolist() for k in [key, *steps]]
@@ -81,7 +83,8 @@ def test_who_is_not_finite_anywhere_does_not_count(part):
       {'loss': jnp.ones(2)},
     )
     result = result._replace(**bad)
-    args = jnp.float32(weight), jax.random.key(0), jnp.float32(1)
+    its = Clients(jnp.uint32(0), None, None, jnp.float32(weight))
+    args = its, jax.random.key(0), jnp.float32(1)
     return reduction.sent(diary(), start, result, *args)
 
   bad = {
