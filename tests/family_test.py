@@ -105,8 +105,20 @@ def stages(name: str) -> range:
 
 
 CASES = [(name, i) for name in catalog.METHODS for i in stages(name)]
+# One of each kind of step, message and server; the others are slow.
+QUICK = (
+  'fedms fedavg scaffold fedrep ditto flora ffa_lora hetlora lora_fair lonas '
+  'pfedmoap promptfl prefix koala fedvz fedbpt mezo femam fedcaf raffm ridge '
+  'ffdapt'
+).split()
 every = pytest.mark.parametrize(
-  ('name', 'stage'), CASES, ids=[f'{n}-{i}' for n, i in CASES]
+  ('name', 'stage'),
+  [
+    pytest.param(
+      name, i, id=f'{name}-{i}', marks=() if name in QUICK else pytest.mark.slow
+    )
+    for name, i in CASES
+  ],
 )
 
 

@@ -64,7 +64,11 @@ def personal(found):
 
 
 @pytest.mark.parametrize(
-  ('devices', 'model'), [(8, 1), (4, 2)], ids=['8', '2x2']
+  ('devices', 'model'),
+  [
+    pytest.param(8, 1, marks=pytest.mark.slow, id='8'),
+    pytest.param(4, 2, id='2x2'),
+  ],
 )
 def test_devices_give_the_numbers_of_one(devices, model):
   found = run(Placement(devices, model))

@@ -143,6 +143,7 @@ def start_sweep(cluster, folder, told='run'):
   return done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_as_an_array_runs_again_what_was_killed(
   cluster, tmp_path, capsys
 ):

@@ -18,6 +18,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_the_time_went_and_leaves_a_trace(
   tmp_path, capsys
 ):

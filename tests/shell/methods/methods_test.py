@@ -71,7 +71,7 @@ def simulate(stages, options, folder, watch=None):
 
 
 # Others fold, or train a part, too; and these run elsewhere.
-SLOW = {'ffa_lora', 'flora', 'flexlora', 'fedprox', 'fedfn'}
+SLOW = {*general.STAGES, *lora.STAGES} - {'scaffold', 'hetlora'}
 
 
 @pytest.mark.parametrize(
