@@ -14,6 +14,9 @@ from fedms_jax.core import activation
 from tests import world
 from tests.algorithms.two_models_test import noisy
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 RATE = 0.5  # of world.SGD
 SPEC = Bottleneck(4, ('mlp/down',))
 

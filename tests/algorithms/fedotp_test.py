@@ -14,6 +14,9 @@ from tests import world
 from tests.algorithms import clip_world, cohort
 from tests.algorithms.clip_world import LENGTH
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 
 def choice(mass=0.7, entropy=0.05, rounds=100):
   return fedotp.Choice(mass, entropy, rounds)

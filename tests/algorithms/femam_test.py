@@ -13,6 +13,9 @@ from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.two_models_test import noisy
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 RATE = 0.5  # of world.SGD
 CHOICE = levels.Choice(3, 2, 8, 2, 0.1, 0.0)
 

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedms_jax.algorithms import pfedmma
 from fedms_jax.core import columns
@@ -14,6 +15,9 @@ from fedms_jax.models import pretrained
 from fedms_jax.systems.ledger import Meter
 from tests import world
 from tests.algorithms import clip_world, cohort
+
+# They compile for a minute.
+pytestmark = pytest.mark.slow
 
 CHOICE = pfedmma.Choice(blocks=2, width=3, scale=0.5)
 NO_WORDS = jnp.zeros((0, clip_world.WIDTH))

@@ -17,6 +17,9 @@ from tests import world
 from tests.algorithms import clip_world, cohort
 from tests.algorithms.clip_world import LENGTH, WIDTH
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 CHOICE = pfedmoap.Choice(
   experts=3, pool=4, width=4, heads=2, scale=2.0, local=0.5
 )

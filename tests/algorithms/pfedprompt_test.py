@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fedms_jax.algorithms import pfedprompt, soft_prompts
 from fedms_jax.core import columns
@@ -12,6 +13,9 @@ from fedms_jax.models import pretrained
 from tests import world
 from tests.algorithms import clip_world, cohort
 from tests.algorithms.clip_world import LENGTH
+
+# They compile for a minute.
+pytestmark = pytest.mark.slow
 
 CHOICE = pfedprompt.Choice(rows=5, weight=3.0, sharpness=40.0)
 

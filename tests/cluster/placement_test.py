@@ -76,6 +76,7 @@ def test_devices_give_the_numbers_of_one(devices, model):
   world.close(personal(found), personal(single()))
 
 
+@pytest.mark.slow
 def test_order_statistics_see_all_clients_of_all_devices():
   def merge(before, received):
     del before

@@ -92,7 +92,17 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize('name', prompts.STAGES)
+# The others differ in what the laws of the family test.
+QUICK = ('promptfl', 'fedpgp')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in prompts.STAGES
+  ],
+)
 def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   stages, found = on_clip(name)
   (stage,) = stages
