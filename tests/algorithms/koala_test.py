@@ -20,6 +20,9 @@ from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.two_models_test import noisy
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 RATE = 0.01
 PLAN = Plan((True, True), 0)
 CHOICE = koala.Choice((2,), lambda client: 2, 1, 8, RATE, 2.0)

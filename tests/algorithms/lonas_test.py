@@ -15,6 +15,9 @@ from fedms_jax.core.types import Plan
 from tests import world
 from tests.algorithms import cohort
 
+# They compile for a minute.
+pytestmark = pytest.mark.slow
+
 RANKS = (1, 2)
 SEARCH = lonas.Search(candidates=6, tolerance=0.02)
 TARGETS = len(world.TARGETS)
