@@ -20,12 +20,14 @@ os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
 
 # Processes of a run, and the next run, find what one has compiled; with a limit
 # of its size JAX takes a lock, so that nobody reads what is half written.
-os.environ.setdefault(
-  'JAX_COMPILATION_CACHE_DIR',
-  str(pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'programs'),
-)
-os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(4 << 30))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ |= {
+    'JAX_COMPILATION_CACHE_DIR': str(
+      pathlib.Path(__file__).parents[1] / '.pytest_cache' / 'programs'
+    ),
+    'JAX_COMPILATION_CACHE_MAX_SIZE': str(4 << 30),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+  }
 
 # A row plus a matrix is more often a fault than meant; code says its axes.
 os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'raise')

@@ -148,10 +148,10 @@ def test_clip_on_few_images(tmp_path, capsys):
 
   model = folders.checkpoint(tmp_path / 'clip', 'clip')
   data = folders.pictures(tmp_path / 'data')
-  found = run('clip_few_shot', model=str(model), data=str(data), rounds=(1, 1),
-              cohort_size=2,
-              partition={'num_clients': 2, 'unseen_clients': 0,
-                         'name': 'iid', 'min_rows': 3})  # fmt: skip
+  given = {'model': str(model), 'data': str(data), 'rounds': (1, 1)}
+  split = {'name': 'iid', 'num_clients': 2, 'unseen_clients': 0, 'min_rows': 3}
+  given |= {'data_train_split': 'test', 'cohort_size': 2, 'partition': split}
+  found = run('clip_few_shot', **given)
   assert set(found.scores) >= {'pretrained', 'mixture'}
 
 
