@@ -66,7 +66,8 @@ ROWS = {
 # These train whole models.
 LONG = {'pretraining', 'black_box', 'time', 'continual'}
 # Others run the same code in little.
-LONG |= {'devices', 'depth_cost', 'versus_peers', 'population'}
+LONG |= {'devices', 'depth_cost', 'versus_peers', 'population',
+         'stage2_cost'}  # fmt: skip
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 

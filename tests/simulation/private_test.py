@@ -103,6 +103,7 @@ def test_a_resumed_run_has_the_same_model_noise_and_ledger(tmp_path):
   assert [line['rounds'] for line in found.spent] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_key_of_the_channel_is_of_its_own_stream_anew_each_round():
   """Neither that of the clients, nor that of another round or stage."""
   keyed = identity()._replace(
