@@ -15,10 +15,19 @@ import pytest
 from fedms_jax.channel import privacy
 from fedms_jax.core import reduction, rounds, tree
 from fedms_jax.core.alone import alone, personal
-from fedms_jax.core.contract import Clients, Received, Sender, Work, identity
+from fedms_jax.core.contract import (
+  Clients,
+  Message,
+  Moment,
+  Received,
+  Sender,
+  Start,
+  Work,
+  identity,
+)
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
-from fedms_jax.shell import catalog, config, methods, privacy_rules
+from fedms_jax.shell import attacks, catalog, config, methods, privacy_rules
 from fedms_jax.simulation import derivation, needs
 from tests import world
 from tests.algorithms import clip_world
@@ -317,6 +326,34 @@ def test_methods_that_no_noisy_sum_serves_are_those_that_are_refused(
     except ValueError:  # who held what is said leaf by leaf
       served = False
   assert served == private(name)
+
+
+@every
+def test_methods_without_a_change_to_falsify_are_those_that_attacks_refuse(
+  name, stage
+):
+  """An attack scales what is sent: of a client that has learned nothing this
+  must be zeros, and there must be some."""
+  one = case(name, stage)
+  before = tree.narrow(one.roles.shared, one.algorithm.masks(one.plan)[0])
+  extras = usual_extras(one)
+  message = reduction.covered(Message(before, extras))
+  sent = one.algorithm.server.send(before, message, jnp.float32(1), Sender())
+  found = jax.tree.leaves(sent.update)
+  falsified = bool(found) and not any(np.asarray(x).any() for x in found)
+  assert falsified == (name not in attacks.REFUSED)
+
+
+def usual_extras(one: Case):
+  """What a client of the case sends beside its update, of ones."""
+
+  def sent(roles):
+    start = Start(roles, one.plan, Moment(steps=1))
+    carry = one.algorithm.update.begin(start)
+    return one.algorithm.update.finish(carry, start)[0].extras
+
+  found = jax.eval_shape(sent, one.roles)
+  return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), found)
 
 
 def silence(state, received, key):

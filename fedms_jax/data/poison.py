@@ -188,7 +188,7 @@ def triggered(inputs: np.ndarray, how: Poison) -> np.ndarray:
     out = inputs.copy()
     out[:, -how.size :, -how.size :] = 255
     return out
-  if inputs.ndim != 2:
+  if inputs.ndim != 2 or inputs.dtype.kind not in 'iu':
     raise ValueError(
       f'a trigger is for images and tokens; got inputs {inputs.shape[1:]} of '
       f'{inputs.dtype}. Set `Poison.kind`=label_flip.'

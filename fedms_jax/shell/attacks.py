@@ -27,6 +27,13 @@ REFUSED = {
   'hetlora': 'its clients send factors, not changes',
   'lora_fair': 'its clients send factors, not changes',
   'pfedmoap': 'its clients send prompts, not changes',
+  'fedcaf': 'its clients send adapters, not changes',
+  'fedkei': 'its clients send adapters, not changes',
+  'femam': 'its clients send models, not changes',
+  'fgl': 'its clients send statistics first',
+  'ncm': 'its clients send sums over their rows',
+  'ridge': 'its clients send sums over their rows',
+  'bbt': 'its clients send nothing',
 }
 
 
@@ -56,6 +63,12 @@ def poisoned(config: Config, data: Federation) -> Poisoned | None:
     raise ValueError(
       f'{said} is about classes, and the data has other outputs. Take data '
       'with a class for each row.'
+    )
+  vectors = data.table.columns['inputs'].ndim == 2
+  if a.data == poison.BACKDOOR and config.model.own and vectors:
+    raise ValueError(
+      f'{said} puts its trigger into images or texts, and --model.name='
+      f'{config.model.name} reads vectors. Set --attack.data=label_flip.'
     )
   if jax.process_count() > 1:
     raise ValueError(

@@ -145,7 +145,8 @@ def check(config: Config, stages: Sequence[Stage]) -> None:
   said = f'--time.policy={t.policy}'
   if not t.on:
     said = f'--select.name={config.select.name}'
-  c, s = config.cohort, config.schedule
+  c, s, name = config.cohort, config.schedule, config.algorithm.name
+  central = any(stage.central for stage in stages)
   wrong = {
     f'--privacy.mode={config.privacy.mode}': (
       config.privacy.on, 'its accounts assume that the sampler alone decides '
@@ -162,9 +163,9 @@ def check(config: Config, stages: Sequence[Stage]) -> None:
       s.order == 'f3ocus', 'it chooses for a whole cohort by what its clients '
       'find; allowed: any other'
     ),
-    f'--algorithm.name={config.algorithm.name}': (
-      config.algorithm.name == 'ffdapt', 'its windows are placed by whole '
-      'cohorts'
+    f'--algorithm.name={name}': (
+      name == 'ffdapt' or central, 'its server trains by itself, and has no '
+      'device' if central else 'its windows are placed by whole cohorts'
     ),
   }  # fmt: skip
   _refuse(said, wrong)

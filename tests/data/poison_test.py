@@ -134,3 +134,10 @@ def test_what_cannot_have_a_trigger_is_refused():
     poison.triggered(np.zeros((2, 5), np.int32), PATCH)
   with pytest.raises(ValueError, match='for images and tokens'):
     poison.triggered(np.zeros((2, 4, 4, 3), np.float32), PATCH)
+
+
+def test_vectors_of_numbers_have_no_trigger():
+  """They are no texts, whose tokens are whole numbers."""
+  how = poison.Poison(poison.BACKDOOR, token=3)
+  with pytest.raises(ValueError, match='images and tokens; got inputs'):
+    poison.triggered(np.ones((4, 7), np.float32), how)

@@ -28,6 +28,13 @@ def stages(*words):
   return timing.timed(config(*words), world.federation(clients=30), made)
 
 
+def test_a_server_that_trains_by_itself_has_no_device():
+  algorithm = world.first_stage()[0]
+  stage = Stage('align', algorithm, 2, lambda handover: None, central=True)
+  with pytest.raises(ValueError, match='--algorithm.name=fedms.*by itself'):
+    timing.timed(config(WAIT), world.federation(clients=30), [stage])
+
+
 def test_without_a_clock_nothing_is_asked():
   assert all(stage.arrivals is None for stage in stages())
   assert time_report.summary(config(), 30, None, [], {}) is None
