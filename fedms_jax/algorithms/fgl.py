@@ -29,7 +29,7 @@ import optax
 
 from fedms_jax.algorithms import adapted, general
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import tree
+from fedms_jax.core import descent, tree
 from fedms_jax.core.contract import (
   Algorithm,
   ClientUpdate,
@@ -205,19 +205,12 @@ def learned(
     optax.add_decayed_weights(DECAY),
     optax.sgd(choice.learning_rate, momentum=MOMENTUM),
   )
-  head = frozen['start']['head']
 
-  def body(number, carry):
-    head, state = carry
+  def loss(head, number):
     x, labels = drawn(found, jax.random.fold_in(key, number), BATCH)
     batch = {'labels': labels, 'mask': jnp.ones(BATCH, bool)}
+    logits = backbone.logits(frozen['base'], head, x)
+    return weighted_mean(*task.loss(logits, batch))
 
-    def loss(head):
-      logits = backbone.logits(frozen['base'], head, x)
-      return weighted_mean(*task.loss(logits, batch))
-
-    steps, state = optimizer.update(jax.grad(loss)(head), state, head)
-    return optax.apply_updates(head, steps), state
-
-  first = (head, optimizer.init(head))
-  return jax.lax.fori_loop(0, choice.steps, body, first)[0]
+  head, numbers = frozen['start']['head'], jnp.arange(choice.steps)
+  return descent.descended(loss, head, optimizer, numbers)[0]

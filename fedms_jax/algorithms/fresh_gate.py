@@ -19,7 +19,7 @@ import optax
 from fedms_jax.algorithms import adapted, mixture, profiles
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.mixture import APART, GATES, Experts, Fit, Personal
-from fedms_jax.core import client, tree
+from fedms_jax.core import client, descent, tree
 from fedms_jax.core.contract import ClientUpdate, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models.tasks import weighted_mean
@@ -138,7 +138,8 @@ def fitted(loss: Callable, gates: Tree, fit: Fit) -> Tree:
   weighs against, and keeps a few sure rows from moving log-odds without end.
   """
 
-  def held(params: Tree):
+  def held(params: Tree, number):
+    del number
     away = tree.squared_norm(tree.subtract(params, gates))
     return loss(params) + fit.pull / 2 * away
 
@@ -146,14 +147,7 @@ def fitted(loss: Callable, gates: Tree, fit: Fit) -> Tree:
     {'gate': optax.adam(fit.rate), 'gate_odds': optax.adam(fit.odds_rate)},
     {key: jax.tree.map(lambda _, k=key: k, x) for key, x in gates.items()},
   )
-
-  def step(_, carry):
-    params, state = carry
-    moves, state = optimizer.update(jax.grad(held)(params), state, params)
-    return optax.apply_updates(params, moves), state
-
-  start = (gates, optimizer.init(gates))
-  return jax.lax.fori_loop(0, fit.steps, step, start)[0]
+  return descent.descended(held, gates, optimizer, jnp.arange(fit.steps))[0]
 
 
 def profiled(

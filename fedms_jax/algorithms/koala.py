@@ -25,7 +25,7 @@ import optax
 
 from fedms_jax.algorithms import adapted, distillation
 from fedms_jax.algorithms.adapted import Setting
-from fedms_jax.core import client, tree
+from fedms_jax.core import client, descent, tree
 from fedms_jax.core.activation import Stack, at_rest
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.contract import (
@@ -299,17 +299,10 @@ def distilled(models: Models, base: Tree, large: Tree, shared: Tree, public):
 
 def _descended(loss: Callable, params: Tree, public: Batch, choice: Choice):
   """(params after a step on each batch of the public rows, mean loss)."""
-  optimizer = optax.adam(choice.learning_rate)
-  batches = jax.tree.map(
-    lambda x: x.reshape(choice.steps, choice.batch, *x.shape[1:]), public
+  params, values = descent.descended(
+    loss,
+    params,
+    optax.adam(choice.learning_rate),
+    descent.batches(public, choice.steps, choice.batch),
   )
-
-  def body(carry, batch):
-    params, state = carry
-    value, slope = jax.value_and_grad(loss)(params, batch)
-    steps, state = optimizer.update(slope, state, params)
-    return (optax.apply_updates(params, steps), state), value
-
-  first = (params, optimizer.init(params))
-  (params, _), values = jax.lax.scan(body, first, batches)
   return params, jnp.mean(values)

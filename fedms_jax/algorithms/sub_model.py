@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from fedms_jax.algorithms import adapted
-from fedms_jax.core import activation
+from fedms_jax.core import activation, descent
 from fedms_jax.core.columns import inputs
 from fedms_jax.core.types import Backbone, Batch, Span, Tree
 
@@ -167,21 +167,16 @@ def aligned(
   found: neurons; held: those that there are, [L, F]. fixed: those that stay as
   they are, [L, F].
   """
-  optimizer = optax.adam(choice.learning_rate)
-  batches = jax.tree.map(
-    lambda x: x.reshape(choice.steps, choice.batch, *x.shape[1:]), public
+
+  def loss(found, batch):
+    small = smaller(base, found, held)
+    return missed(backbone, base, small, lora, batch, choice)[0]
+
+  found, _ = descent.descended(
+    loss,
+    found,
+    optax.adam(choice.learning_rate),
+    descent.batches(public, choice.steps, choice.batch),
+    lambda slope: masked(slope, held * (1 - fixed)),
   )
-
-  def body(carry, batch):
-    found, state = carry
-
-    def loss(found):
-      small = smaller(base, found, held)
-      return missed(backbone, base, small, lora, batch, choice)[0]
-
-    slope = masked(jax.grad(loss)(found), held * (1 - fixed))
-    steps, state = optimizer.update(slope, state, found)
-    return (optax.apply_updates(found, steps), state), None
-
-  first = (found, optimizer.init(found))
-  return jax.lax.scan(body, first, batches)[0][0]
+  return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fedms_jax.persistence import files
 from fedms_jax.report import (
@@ -61,8 +61,8 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
     ),
     curves.section(run.records, score),
     tasks.section(summary.get('tasks')),
-    _privacy(run),
-    _time(run),
+    _said(run, 'privacy', private.lines),
+    _said(run, 'time', timed.lines),
     _attack(run),
     _audit(run),
     page.section('Rounds', *_rounds(row)),
@@ -83,22 +83,12 @@ def report(run: Run, defaults: Mapping[str, str]) -> str:
   )
 
 
-def _privacy(run: Run) -> str:
-  """What a private run has told of its clients; '' of another."""
-  found = run.summary.get('privacy')
+def _said(run: Run, name: str, lines: Callable) -> str:
+  """What `lines` says of a part of the summary; '' of a run without it."""
+  found = run.summary.get(name)
   if found is None:
     return ''
-  said = private.lines(found)
-  return page.section('Privacy', *(page.paragraph(line) for line in said))
-
-
-def _time(run: Run) -> str:
-  """How virtual time passed in a run; '' of one without a clock."""
-  found = run.summary.get('time')
-  if found is None:
-    return ''
-  said = timed.lines(found)
-  return page.section('Time', *(page.paragraph(line) for line in said))
+  return page.section(name.capitalize(), *map(page.paragraph, lines(found)))
 
 
 def _attack(run: Run) -> str:

@@ -104,7 +104,6 @@ class Lifelong(driver.Simulation):
     'scores' what the matrix of each model comes to, see `task_scores`."""
     found, made = self.found, {}
     nothing = [None] * self.tasks.count  # of models that there were not yet
-    nothing = [None] * self.tasks.count  # of models that there were not yet
     for kind in ('pooled', 'own'):
       made[kind] = {
         name: task_scores.scores(

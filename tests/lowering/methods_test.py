@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from fedms_jax.algorithms import fedms
+from fedms_jax.channel import attacks, compression, discrete, protocol, secure
 from fedms_jax.core import columns, reduction, rounds, scoring
 from fedms_jax.core.contract import Work
 from fedms_jax.core.private_gradient import private_gradient
+from fedms_jax.core.wire import Opening
 from fedms_jax.simulation import needs, tangents
 from tests import family_test as family
 from tests import world
@@ -27,8 +29,7 @@ from tests.lowering.accelerators import ACCELERATORS, lowered, pretend
 from tests.lowering.lowering_test import loops
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
-# What of the device's libraries a program calls, and of which method.
-# What of the device's libraries a program calls: at the server alone, and on
+# What of the device's libraries a program calls: mostly at the server, on
 # matrices as small as LoRA's.
 CALLS: dict[str, set[str]] = {
   'flexlora/close': {
@@ -40,6 +41,11 @@ CALLS: dict[str, set[str]] = {
   },
   # Once in a round, on the covariance of the features.
   'fgl/close': {'cusolver_syevd_ffi', 'Eigh'},
+  'ridge/close': {'cusolver_potrf_ffi'},
+  # A full covariance has an eigendecomposition for each generation; a diagonal
+  # one (--fedbpt.covariance=diagonal) has none.
+  'bbt/step': {'cusolver_syevd_ffi', 'Eigh'},
+  'fedbpt/step': {'cusolver_syevd_ffi', 'Eigh'},
   'tangents': {'cusolver_syevd_ffi', 'Eigh'},
 }  # fmt: skip
 # On a TPU an SVD goes on until it is exact enough.
@@ -64,7 +70,8 @@ def programs(case, chunk):
   """name -> (function, arguments) of a round of such clients."""
   algorithm, plan, roles = case.algorithm, case.plan, shapes(case.roles)
   chunk = shapes(chunk)
-  work = Work(table(case), KEY)
+  state = jax.eval_shape(lambda r: reduction.begin(algorithm, r, 0), roles)[2]
+  work = Work(table(case), KEY, channel=state)
   totals = None
   if algorithm.server.reduction == 'sum':
     totals = reduction.empty_shapes(algorithm, case.roles)
@@ -76,7 +83,7 @@ def programs(case, chunk):
   sent = rounds.finish_chunk.program().eval_shape(*args.finish)[0]
   close = functools.partial(reduction.close.__wrapped__, algorithm)
   memory, number = shapes(case.memory), shapes(np.int32(0))
-  found['close'] = close, (roles, memory, (), sent, KEY, number)
+  found['close'] = close, (roles, memory, state, sent, KEY, number)
   look = scoring.Look(algorithm, plan)
   score = functools.partial(scoring.evaluate_chunk.__wrapped__, look)
   rows = jax.ShapeDtypeStruct((family.K, 5), np.int32)
@@ -125,6 +132,46 @@ def test_gradients_of_single_rows_lower():
   roles = jax.jit(algorithm.begin)(jax.random.key(2), world.start())
   case = family.Case(algorithm, roles, (), family.PLAN)
   check(*programs(case, family.clients(case))['step'])
+
+
+def wires():
+  """Channels by what their programs are like."""
+  size = family.K
+  plain = protocol.Secure(16, 1.0, 8.0, size, 3)
+  noise = discrete.Noise(0.5, size)
+  code = compression.Code
+  return {
+    'masked': secure.secure(plain),
+    'noisy': secure.secure(plain._replace(bits=14, noise=noise)),
+    **{name: compression.up(code(name, 8, 0.2)) for name in compression.NAMES},
+    'down': compression.down(code('rotated', 8)),
+    'attack': attacks.attack(attacks.Attack('gaussian', (1,))),
+  }
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(n, marks=() if n == 'masked' else pytest.mark.slow)
+    for n in wires()
+  ],
+)
+def test_what_happens_on_the_wire_lowers(name):
+  case = family.case('fedavg', 0)
+  algorithm = case.algorithm._replace(channel=wires()[name])
+  case = case._replace(algorithm=algorithm)
+  made = programs(case, family.clients(case))
+  check(*made['finish'])
+  check(*made['close'])
+  wire = algorithm.channel.wire
+  if wire.open is None and wire.receive is None:
+    return
+  roles, state = made['close'][1][0], made['close'][1][2]
+  ids = np.arange(family.K, dtype=np.uint32)
+  held = state['held'] if 'held' in state else {}
+  opening = Opening(shapes(ids), shapes(ids < 9), held)
+  function = functools.partial(reduction.opened.__wrapped__, algorithm)
+  check(function, (roles, state, opening, KEY))
 
 
 @pytest.mark.slow

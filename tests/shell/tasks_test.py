@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from fedms_jax.cluster import memory
 from fedms_jax.report import printed, single
 from fedms_jax.shell import main, task_run
 from fedms_jax.shell import tasks as shell_tasks
@@ -16,6 +17,13 @@ from tests.shell.pipeline_test import IMAGES, StopEachRound, made, run
 
 PROBE = (*IMAGES, '--data.synthetic_classes=4', '--algorithm.name=linear_probe',
          '--pretrain.epochs=0', '--cohort.size=3')  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def room_between():
+  """Their runs compile more than a process has memory maps for."""
+  yield
+  memory.make_room(0.3)
 
 
 def shared(state):
