@@ -161,7 +161,7 @@ def step_chunk(
   )
 
 
-@compile.jit(static=(0, 1, 2), donate=(3,))
+@compile.jit(static=(0, 1, 2), donate=(3,), light=True)
 def finish_chunk(
   algorithm: Algorithm,
   plan: Plan,

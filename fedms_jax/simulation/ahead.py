@@ -1,4 +1,5 @@
-"""The programs of the next depth, compiled while rounds of this one go on.
+"""The programs of a depth, compiled side by side, and those of the next one
+while rounds of this one go on.
 
 A schedule that waits for its score gives time to compile what comes after it.
 What that will be is asked of the schedule itself: what it would do if the score
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -25,6 +26,10 @@ from fedms_jax.simulation.planner import Execution, Planner
 from fedms_jax.simulation.tables import Tables
 
 _FAR = 64  # rounds that are looked ahead, at most
+# XLA compiles a small program in one thread for most of the time.
+_THREADS = 2
+
+Programs = Iterator[tuple[Any, tuple]]  # and what each is called with
 
 
 def foreseen(
@@ -42,29 +47,42 @@ def foreseen(
 
 
 class Ahead:
-  """Compiles in a thread, for one stage, one plan after another."""
+  """Compiles in threads, for one stage, one plan after another."""
 
   def __init__(self, planner: Planner, tables: Tables):
     self._planner, self._tables = planner, tables
-    self._pool = futures.ThreadPoolExecutor(1, 'compile')
-    self._begun: dict[Plan, futures.Future] = {}
+    self._pool = futures.ThreadPoolExecutor(_THREADS, 'compile')
+    # By plan: what has been begun, of which the first begins all others.
+    self._begun: dict[Plan, list[futures.Future]] = {}
     self._looked: set[Plan] = set()
     self._met: set[tuple] = set()  # rounds whose programs are there
     self._stop = threading.Event()
 
-  def tell(self, observer: Any, plans: Sequence[Plan], how: Execution) -> None:
-    """Says what a round waits for that is the first of its kind."""
+  def ready(
+    self, task: Round, here: Here, how: Execution, scored: bool, observer: Any
+  ) -> None:
+    """Returns when the programs of a round are there, as far as they are known
+    before it, and says what it waits for if it is the first of its kind.
+
+    Args:
+      task, here, how: of the round.
+      scored: whether its clients are validated.
+      observer: is told.
+    """
+    plans = [task.plans[i] for i in here.places]
     kind = frozenset(plans), how
     if plans and kind not in self._met:
       self._met.add(kind)
       depths = sorted({sum(plan.active) for plan in plans})
       observer.compiling(f'depth {", ".join(map(str, depths))}')
-
-  def wait(self, plans: Sequence[Plan]) -> None:
-    """Returns when nothing of these plans is being compiled."""
+      if _known(task, here, how) and plans[0] not in self._begun:
+        scene = _scene(task, here)
+        self._submit(plans[0], self._training(scene, plans[0], how, scored))
     began = time.perf_counter()
     for plan in set(plans) & set(self._begun):
-      futures.wait([self._begun.pop(plan)])
+      all_of = self._begun.pop(plan)
+      futures.wait(all_of[:1])
+      futures.wait(all_of)
     waited = time.perf_counter() - began
     jax.monitoring.record_event_duration_secs(clock.WAITED, waited)
 
@@ -73,6 +91,7 @@ class Ahead:
     task: Round,
     here: Here,
     how: Execution,
+    scored: bool,
     schedule: Schedule,
     progress: Any,
     rounds: range,
@@ -83,17 +102,15 @@ class Ahead:
     another depth is not known, nothing is foreseen.
 
     Args:
-      task, here, how: of the round.
+      task, here, how, scored: see `ready`.
       schedule: by which it was planned, from the state `progress`.
       rounds: this one and all that are left.
     """
-    plans = {task.plans[i] for i in here.places}
-    single = len(plans) == 1 and here.place.mesh is None
-    if not single or how.mode == 'vmap' or not self._planner.settled:
+    if not (_known(task, here, how) and self._planner.settled):
       return
     if schedule.by_scores is not None or schedule.planned is not None:
       return  # what it does is not known before, or depends on whole cohorts
-    (plan,) = plans
+    plan = task.plans[here.places[0]]
     if plan in self._looked:
       return
     self._looked.add(plan)
@@ -101,34 +118,75 @@ class Ahead:
     if active is None or not any(active):
       return
     then = Plan(active, min(plan.boundary, active.index(True)), plan.variant)
-    count = len(here.places)
-    scene = needs.Scene(
-      task.algorithm, task.roles, here.table, task.cohort, count, task.channel
-    )
-    self._begun[then] = self._pool.submit(
-      self._compile, scene.shapes(), plan, then, how
-    )
+    self._submit(then, self._next(_scene(task, here), plan, then, how, scored))
 
   def close(self) -> None:
-    """Returns when the program that is being compiled is done."""
+    """Returns when the programs that are being compiled are done."""
     self._stop.set()
     self._pool.shutdown(cancel_futures=True)
 
-  def _compile(self, scene: needs.Scene, now: Plan, then: Plan, how: Execution):
-    """In the thread. What fails here fails again, and is told, in the round
-    that needs it."""
+  def _submit(self, plan: Plan, programs: Programs) -> None:
+    """Begins to compile programs, each in a thread, that are found in one."""
+    begun = self._begun[plan] = []
+
+    def begin():
+      # What fails here fails again, and is told, in the round that needs it.
+      for program, args in programs:
+        if self._stop.is_set():
+          return
+        begun.append(self._pool.submit(_compiled, program, args))
+
+    begun.append(self._pool.submit(begin))
+
+  def _next(
+    self,
+    scene: needs.Scene,
+    now: Plan,
+    then: Plan,
+    how: Execution,
+    scored: bool,
+  ) -> Programs:
+    """The programs of the plan `then` after the plan `now`."""
+    yield from self._tables.ahead(scene.algorithm, scene.roles, now, then)
+    yield from self._training(scene, then, how, scored)
+
+  def _training(
+    self, scene: needs.Scene, plan: Plan, how: Execution, scored: bool
+  ) -> Programs:
+    """The programs of a chunk, those that take longest first."""
     width = 1 if how.mode == 'loop' else how.width
     lanes = how.scored or scene.clients
     if jax.tree.leaves(scene.roles.personal):
       lanes = width  # chunks are scored as they were trained
-    chunk = needs.training(scene, then, width, how.steps)
-    for program, args in (
-      (rounds.step_chunk, chunk.step),
-      *self._tables.ahead(scene.algorithm, scene.roles, now, then),
-      (scoring.evaluate_chunk, needs.validation(scene, then, lanes)),
-      (rounds.begin_chunk, chunk.begin),
-      (rounds.finish_chunk, chunk.finish),
-    ):
-      if self._stop.is_set():
-        return
-      program.program().lower(*args).compile()
+    chunk = needs.training(scene, plan, width, how.steps)
+    yield rounds.step_chunk, chunk.step
+    if scored:
+      yield scoring.evaluate_chunk, needs.validation(scene, plan, lanes)
+    yield rounds.finish_chunk, chunk.finish
+    yield rounds.begin_chunk, chunk.begin
+
+
+def _compiled(program: Any, args: tuple) -> None:
+  program.program().lower(*args).compile()
+
+
+def _known(task: Round, here: Here, how: Execution) -> bool:
+  """Whether what a round's programs are called with is known before it."""
+  wire = task.algorithm.channel.wire
+  plain = wire.open is None and wire.receive is None
+  single = len({task.plans[i] for i in here.places}) == 1
+  alone = here.place.mesh is None
+  return plain and single and alone and how.mode != 'vmap'
+
+
+def _scene(task: Round, here: Here) -> needs.Scene:
+  """The shapes of a round."""
+  scene = needs.Scene(
+    task.algorithm,
+    task.roles,
+    here.table,
+    task.cohort,
+    len(here.places),
+    task.channel,
+  )
+  return scene.shapes()

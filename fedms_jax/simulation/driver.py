@@ -256,19 +256,19 @@ class Simulation:
     plans = task.plans
     derived = self.tables.derived_rows
     here, held, how = self.here(task, self.plan(state), store)
-    self._ahead.tell(self.observer, plans, how)
-    self._ahead.wait(plans)
+    scored = cohorts.validated(schedule, self.options, cohort.round, rounds)
+    self._ahead.ready(task, here, how, scored, self.observer)
     with timeline.span('train') as done:
       after = done(execution.train(task, here, how))
     validation = None
-    if cohorts.validated(schedule, self.options, cohort.round, rounds):
+    if scored:
       validation = self._validate(after, here, held, how, state)
     self.observer.compiling('')
     record = record_of(task, state.ever, state.last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
     left = range(cohort.round, rounds)
-    self._ahead.look(task, here, how, schedule, state.progress, left)
+    self._ahead.look(task, here, how, scored, schedule, state.progress, left)
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),

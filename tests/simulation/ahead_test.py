@@ -6,8 +6,11 @@ import jax
 import pytest
 
 from fedms_jax import schedules
+from fedms_jax.channel import secure
 from fedms_jax.schedules import orders, triggers
 from fedms_jax.simulation import ahead
+from fedms_jax.systems import devices, selection
+from fedms_jax.systems.buffered import Buffered, buffered
 from tests import world
 
 TOP, TWO = (False, False, True), (False, True, True)
@@ -38,10 +41,10 @@ def test_a_schedule_by_rounds_is_asked_for_later_ones():
   assert ahead.foreseen(made, None, range(5, 99), 0) == (True,) * 3
 
 
-def compiled(**options):
+def compiled(change=lambda stage: stage, **options):
   """(thread and name of each program of a run's training, its end, records).
   The name of the algorithm makes its programs new ones."""
-  names, stage = [], world.stages(7, TRIGGER)[0]
+  names, stage = [], change(world.stages(7, TRIGGER)[0])
   algorithm = stage.algorithm._replace(name=f'ahead{len(RUNS)}')
   RUNS.append(algorithm)
   watched = [names]
@@ -64,16 +67,45 @@ def compiled(**options):
 RUNS, TRIGGER = [], triggers.fixed(1, 3, interval=3, step=1)
 
 
-@pytest.mark.parametrize('options', [{}, {'clients': 'chunk', 'chunk': 2}])
-def test_programs_are_compiled_once_in_a_thread_and_numbers_stay(
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'clients': 'chunk', 'chunk': 2}, {'validate_every': 9}],
+)
+def test_programs_are_compiled_once_in_threads_and_numbers_stay(
   monkeypatch, options
 ):
   early, roles, records = compiled(**options)
-  monkeypatch.setattr(ahead.Ahead, 'look', lambda *args: None)
+  monkeypatch.setattr(ahead, '_known', lambda *args: False)
   late, others, again = compiled(**options)
   world.same(roles, others)
   assert [r['train_loss'] for r in records] == [r['train_loss'] for r in again]
-  # Each once, but those of the first depth by the thread.
+  # Each once, and none in vain; but what validates the last round alone.
   assert sorted(name for _, name in early) == sorted(name for _, name in late)
   assert {thread for thread, _ in late} == {'MainThread'}
-  assert sum(thread == 'compile' for thread, _ in early) == 2 * len(late) / 3
+  main = [name for thread, name in early if thread == 'MainThread']
+  assert main == (
+    ['jit(evaluate_chunk)'] if options.get('validate_every') else []
+  )
+
+
+def late(stage):
+  """A stage whose reports come in later rounds."""
+  slow = devices.lognormal(6, 3, speed=1e6, down=1e4, up=1e4, speed_sigma=1.0)
+  some = selection.uniform(0, 0, 6)
+  return stage._replace(arrivals=buffered(Buffered(3, 2), slow, some))
+
+
+def masked(stage):
+  """A stage whose clients see what the channel has opened."""
+  channel = secure.secure(secure.Secure(16, 1.0, 8.0, 3, 3))
+  return stage._replace(algorithm=stage.algorithm._replace(channel=channel))
+
+
+@pytest.mark.parametrize('change', [late, masked])
+def test_what_is_not_known_before_a_round_is_not_compiled_in_vain(
+  monkeypatch, change
+):
+  found, *_ = compiled(change)
+  monkeypatch.setattr(ahead.Ahead, '_submit', lambda *args: None)
+  again, *_ = compiled(change)
+  assert sorted(name for _, name in found) == sorted(name for _, name in again)
