@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from fedms_jax.core import rounds, scoring
+from fedms_jax.core.compile import Jitted
 from fedms_jax.core.types import ActiveSet, Plan
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import clock, needs
@@ -29,7 +30,7 @@ _FAR = 64  # rounds that are looked ahead, at most
 # XLA compiles a small program in one thread for most of the time.
 _THREADS = 2
 
-Programs = Iterator[tuple[Any, tuple]]  # and what each is called with
+Programs = Iterator[tuple[Jitted, tuple]]  # and what each is called with
 
 
 def foreseen(
@@ -166,7 +167,7 @@ class Ahead:
     yield rounds.begin_chunk, chunk.begin
 
 
-def _compiled(program: Any, args: tuple) -> None:
+def _compiled(program: Jitted, args: tuple) -> None:
   program.program().lower(*args).compile()
 
 
