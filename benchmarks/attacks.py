@@ -38,6 +38,14 @@ ATTACKS: dict[str, tuple[Flags, str]] = {
     {'attack.update': 'alie', 'attack.scale': '1.5'},
     "a fifth sends the honest clients' mean less 1.5 deviations",
   ),
+  'min_max': (
+    {'attack.update': 'min_max'},
+    'a fifth sends what is as far off as two honest clients are',
+  ),
+  'min_sum': (
+    {'attack.update': 'min_sum'},
+    'a fifth sends what is as far from all as an honest client is',
+  ),
   'label_flip': (
     {'attack.data': 'label_flip', 'attack.share': '1'},
     'a fifth has label C - 1 - y on all of its rows',
@@ -69,10 +77,12 @@ AGGREGATORS: dict[str, Flags] = {
   'median': {'server.aggregator': 'median'},
   'trimmed_mean': {'server.aggregator': 'trimmed_mean'},
   'multi_krum': {'server.aggregator': 'multi_krum', 'server.byzantine': '2'},
+  'bulyan': {'server.aggregator': 'bulyan'},
   'norm_bound': {'server.aggregator': 'norm_bound'},
   'geometric_median': {'server.aggregator': 'geometric_median'},
   'centered_clip': {'server.aggregator': 'centered_clip'},
   'flame': {'server.aggregator': 'flame'},
+  'foolsgold': {'server.aggregator': 'foolsgold'},
 }
 QUICK = (('none', 'replacement'), ('mean', 'median'))
 

@@ -18,7 +18,19 @@ from fedms_jax.core.types import Roles, Tree
 
 RESIDUAL = 'aggregation_residual'
 _LAST = 'last'  # of the memory: what an aggregator has changed last
+_PAST = 'past'  # of the memory: what an aggregator knows of earlier rounds
 SKETCH = 64  # rows of the sketch of a residual
+
+
+class Past(NamedTuple):
+  """What an aggregator knows of earlier rounds.
+
+  init: shared tree -> memory. merge: (shared tree before, received, memory) ->
+  (after, memory), in place of `Aggregator.merge`.
+  """
+
+  init: Callable[[Tree], Tree]
+  merge: Callable[[Tree, Received, Tree], tuple[Tree, Tree]]
 
 
 class Aggregator(NamedTuple):
@@ -27,7 +39,8 @@ class Aggregator(NamedTuple):
   send, reduction: see `Server`. merge: (shared tree before, received) -> after.
   measure: (before, received) -> metrics of the round by name; None: nothing.
   draw: (before, received, what it changed in the round before, key) -> after,
-  of one that draws or remembers; None: `merge` is all of it.
+  of one that draws or remembers; None: `merge` is all of it. past: of one that
+  remembers more.
   """
 
   send: Callable[[Tree, Message, Any, Sender], Message]
@@ -35,6 +48,7 @@ class Aggregator(NamedTuple):
   merge: Callable[[Tree, Received], Tree]
   measure: Callable[[Tree, Received], dict[str, Any]] | None = None
   draw: Callable[[Tree, Received, Tree, Any], Tree] | None = None
+  past: Past | None = None
 
 
 def averaged(
@@ -55,6 +69,8 @@ def averaged(
       key: jax.vmap(start)(value) if tree.is_stacked(key) else start(value)
       for key, value in roles.shared.items()
     }
+    if aggregator.past is not None:
+      return states | {_PAST: aggregator.past.init(roles.shared)}
     if aggregator.draw is None:
       return states
     return states | {_LAST: jax.tree.map(jnp.zeros_like, roles.shared)}
@@ -62,7 +78,10 @@ def averaged(
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
     before = {key: roles.shared[key] for key in received.cover}
     new, states = {}, {}
-    if aggregator.draw is None:
+    if aggregator.past is not None:
+      past = memory[_PAST]
+      merged, states[_PAST] = aggregator.past.merge(before, received, past)
+    elif aggregator.draw is None:
       merged = aggregator.merge(before, received)
     else:
       last = {key: memory[_LAST][key] for key in before}

@@ -100,6 +100,74 @@ def krum(bad: int) -> Aggregator:
   return Aggregator(change, 'stack', merge)
 
 
+def bulyan(bad: int) -> Aggregator:
+  """Bulyan (arXiv 1802.07927, section 4): of count - 2 bad clients, which Krum
+  has chosen one after another, each coordinate's mean of the count - 4 bad
+  values that are nearest to their median.
+
+  Krum scores those that are left anew, each by as many nearest others as it
+  has but `bad` + 2, at least one. A block is of the first chosen of those that
+  held it, and stays as it was where they are fewer than 4 bad + 3; that is
+  ours.
+  """
+
+  def merge(before, received: Received) -> Tree:
+    check(received)
+    values, weights = received.update, received.cover
+    place = _krum_order(*_distances(values, weights), bad)
+
+    def chosen(key, held):
+      there = held > 0
+      count = jnp.sum(there, axis=0)  # of each block
+      ranked = jnp.where(there, tail(place, held), len(place))
+      rank = jnp.argsort(jnp.argsort(ranked, axis=0), axis=0)
+      kept = there & (rank < (count - 2 * bad)[None])
+      kept = kept & (count >= 4 * bad + 3)[None]
+      return jax.tree.map(
+        lambda x: _around_median(x, kept, count - 4 * bad), values[key]
+      )
+
+    return {
+      key: tree.add(before[key], chosen(key, weights[key])) for key in before
+    }
+
+  return Aggregator(change, 'stack', merge)
+
+
+def _around_median(x, kept, most):
+  """The mean of the `most` values of each coordinate that are nearest to the
+  median; x [K, ...] of those that are kept, bool [K] or [K, L]."""
+  kept, count = tail(kept, x), jnp.sum(kept, axis=0)
+  low = tail(jnp.maximum(count - 1, 0) // 2, x[0])
+  high = tail(jnp.minimum(count // 2, len(x) - 1), x[0])
+  ordered = jnp.sort(jnp.where(kept, x, jnp.inf), axis=0)
+  middle = (
+    jnp.take_along_axis(ordered, low[None], axis=0)
+    + jnp.take_along_axis(ordered, high[None], axis=0)
+  ) / 2
+  far = jnp.where(kept, jnp.abs(x - middle), jnp.inf)
+  near = jnp.argsort(jnp.argsort(far, axis=0), axis=0) < tail(most, x[0])[None]
+  near = near & kept
+  total = jnp.sum(jnp.where(near, x, 0.0), axis=0)
+  return total / jnp.maximum(jnp.sum(near, axis=0), 1)
+
+
+def _krum_order(distance, clients, bad: int):
+  """The places [K] in which Krum chooses clients, one after another, of those
+  that are left. distance, clients: as `_distances` gives them."""
+  size = len(clients)
+
+  def choose(place, found):
+    left, order = found
+    best = jnp.argmin(jnp.where(left, _scores(distance, left, bad), jnp.inf))
+    # When nobody is left, nobody is chosen; its place is the last.
+    now = jnp.where(left[best], place, order[best])
+    return left.at[best].set(False), order.at[best].set(now)
+
+  begun = clients, jnp.full(size, size)
+  return jax.lax.fori_loop(0, size, choose, begun)[1]
+
+
 def check(received: Received) -> None:
   """Checks updates: [K, ...], or [K, L, ...] where their cover is [K, L]."""
   for key, held in received.cover.items():
@@ -145,6 +213,12 @@ def _trimmed(x, held, cut: Callable):
 
 def _krum_scores(values: Tree, weights: Tree, bad: int):
   """Of each client the sum of its distances to its nearest others [K]."""
+  return _scores(*_distances(values, weights), bad)
+
+
+def _distances(values: Tree, weights: Tree):
+  """(mean squared distances of two clients over what both trained [K, K], who
+  has sent anything, bool [K])."""
   distance, size = 0.0, 0.0
   clients = jnp.zeros((), bool)
   for key, value in values.items():
@@ -157,6 +231,12 @@ def _krum_scores(values: Tree, weights: Tree, bad: int):
       distance += jnp.sum(both * _squared_distances(flat), axis=-1)
       size += flat.shape[-1] * jnp.sum(both, axis=-1)
   mean = jnp.where(size > 0, distance / jnp.maximum(size, 1.0), _FAR)
+  # Of squares that overflow, too: no score is NaN, which would be the least.
+  return jnp.where(mean < _FAR, mean, _FAR), clients
+
+
+def _scores(mean, clients, bad: int):
+  """The scores of Krum [K] among `clients`."""
   others = clients[None] & ~jnp.eye(len(clients), dtype=bool)
   nearest = jnp.sort(jnp.where(others, mean, _FAR), axis=1)
   most = jnp.maximum(jnp.sum(clients) - bad - 2, 1)

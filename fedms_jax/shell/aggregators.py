@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
-from fedms_jax.server import averaged, mixing, robust, robust_means
+from fedms_jax.server import (
+  averaged,
+  foolsgold,
+  mixing,
+  robust,
+  robust_means,
+)
 from fedms_jax.shell import plugged, timing
 from fedms_jax.shell.config import Config, flatten
 from fedms_jax.shell.config.time import MIX
@@ -23,23 +29,19 @@ def aggregator(config: Config) -> averaged.Aggregator:
   size = -(-config.cohort.size // s.bucket)  # of what is merged
   _check_used(config)
   _check_trim(config, size)
-  if s.aggregator in ('krum', 'multi_krum') and size < 2 * s.byzantine + 3:
-    raise ValueError(
-      f'--server.byzantine={s.byzantine} of --cohort.size={config.cohort.size}'
-      f' is too many for {s.aggregator}, which needs {2 * s.byzantine + 3} '
-      f'{"clients" if s.bucket == 1 else "buckets"}. Raise --cohort.size, or '
-      'lower --server.byzantine.'
-    )
+  _check_byzantine(config, size)
   made = {
     'mean': averaged.mean,
     'median': robust.median,
     'trimmed_mean': lambda: robust.trimmed_mean(s.trim),
     'krum': lambda: robust.krum(s.byzantine),
     'multi_krum': lambda: robust.multi_krum(s.byzantine, s.keep),
+    'bulyan': lambda: robust.bulyan(s.byzantine),
     'norm_bound': lambda: robust_means.norm_bound(s.bound),
     'geometric_median': lambda: robust_means.geometric_median(s.passes),
     'centered_clip': lambda: robust_means.centered_clip(s.bound, s.passes),
     'flame': lambda: robust_means.flame(s.flame_noise),
+    'foolsgold': lambda: foolsgold.foolsgold(config.partition.num_clients),
   }.get(s.aggregator)
   made = made() if made else plugged.aggregator(s.aggregator)
   return made if s.bucket == 1 else robust_means.bucketed(made, s.bucket)
@@ -56,6 +58,20 @@ def _mixing(config: Config) -> averaged.Aggregator:
       'model at a time. Leave it out.'
     )
   return mixing.mixing(config.time.mixing, timing.discount(config.time))
+
+
+def _check_byzantine(config: Config, size: int) -> None:
+  """Raises `ValueError` if too few are merged for so many bad ones."""
+  s = config.server
+  times = {'krum': 2, 'multi_krum': 2, 'bulyan': 4}.get(s.aggregator)
+  if times is None or size >= times * s.byzantine + 3:
+    return
+  raise ValueError(
+    f'--server.byzantine={s.byzantine} of --cohort.size={config.cohort.size}'
+    f' is too many for {s.aggregator}, which needs {times * s.byzantine + 3} '
+    f'{"clients" if s.bucket == 1 else "buckets"}. Raise --cohort.size, or '
+    'lower --server.byzantine.'
+  )
 
 
 def _check_trim(config: Config, size: int) -> None:

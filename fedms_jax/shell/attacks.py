@@ -163,6 +163,7 @@ def channel(config: Config, stage: Stage, before: int) -> list[Channel]:
     stop=a.stop - before if a.stop else 2**31 - 1,
     bound=a.bound,
     weighed=stage.algorithm.server.reduction == 'sum',
+    direction=a.direction,
   )
   return [channels.attack(how)]
 

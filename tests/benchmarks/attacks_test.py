@@ -8,7 +8,7 @@ from launch import command
 
 def test_each_attack_meets_each_aggregator_and_is_taken():
   rows = attacks.entries(list(attacks.ATTACKS), list(attacks.AGGREGATORS))
-  assert len({row.label for row in rows}) == len(rows) == 64
+  assert len({row.label for row in rows}) == len(rows) == 100
   assert len({tuple(sorted(row.flags.items())) for row in rows}) == len(rows)
   for row in rows:
     config = command.check([f'--{k}={v}' for k, v in row.flags.items()])

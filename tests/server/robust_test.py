@@ -1,5 +1,6 @@
 """Robust aggregators against numpy, with a client that sends nonsense."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +127,76 @@ def test_krum_takes_a_block_from_the_best_of_its_holders():
   ]  # fmt: skip
   assert sources[0] == sources[2] != sources[1]
   assert best != sources[1] and BAD not in sources
+
+
+def flat(values):
+  blocks = values['blocks']['a'].reshape(len(values['head']), -1)
+  return np.concatenate([blocks, values['head']], axis=1)
+
+
+def bulyan_by_hand(x, bad):
+  left, chosen = list(range(len(x))), []
+  for _ in range(len(x) - 2 * bad):
+    squares = np.square(x[left][:, None] - x[left][None]).sum(-1)
+    most = max(len(left) - bad - 2, 1)
+    scores = [
+      np.sort(np.delete(row, i))[:most].sum() for i, row in enumerate(squares)
+    ]
+    chosen.append(left.pop(int(np.argmin(scores))))
+  some = x[chosen]
+  middle = np.median(some, axis=0)
+  near = np.argsort(np.abs(some - middle), axis=0)[: len(x) - 4 * bad]
+  return np.take_along_axis(some, near, axis=0).mean(0)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_bulyan_is_that_of_the_paper(seed):
+  values = updates(seed)
+  want = bulyan_by_hand(flat(values).astype(np.float64), 1)
+  received = Received(values, {}, weights(), CLIENTS, 0.0)
+  start = jax.tree.map(jnp.zeros_like, before())
+  got = jax.jit(robust.bulyan(1).merge)(start, received)
+  found = np.concatenate([np.ravel(got['blocks']['a']), got['head']])
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+  assert np.abs(found).max() < 10  # the mean is off by a thousand
+
+
+def test_bulyan_bears_what_krum_takes_for_the_best():
+  """The mean of all others, but for one coordinate, is near everybody."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(CLIENTS, 200)).astype(np.float32)
+  x[BAD] = np.delete(x, BAD, axis=0).mean(0)
+  x[BAD, 3] += 10
+  honest = np.delete(x, BAD, axis=0)[:, 3]
+  held = {'head': jnp.ones(CLIENTS)}
+  received = Received({'head': jnp.asarray(x)}, {}, held, CLIENTS, 0.0)
+  start = {'head': jnp.zeros(200)}
+  assert robust.krum(1).merge(start, received)['head'][3] > 9
+  found = robust.bulyan(1).merge(start, received)['head'][3]
+  assert honest.min() <= found <= honest.max()
+
+
+def test_nobody_wins_by_bulyan_a_block_that_few_hold():
+  values, held = updates(), weights()
+  held['blocks'][0, 1] = 0  # 6 are fewer than 4 + 3
+  received = Received(values, {}, held, CLIENTS, 0.0)
+  start = before()
+  after = robust.bulyan(1).merge(start, received)['blocks']['a']
+  np.testing.assert_array_equal(after[1], start['blocks']['a'][1])
+  assert not np.allclose(after[0], start['blocks']['a'][0])
+
+
+@pytest.mark.parametrize(
+  'aggregator', [robust.krum(1), robust.multi_krum(1), robust.bulyan(1)]
+)
+@pytest.mark.parametrize('lie', [1e25, np.inf])
+def test_a_lie_whose_square_overflows_is_far_off(aggregator, lie):
+  values = updates()
+  values['head'][BAD], values['blocks']['a'][BAD] = lie, -lie
+  received = Received(values, {}, weights(), CLIENTS, 0.0)
+  after = aggregator.merge(before(), received)
+  assert np.abs(after['head'] + 3).max() < 10
+  assert np.abs(after['blocks']['a'] - 10).max() < 10
 
 
 def test_a_single_client_is_taken_as_it_is():

@@ -47,6 +47,12 @@ def refused(capsys, *words):
     (['--attack.data=backdoor', '--attack.trigger=9'], '--attack.trigger=9'),
     (['--server.bound=1'], '--server.aggregator=norm_bound'),
     (['--server.bucket=2'], '--server.aggregator=median'),
+    (['--server.bucket=2', '--server.aggregator=foolsgold'], 'bucket=2 does'),
+    (['--server.aggregator=bulyan', '--server.byzantine=2'],
+     'needs 11 clients'),
+    (['--attack.update=min_max', '--attack.scale=2'], '=sign_flip'),
+    (['--attack.update=alie', '--attack.direction=unit'], '=min_max'),
+    (['--attack.update=min_sum', '--algorithm.name=flora'], 'factors, not'),
     (['--server.keep=2', '--server.aggregator=krum'], 'multi_krum'),
     (['--server.aggregator=multi_krum', '--cohort.size=4'], 'needs 5 clients'),
     (['--server.aggregator=krum', '--cohort.size=8', '--server.bucket=2'],
@@ -70,13 +76,15 @@ def test_labels_are_flipped_where_there_are_any():
 
 @pytest.mark.parametrize('name', config.training.AGGREGATORS)
 def test_every_aggregator_is_made_of_flags(name):
-  more = {} if name == 'mean' else {'server__bucket': 2}
+  alone = name in ('mean', 'foolsgold')
+  more = {} if alone else {'server__bucket': 2}
   made = parsed(
-    server__aggregator=name, cohort__size=10, partition__num_clients=20, **more
+    server__aggregator=name, cohort__size=14, partition__num_clients=20, **more
   )
   found = aggregators.aggregator(made)
   assert found.reduction == ('sum' if name == 'mean' else 'stack')
   assert (found.draw is not None) == bool(more)
+  assert (found.past is not None) == (name == 'foolsgold')
 
 
 def test_stages_count_the_rounds_of_the_run():

@@ -9,6 +9,8 @@ from fedms_jax.shell.fields import opt
 NONE = 'none'
 DATA = ('label_flip', 'backdoor')
 SCALED = ('sign_flip', 'gaussian', 'replacement', 'alie', 'ipm')
+FITTED = ('min_max', 'min_sum')
+UPDATES = (*SCALED, *FITTED)
 # Which kinds look at an option, where that is not any attack.
 _KINDS = {
   'share': DATA,
@@ -18,6 +20,7 @@ _KINDS = {
   'token': ('backdoor',),
   'scale': SCALED,
   'bound': ('replacement',),
+  'direction': FITTED,
 }
 
 
@@ -33,8 +36,9 @@ class AttackConfig:
     NONE,
     'what malicious clients send in place of their update u: -scale u, noise, '
     'scale u (replacement), or, of the mean m and the deviation s of what '
-    'honest clients send, m - scale s (alie) or -scale m (ipm)',
-    choices=(NONE, *SCALED),
+    'honest clients send, m - scale s (alie), -scale m (ipm), or as far off as '
+    'honest ones are from each other (min_max, min_sum)',
+    choices=(NONE, *UPDATES),
   )
   fraction: float = opt(
     0.2,
@@ -85,6 +89,12 @@ class AttackConfig:
     low=0.0,
     high=1e9,
   )
+  direction: str = opt(
+    'std',
+    'min_max and min_sum: where to, from the mean m: -s, -m / ||m|| (unit) or '
+    '-sign(m)',
+    choices=('std', 'unit', 'sign'),
+  )
 
   @property
   def on(self) -> bool:
@@ -98,7 +108,7 @@ class AttackConfig:
       value = getattr(self, field.name)
       if field.name in ('data', 'update') or value == field.default:
         continue
-      kinds = _KINDS.get(field.name, (*DATA, *SCALED))
+      kinds = _KINDS.get(field.name, (*DATA, *UPDATES))
       if not chosen & set(kinds):
         flag = 'data' if set(kinds) <= set(DATA) else 'update'
         raise ValueError(

@@ -12,10 +12,12 @@ AGGREGATORS = (
   'trimmed_mean',
   'krum',
   'multi_krum',
+  'bulyan',
   'norm_bound',
   'geometric_median',
   'centered_clip',
   'flame',
+  'foolsgold',
 )
 # Aggregators that look at an option.
 READ_BY = {
@@ -23,7 +25,8 @@ READ_BY = {
   'bound': ('norm_bound', 'centered_clip'),
   'passes': ('geometric_median', 'centered_clip'),
   'flame_noise': ('flame',),
-  'bucket': AGGREGATORS[1:],
+  # FoolsGold must know whose a change is.
+  'bucket': AGGREGATORS[1:-1],
 }
 
 
@@ -143,7 +146,7 @@ class ServerConfig:
     high=0.49,
   )
   byzantine: int = opt(
-    1, 'krum and multi_krum: clients of a cohort that may be bad', low=0
+    1, 'krum, multi_krum, bulyan: clients of a cohort that may be bad', low=0
   )
   keep: int = opt(
     0,
