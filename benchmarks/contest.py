@@ -30,6 +30,8 @@ from fedms_jax.shell.commands import report as report_command
 from fedms_jax.shell.config import Config
 
 Flags = dict[str, str]  # name -> value
+_AUDITED = ('epsilon_accounted', 'epsilon_lower_bound', 'epsilon_estimate',
+            'auroc')  # fmt: skip
 
 
 class Axis(NamedTuple):
@@ -89,7 +91,8 @@ class Contest:
   """Runs jobs in a folder and keeps the record of them.
 
   run: (config, log file) -> exit code; it goes on with a run that was begun.
-  base: the words of the flags that all runs share.
+  base: the words of the flags that all runs share. after: (config, folder) of
+  each run that is finished, also of one that had been; None: nothing.
   """
 
   def __init__(
@@ -97,6 +100,7 @@ class Contest:
     root: pathlib.Path,
     base: Sequence[str],
     run: Callable[[Config, pathlib.Path], int],
+    after: Callable[[Config, pathlib.Path], None] | None = None,
   ):
     self.root = root
     self.base = list(base)
@@ -105,6 +109,7 @@ class Contest:
     self.crashed = False
     self.ledger = Ledger()
     self._run = run
+    self._after = after
 
   def config(self, job: Job) -> Config:
     """The config of a job; refuses flags that `fedms` does not take."""
@@ -130,6 +135,8 @@ class Contest:
         return None
       self.ledger.note(job, time.monotonic() - start)
       name += f', {time.monotonic() - start:.0f} s'
+    if self._after is not None:
+      self._after(self.config(job), folder)
     found = runs.read(folder)
     score = found.scores['own_mean']
     told = 'no score' if score is None else f'{100 * score:.1f} %'
@@ -182,6 +189,7 @@ class Contest:
         | {f'served.{k}': v for k, v in run.scores.items()}
         | {'bytes': statistics.volume(run)}
         | {k: run.summary[k] for k in ('run_seconds', 'compile_seconds')}
+        | _promised(run)
         | row
       )
     table.write(self.root / 'results.csv', rows)
@@ -193,6 +201,14 @@ class Contest:
     """The job's flags with their values as flags.txt has them."""
     text = writers.parse_flags(fedms_flags.to_text(self.config(job)))
     return {name: text[name] for name in job.flags}
+
+
+def _promised(run: runs.Run) -> dict[str, Any]:
+  """What of a run's privacy is a number: as accounted, and as audited."""
+  found = {'epsilon': run.summary.get('privacy', {}).get('epsilon')}
+  told = run.audits.get('canaries', {})
+  found |= {f'audit.{k}': told[k] for k in _AUDITED if k in told}
+  return {k: v for k, v in found.items() if v is not None}
 
 
 def in_process(shared) -> Callable[[Config, pathlib.Path], int]:

@@ -1,28 +1,40 @@
 """How much accuracy does an epsilon cost?
 
     python -m benchmarks.privacy [--quick] [--methods=fedms,ffa_lora,...] \\
-      [--epsilons=none,8,2] [--seeds=0..2] [--out=FOLDER] -- <fedms flags>
+      [--epsilons=none,8,2] [--seeds=0..2] [--audit=128] [--out=FOLDER] -- \\
+      <fedms flags>
 
 Runs methods without privacy, and at noise that is found for an epsilon of a
 stated population of 100,000 clients of which 1,000 are in a round; without
 that, the few clients of a simulation would need noise that leaves nothing.
 All rows take blocks by the round (--schedule.name=linear), for no score may be
-told. Writes results.csv, results.parquet, report.html and table.md into --out.
-A second start goes on where the first was killed.
+told. Beside the accounted epsilon stands what an audit shows at least: of a run
+of canaries alone (`fedms audit`), of the method's first stage at the same
+epsilon, delta and share of the clients in a round, as `audited` has it. Writes
+results.csv, results.parquet, report.html and table.md into --out. A second
+start goes on where the first was killed.
 """
 
 from __future__ import annotations
 
+import json
+import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks import search_and_seeds
 from benchmarks.contest import Entry, Flags
 from fedms_jax.launch import command
+from fedms_jax.persistence.files import write_atomic
+from fedms_jax.report import audited as told
+from fedms_jax.shell import config as config_lib
+from fedms_jax.shell.config import Config
+from fedms_jax.systems import privacy as accounts
 
 POPULATION, COHORT = 100_000, 1_000
 NONE = 'none'  # of an epsilon
 EPSILONS, QUICK = (NONE, '8', '2', '0.5'), (NONE, '2')
+CLIP, CANARIES, FEWEST = 0.5, 128, 8
 
 
 def methods(rounds: int) -> dict[str, tuple[Flags, str]]:
@@ -79,11 +91,66 @@ def _private(epsilon: str) -> Flags:
     ) from None
   return {
     'privacy.mode': 'central',
-    'privacy.clip': '0.5',
+    'privacy.clip': f'{CLIP:g}',
     'privacy.epsilon': epsilon,
     'privacy.population': str(POPULATION),
     'privacy.population_cohort': str(COHORT),
   }
+
+
+def audited(config: Config, canaries: int) -> Config:
+  """The run that is audited in place of a row's: all of its clients are
+  canaries, as many as that of a stated population cannot be.
+
+  Epsilon, delta, rounds and the chance to be in a round are the row's, and so
+  the noise is that of this run's own clients; blocks are dense, and a client
+  takes one step, of which nothing is sent. What is not private is clipped,
+  without noise.
+  """
+  flat, usual = config_lib.values(config), config_lib.values(Config())
+  calm = ('partition.', 'eval.', 'stop.', 'pretrain.', 'privacy.population')
+  flat |= {k: v for k, v in usual.items() if k.startswith(calm)}
+  share = config.cohort.size / config.partition.num_clients
+  flat |= {
+    'workdir': '',
+    'resume': False,
+    'schedule.name': 'dense',
+    'partition.name': 'iid',
+    'partition.num_clients': canaries,
+    'partition.unseen_clients': 0,
+    'partition.min_rows': 3,
+    'pretrain.epochs': 0,
+    'cohort.size': max(1, round(share * canaries)),
+    'client.steps': 1,
+    'privacy.mode': 'central',
+    'privacy.clip': config.privacy.clip if config.privacy.on else CLIP,
+    'privacy.delta': config.privacy.delta or accounts.usual_delta(POPULATION),
+  }
+  made = config_lib.from_values(flat)
+  config_lib.validate(made)
+  return made
+
+
+def auditor(canaries: int, seed: str) -> Callable[[Config, pathlib.Path], None]:
+  """What audits the row of a finished run, once, and keeps it in its folder.
+  seed: of the runs that are audited."""
+
+  def audit(config: Config, folder: pathlib.Path) -> None:
+    path = folder / told.FILE
+    whole = folder.parent.name == 'runs'  # no try of a search
+    if not whole or str(config.seed) != seed or path.exists():
+      return
+    from fedms_jax.shell import audits  # lazy: it imports JAX
+
+    try:
+      found = audits.canaries(audited(config, canaries), canaries)
+    except ValueError as error:  # a method that has no audit has no cell
+      print(f'{folder.name}: no audit: {error}', flush=True)
+      return
+    print(f'{folder.name}: {told.lines(found)[1].strip()}', flush=True)
+    write_atomic(path, json.dumps({'canaries': found}, indent=2) + '\n')
+
+  return audit
 
 
 def main(argv: Sequence[str], runner=None) -> int:
@@ -98,7 +165,18 @@ def main(argv: Sequence[str], runner=None) -> int:
     default='',
     help=f'such as none,2 (empty: {",".join(EPSILONS)})',
   )
+  parser.add_argument(
+    '--audit',
+    type=int,
+    default=CANARIES,
+    help='canaries of the audit of each row, on its first seed (0: no audit)',
+  )
   options = parser.parse_args(own)
+  if options.audit and options.audit < FEWEST:
+    raise ValueError(
+      f'--audit={options.audit} is not allowed; allowed: 0, or at least '
+      f'{FEWEST} canaries.'
+    )
   base = [*(search_and_seeds.QUICK if options.quick else []), *flags]
   config = command.check(base)
   rounds = config.algorithm.stage1_rounds + config.algorithm.stage2_rounds
@@ -107,7 +185,11 @@ def main(argv: Sequence[str], runner=None) -> int:
   epsilons = epsilons or list(QUICK if options.quick else EPSILONS)
   rows = entries(names, epsilons, rounds)
   title = f'Accuracy against epsilon on {config.data.source}'
-  return search_and_seeds.run(options, base, rows, title, runner)
+  after = None
+  if options.audit:
+    first = search_and_seeds.rules(options).seeds[0]
+    after = auditor(options.audit, first)
+  return search_and_seeds.run(options, base, rows, title, runner, after)
 
 
 def _words(text: str) -> list[str]:

@@ -154,11 +154,12 @@ def run(
   entries: Sequence[Entry],
   title: str,
   runner: Callable | None = None,
+  after: Callable | None = None,
 ) -> int:
   """Runs a benchmark to its end; gives the exit code: 1 if a run crashed, 75
   if a signal stopped it.
 
-  base: words of the flags that all rows share. runner: see `Contest`.
+  base: words of the flags that all rows share. runner, after: see `Contest`.
   """
   told, root = rules(options), pathlib.Path(options.out).absolute()
   labels = [entry.label for entry in entries]
@@ -172,7 +173,7 @@ def run(
   if runner is None:
     shared = shared_runs.SharedRuns(root / 'pretrained')
     runner = contest.in_process(shared)
-  game = Contest(root, base, runner)
+  game = Contest(root, base, runner, after)
   for entry in entries:
     game.config(Job(entry.label, 'check', entry.flags))
   contest.settle(root, base, told.lasting())

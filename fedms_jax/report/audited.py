@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedms_jax.report import printed
+from fedms_jax.report import printed, runs
 
-FILE = 'audit.json'  # in a workdir, by what was audited
+FILE = runs.AUDITS
 
 
 def lines(found: dict[str, Any]) -> list[str]:

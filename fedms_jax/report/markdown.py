@@ -27,18 +27,26 @@ def comparison(compared: Comparison) -> str:
   rows = sorted(compared.rows, key=statistics.score, reverse=True)
   base = next((r for r in rows if r.label == compared.reference), None)
   columns = _SCORES | ranking.columns(rows)
-  head = ['', *columns.values(), 'active blocks', *ranking.BEHIND]
-  return _table(head, [_row(row, rows[0], base, columns) for row in rows])
+  promised = ranking.promises(rows)
+  head = ['', *columns.values(), *promised, 'active blocks', *ranking.BEHIND]
+  told = zip(*promised.values(), strict=True) if promised else [()] * len(rows)
+  body = [
+    _row(row, rows[0], base, columns, more)
+    for row, more in zip(rows, told, strict=True)
+  ]
+  return _table(head, body)
 
 
-def _row(row: Row, best: Row, base: Row | None, columns) -> list[str]:
+def _row(
+  row: Row, best: Row, base: Row | None, columns, more: Sequence[str]
+) -> list[str]:
   scores = [' '.join(ranking.measured(row, key)).strip() for key in columns]
   if row is best:
     scores[0] = f'**{scores[0]}**'
   elif not statistics.verdict(best, row).worse:
     scores[0] += ' ≈'
   costs = [_cost(row, base, *how) for how in ranking.BEHIND.values()]
-  return [row.label, *scores, ranking.depths(row), *costs]
+  return [row.label, *scores, *more, ranking.depths(row), *costs]
 
 
 def _cost(row: Row, base: Row | None, get, show) -> str:

@@ -44,17 +44,47 @@ _SPLIT = {
 }
 
 
+def promises(rows: Sequence[Row]) -> dict[str, list[str]]:
+  """Columns on privacy by title, where rows have any: the accounted epsilon,
+  and what canaries show at least, of what is accounted for the audited run."""
+  found = {
+    'epsilon': [_epsilons(row.runs) for row in rows],
+    'audit': [_audited(row.runs) for row in rows],
+  }
+  return {k: cells for k, cells in found.items() if set(cells) != {'–'}}
+
+
+def _epsilons(found: Sequence[Run]) -> str:
+  told = [r.summary['privacy'] for r in found if 'privacy' in r.summary]
+  return _mean([x['epsilon'] for x in told]) if told else '–'
+
+
+def _audited(found: Sequence[Run]) -> str:
+  told = [r.audits['canaries'] for r in found if 'canaries' in r.audits]
+  if not told:
+    return '–'
+  least = _mean([x['epsilon_lower_bound'] for x in told])
+  return f'≥ {least} of {_mean([x["epsilon_accounted"] for x in told])}'
+
+
+def _mean(values: Sequence[float | None]) -> str:
+  """Null is no bound at all."""
+  found = statistics.measure(values)
+  return '∞' if found is None else f'{found.mean:.3g}'
+
+
 def section(rows: Sequence[Row], reference: str, score: str) -> str:
   """The table of rows, the best first. reference: label of the row that costs
   are relative to. score: what it is called."""
   split = columns(rows)
   ahead = ['', 'own test: mean', 'worst decile', 'pooled test',
            'unseen clients', *split.values()]  # fmt: skip
-  behind = ['active blocks', *BEHIND]
+  promised = promises(rows)
+  behind = [*promised, 'active blocks', *BEHIND]
   base = next((r for r in rows if r.label == reference), None)
   verdicts = [statistics.verdict(rows[0], row) for row in rows]
   body = [
-    _cells(i, row, rows[0], verdicts[i], base, split)
+    _cells(i, row, rows[0], verdicts[i], base, split, promised)
     for i, row in enumerate(rows)
   ]
   return page.section(
@@ -79,7 +109,9 @@ def columns(rows: Sequence[Row]) -> dict[str, str]:
   }
 
 
-def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, split):
+def _cells(
+  i: int, row: Row, best: Row, verdict: Verdict, base, split, promised
+):
   chip = ''
   if row is best:
     chip = ' <span class="chip first" title="best">1st</span>'
@@ -95,6 +127,7 @@ def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, split):
     views.name(i + 1, row.label),
     f'<td{top}>{scores[0]}{chip}</td>',
     *scores[1:],
+    *(html.escape(cells[i]) for cells in promised.values()),
     html.escape(depths(row)),
     *(_cost_cell(row, base, *how) for how in BEHIND.values()),
   ]

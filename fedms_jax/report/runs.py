@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fedms_jax.persistence import files, workdir, writers
 
 SWEEP = 'sweep.json'
+AUDITS = 'audit.json'  # in a workdir, by what was audited
 # Flags that say nothing of what a run computes.
 _SILENT = ('progress', 'loggers', 'tensorboard')
 
@@ -24,6 +25,7 @@ class Run(NamedTuple):
   flags: values as text. records: lines of metrics.jsonl. stages: 'name',
   'rounds' and 'served' of each, [] for a run of an earlier version.
   partition: 'classes', 'clients', and rows [n, C] of 'train' and 'test'.
+  audits: what audits have found, by kind.
   """
 
   root: pathlib.Path
@@ -32,6 +34,7 @@ class Run(NamedTuple):
   records: list[dict[str, Any]]
   stages: list[dict[str, Any]]
   partition: dict[str, Any] | None
+  audits: Mapping[str, Any] = {}
 
   @property
   def served(self) -> str:
@@ -119,6 +122,7 @@ def read(path: str | pathlib.Path) -> Run:
     records,
     loaded(folder.stages, []),
     loaded(folder.partition, None),
+    loaded(folder.root / AUDITS, {}),
   )
 
 

@@ -6,7 +6,6 @@ import html
 import math
 from collections.abc import Callable, Mapping
 
-from fedms_jax.persistence import files
 from fedms_jax.report import (
   attacked,
   audited,
@@ -111,10 +110,9 @@ def _attack(run: Run) -> str:
 
 def _audit(run: Run) -> str:
   """What audits of a run have found; '' of a run without one."""
-  path = run.root / audited.FILE
-  if not path.exists():
+  if not run.audits:
     return ''
-  said = [audited.lines(found) for found in files.read_json(path).values()]
+  said = [audited.lines(found) for found in run.audits.values()]
   return page.section(
     'Audit', *(page.code(first, '\n'.join(rest)) for first, *rest in said)
   )

@@ -33,7 +33,8 @@ _RATES = (0.001, 0.01)  # false positives at which hits are told
 
 
 def canaries(config: Config, count: int) -> dict[str, Any]:
-  """A lower bound on the epsilon of the first stage, beside the accounted one.
+  """A lower bound on the epsilon of the first stage that has rounds, beside the
+  accounted one.
 
   Half of `count` clients, drawn one by one, send random directions of the
   clip's norm, the others nothing. How far the shared part has gone along each
@@ -69,15 +70,17 @@ def canaries(config: Config, count: int) -> dict[str, Any]:
 
 
 def _sung(config: Config, world, who: np.ndarray, included: np.ndarray):
-  """(the first stage with canaries, its last state, how far its shared part
-  has gone)."""
+  """(the first stage with rounds, with canaries, its last state, how far its
+  shared part has gone)."""
+  lengths = [stage.rounds for stage in world.stages]
+  number = next((i for i, n in enumerate(lengths) if n), 0)
   how = channels.Canaries(
     tuple(who.tolist()),
     tuple(included.tolist()),
-    config.privacy.clip,
+    privacy.clip(config, number),
     config.seed,
   )
-  stage = world.stages[0]
+  before, stage = world.stages[:number], world.stages[number]
   if stage.algorithm.variant is not None:
     raise ValueError(
       f'--algorithm.name={config.algorithm.name} trains other parts in other '
@@ -87,9 +90,9 @@ def _sung(config: Config, world, who: np.ndarray, included: np.ndarray):
     channel=chain(channels.canaries(how), stage.algorithm.channel)
   )
   stage = stage._replace(algorithm=made)
-  first = _simulation(config, world._replace(stages=[stage]))
+  first = _simulation(config, world._replace(stages=[*before, stage]))
   state = first.run()
-  begun = _again(first, [stage._replace(rounds=0)]).run()
+  begun = _again(first, [*before, stage._replace(rounds=0)]).run()
   mask = made.masks(Plan(state.ever, 0))[0]
   moved = tree.subtract(
     *(tree.narrow(s.roles.shared, mask) for s in (state, begun))
