@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedms_jax.channel import entropy
+
 FLOAT = 32  # bits
 SEED = 64
 CLIP = 2.5  # standard deviations, of TernGrad
@@ -25,11 +27,14 @@ CLIP = 2.5  # standard deviations, of TernGrad
 
 class Codec(NamedTuple):
   """apply: (x [..., d], key) -> what is received of it [..., d]. bits: d -> of
-  one vector; whole. unbiased: whether the mean of what is received is x."""
+  one vector; whole. unbiased: whether the mean of what is received is x. coded:
+  (x, key) -> bits of each vector [...] after an entropy coder; None: it would
+  find nothing."""
 
   apply: Callable
   bits: Callable[[int], int]
   unbiased: bool
+  coded: Callable | None = None
 
 
 def sparing(codec: Codec) -> Codec:
@@ -39,8 +44,17 @@ def sparing(codec: Codec) -> Codec:
     d = x.shape[-1]
     return codec.apply(x, key) if codec.bits(d) < FLOAT * d else x
 
+  def coded(x, key):
+    d = x.shape[-1]
+    assert codec.coded is not None
+    if codec.bits(d) < FLOAT * d:
+      return codec.coded(x, key)
+    return jnp.full(x.shape[:-1], float(FLOAT * d))
+
   return codec._replace(
-    apply=apply, bits=lambda d: min(codec.bits(d), FLOAT * d)
+    apply=apply,
+    bits=lambda d: min(codec.bits(d), FLOAT * d),
+    coded=None if codec.coded is None else coded,
   )
 
 
@@ -51,13 +65,24 @@ def uniform(levels: int) -> Codec:
   levels: L, at least 2.
   """
 
-  def apply(x, key):
+  def steps(x, key):
     low = jnp.min(x, axis=-1, keepdims=True)
     width = (jnp.max(x, axis=-1, keepdims=True) - low) / (levels - 1)
     at = (x - low) / jnp.where(width > 0, width, 1.0)
-    return low + width * rounded(at, key)
+    return low, width, rounded(at, key)
 
-  return Codec(apply, lambda d: whole(d * math.log2(levels)) + 2 * FLOAT, True)
+  def apply(x, key):
+    low, width, at = steps(x, key)
+    return low + width * at
+
+  def coded(x, key):
+    at = jnp.clip(steps(x, key)[2], 0, levels - 1)
+    return entropy.bits(at, levels) + 2.0 * FLOAT
+
+  def bits(d: int) -> int:
+    return whole(d * math.log2(levels)) + 2 * FLOAT
+
+  return Codec(apply, bits, True, coded)
 
 
 def rotated(levels: int) -> Codec:
@@ -70,7 +95,12 @@ def rotated(levels: int) -> Codec:
     turned = rotate(x, signs)
     return rotate_back(plain.apply(turned, draws), signs, x.shape[-1])
 
-  return Codec(apply, lambda d: plain.bits(padded(d)), True)
+  def coded(x, key):
+    signs, draws = jax.random.split(key)
+    assert plain.coded is not None
+    return plain.coded(rotate(x, signs), draws)
+
+  return Codec(apply, lambda d: plain.bits(padded(d)), True, coded)
 
 
 def drive() -> Codec:
@@ -102,7 +132,10 @@ def terngrad() -> Codec:
     kept = jax.random.uniform(key, x.shape) < chance
     return jnp.where(kept, size * jnp.sign(x), 0.0)
 
-  return Codec(apply, lambda d: whole(d * math.log2(3)) + FLOAT, False)
+  def coded(x, key):
+    return entropy.bits(jnp.sign(apply(x, key)) + 1, 3) + float(FLOAT)
+
+  return Codec(apply, lambda d: whole(d * math.log2(3)) + FLOAT, False, coded)
 
 
 def top_k(share: float) -> Codec:
@@ -119,7 +152,13 @@ def top_k(share: float) -> Codec:
     k = count(share, d)
     return FLOAT * k + min(d, k * index_bits(d))
 
-  return Codec(apply, bits, False)
+  def coded(x, key):
+    d = x.shape[-1]
+    k = count(share, d)
+    places = entropy.bits(apply(x, key) != 0, 2)
+    return FLOAT * k + jnp.minimum(places, 1.0 + k * index_bits(d))
+
+  return Codec(apply, bits, False, coded)
 
 
 def random_k(share: float, scaled: bool) -> Codec:
@@ -144,7 +183,10 @@ def signs() -> Codec:
     del key
     return jnp.mean(jnp.abs(x), axis=-1, keepdims=True) * sign(x)
 
-  return Codec(apply, lambda d: d + FLOAT, False)
+  def coded(x, key):
+    return entropy.bits(apply(x, key) >= 0, 2) + float(FLOAT)
+
+  return Codec(apply, lambda d: d + FLOAT, False, coded)
 
 
 def count(share: float, d: int) -> int:

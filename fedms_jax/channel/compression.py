@@ -20,10 +20,18 @@ import numpy as np
 from fedms_jax.channel import codecs
 from fedms_jax.channel.codecs import Codec
 from fedms_jax.core import tree
-from fedms_jax.core.contract import Channel, Message, Sender, identity
+from fedms_jax.core.contract import (
+  Channel,
+  Message,
+  Received,
+  Sender,
+  identity,
+)
 from fedms_jax.core.types import Tree
 from fedms_jax.core.wire import Opening, Wire
 
+CODED = 'coded'  # the extra that says how many bits an entropy coder makes
+TOLD = 'coded_bytes'  # the metric of it: of a client that sends, in the mean
 NAMES = ('uniform', 'rotated', 'drive', 'terngrad', 'top_k', 'random_k', 'sign')
 
 
@@ -32,7 +40,8 @@ class Code(NamedTuple):
   top_k and random_k. feedback: clients send later what was lost (arXiv
   1809.07599): they add it to their next message. decay: times what was lost
   before; under 1 what is old counts less, for clients that come seldom. common:
-  the numbers of random_k are those of all clients of a round."""
+  the numbers of random_k are those of all clients of a round. entropy: whether
+  rounds tell what an entropy coder would make of the numbers."""
 
   name: str
   levels: int = 256
@@ -40,6 +49,7 @@ class Code(NamedTuple):
   feedback: bool = False
   decay: float = 1.0
   common: bool = False
+  entropy: bool = False
 
 
 def codec(code: Code) -> Codec:
@@ -66,12 +76,29 @@ def codec(code: Code) -> Codec:
 
 def coded(how: Codec, part: Tree, key) -> Tree:
   """What is received of a role tree."""
+  return _each(part, key, lambda x, v, k: how.apply(v, k).reshape(x.shape))
+
+
+def entropy_bits(how: Codec, part: Tree, key) -> Any:
+  """Bits of a role tree after an entropy coder, with the draws of `coded`."""
+  if how.coded is None:
+    raise ValueError(
+      '`Code.entropy` finds nothing in what is spread evenly, or whose places '
+      'follow from a seed. Leave it out, or take another code.'
+    )
+  made = how.coded
+  found = _each(part, key, lambda x, v, k: jnp.sum(made(v, k)))
+  return sum(jax.tree.leaves(found), jnp.float32(0))
+
+
+def _each(part: Tree, key, take: Callable) -> Tree:
+  """take(leaf, its vectors [n, d], a key of its own) of each leaf."""
   out = {}
   for number, (name, value) in enumerate(sorted(part.items())):
     leaves, structure = jax.tree.flatten(value)
     keys = jax.random.split(jax.random.fold_in(key, number), len(leaves) or 1)
     found = [
-      how.apply(x.reshape(_vectors(name, x.shape)), k).reshape(x.shape)
+      take(x, x.reshape(_vectors(name, x.shape)), k)
       for x, k in zip(leaves, keys, strict=False)
     ]
     out[name] = jax.tree.unflatten(structure, found)
@@ -105,7 +132,11 @@ def up(code: Code) -> Channel:
     del sender
     if code.common:
       key = jax.random.wrap_key_data(state['round'])
-    return message._replace(update=coded(how, message.update, key))
+    sent = message._replace(update=coded(how, message.update, key))
+    if not code.entropy:
+      return sent
+    bits = {'bits': entropy_bits(how, message.update, key)}
+    return sent._replace(extras=message.extras | {CODED: bits})
 
   def keep(state, message: Message, key, sender: Sender, kept: Tree):
     weight = _weight(message)
@@ -124,14 +155,26 @@ def up(code: Code) -> Channel:
 
   def init(key, message: Message) -> Tree:
     del message
+    if code.entropy:
+      return {TOLD: jnp.float32(0)}
     return {'round': jax.random.key_data(key)} if code.common else ()
+
+  def decode(state, received: Received, key):
+    del key
+    extras = dict(received.extras)
+    bits = jnp.sum(extras.pop(CODED)['bits'])  # added up, or kept apart
+    each = bits / 8 / jnp.maximum(jnp.sum(received.count), 1)
+    return state | {TOLD: each}, received._replace(extras=extras)
 
   wire = Wire(
     open=opened if code.common else None,
     keep=keep if code.feedback else None,
     coded=functools.partial(nbytes, how),
   )
-  return identity()._replace(init=init, encode=encode, wire=wire)
+  made = identity()._replace(init=init, encode=encode, wire=wire)
+  if not code.entropy:
+    return made
+  return made._replace(decode=decode, measure=lambda state: {TOLD: state[TOLD]})
 
 
 def _weight(message: Message) -> Any:

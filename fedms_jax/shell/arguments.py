@@ -50,6 +50,7 @@ FLAGS = {
   for name in names
 } | {
   'Choice.ends': 'fedot.ends',
+  'Code.entropy': 'compression.entropy',
   'Code.name': 'compression.up',
   'Scenario.count': 'tasks.count',
   'Scenario.kind': 'tasks.name',

@@ -64,7 +64,13 @@ def codes(config: Config) -> list[Channel]:
     out.append(compression.down(compression.Code(c.down, c.levels, c.share)))
   if c.up != 'none':
     code = compression.Code(
-      c.up, c.levels, c.share, c.feedback, c.decay, common=config.secagg.on
+      c.up,
+      c.levels,
+      c.share,
+      c.feedback,
+      c.decay,
+      common=config.secagg.on,
+      entropy=c.entropy,
     )
     out.append(compression.up(code))
   return out

@@ -117,6 +117,17 @@ def _check_codes(config: Config, stages: Sequence[Stage]) -> None:
       '--compression.up alone'
     ),
   })  # fmt: skip
+  if c.compression.entropy:
+    _refuse('--compression.entropy', {
+      f'--privacy.mode={p.mode}': (
+        p.mode == CENTRAL, 'how many bits a client sends has no noise; '
+        'allowed: none, example'
+      ),
+      f'--time.policy={c.time.policy}': (
+        c.time.late_reports, 'what is said of late reports would be discounted '
+        'as they are; allowed: none, synchronous'
+      ),
+    })  # fmt: skip
   if not c.compression.feedback:
     return
   _refuse('--compression.feedback', {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.channel import codecs
+from fedms_jax.channel import codecs, entropy
 
 KEY = jax.random.key(3)
 X = jnp.asarray(np.random.default_rng(0).normal(size=37), jnp.float32)
@@ -158,6 +158,84 @@ def encoded(name, x):
 @pytest.mark.parametrize('name', ALL)
 def test_the_bits_are_those_of_an_encoder(name):
   assert ALL[name].bits(D) == encoded(name, X)
+
+
+def enumerated(symbols, levels):
+  """(bits, what is read back) of the code of counts and of the place among all
+  lists that have them, in whole numbers without rounding."""
+  counts = [symbols.count(a) for a in range(levels)]
+  d = len(symbols)
+
+  def lists(left):
+    total = math.factorial(sum(left))
+    return total // math.prod(map(math.factorial, left))
+
+  place, left = 0, list(counts)
+  for symbol in symbols:
+    for smaller in range(symbol):
+      if left[smaller]:
+        left[smaller] -= 1
+        place += lists(left)
+        left[smaller] += 1
+    left[symbol] -= 1
+  assert 0 <= place < lists(counts)
+  read, rest, left = [], place, list(counts)
+  for _ in range(d):
+    for symbol in range(levels):
+      if not left[symbol]:
+        continue
+      left[symbol] -= 1
+      ways = lists(left)
+      if rest < ways:
+        read.append(symbol)
+        break
+      rest -= ways
+      left[symbol] += 1
+  table = (math.comb(d + levels - 1, levels - 1) - 1).bit_length()
+  return table + (lists(counts) - 1).bit_length(), read
+
+
+@pytest.mark.parametrize(
+  ('levels', 'weights'),
+  [(2, [1, 1]), (2, [1, 30]), (3, [1, 8, 1]), (16, 0.6 ** np.arange(16)),
+   (4, [1, 0, 0, 0]), (256, np.ones(256))],
+)  # fmt: skip
+def test_entropy_bits_are_those_of_an_encoder(levels, weights):
+  share = np.asarray(weights, float) / np.sum(weights)
+  rng = np.random.default_rng(levels)
+  rows = rng.choice(levels, size=(2, 120), p=share)
+  found = np.asarray(entropy.bits(jnp.asarray(rows), levels))
+  plain = math.ceil(120 * math.log2(levels) - 1e-9)
+  for row, bits in zip(rows.tolist(), found, strict=True):
+    made, read = enumerated(row, levels)
+    assert read == row
+    assert abs(bits - 1 - min(made, plain)) <= 1
+    assert bits <= plain + 1
+    counts = np.bincount(row, minlength=levels)
+    p = counts[counts > 0] / 120
+    table = math.log2(math.comb(119 + levels, levels - 1))
+    assert bits <= table + 120 * -(p * np.log2(p)).sum() + 3
+
+
+@pytest.mark.parametrize('name', [n for n in ALL if ALL[n].coded])
+def test_an_entropy_coder_sees_the_numbers_that_are_sent(name):
+  """Of many numbers near zero it leaves less than the code, of a few that are
+  all over no more than a bit a vector."""
+  codec = {
+    'uniform': codecs.uniform(16), 'rotated': codecs.rotated(16)
+  }.get(name, ALL[name])  # fmt: skip
+  coded = jax.jit(codecs.sparing(codec).coded)
+  rng = np.random.default_rng(1)
+  peaked = jnp.asarray(rng.laplace(size=(2, 512)) ** 3, jnp.float32)
+  found = np.asarray(coded(peaked, KEY))
+  assert found.shape == (2,)
+  assert (found <= codec.bits(512) + 1).all()
+  if name in ('uniform', 'terngrad'):
+    assert (found < 0.8 * codec.bits(512)).all()
+  if name == 'top_k':  # floats, and places
+    assert (found < codec.bits(512) - 100).all()
+  short = jnp.ones((3, 1))
+  np.testing.assert_array_equal(coded(short, KEY), np.full(3, 32.0))
 
 
 def test_a_code_that_saves_nothing_is_left_out():

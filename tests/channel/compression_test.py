@@ -8,7 +8,7 @@ import pytest
 from fedms_jax import channel
 from fedms_jax.channel import codecs, compression
 from fedms_jax.core import inner_state, tree
-from fedms_jax.core.contract import Message, Sender, identity
+from fedms_jax.core.contract import Message, Received, Sender, identity
 from fedms_jax.core.wire import INNER, RESIDUAL
 from fedms_jax.systems.ledger import Meter
 from tests import world
@@ -122,6 +122,39 @@ def test_the_ledger_counts_the_bits_of_the_code():
   assert found.bytes_up == found.bytes_down == 2 * size
   assert 2 * size < plain.bytes_up / 2
   assert found.peak_client_bytes_up == size
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_rounds_tell_what_an_entropy_coder_would_send(apart):
+  """The mean of the clients that send; what arrives is as ever."""
+  code = compression.Code('uniform', levels=4)
+  plain = compression.up(code)
+  made = compression.up(code._replace(entropy=True))
+  how = compression.codec(code)
+  state = made.init(KEY, message(VALUES))
+  bits, sent = [], []
+  for number in range(3):
+    one, key = message(VALUES + number**2, 2.0), jax.random.key(number)
+    got = made.encode(state, one, key, Sender())
+    bits.append(float(compression.entropy_bits(how, one.update, key)))
+    world.same(got.update, plain.encode((), one, key, Sender()).update)
+    sent.append(got)
+  nobody = jax.tree.map(jnp.zeros_like, sent[0])
+  both = jax.tree.map(lambda *xs: jnp.stack(xs), *sent, nobody)
+  count = jnp.array([1.0, 1, 1, 0])
+  if not apart:
+    both, count = jax.tree.map(lambda x: jnp.sum(x, 0), (both, count))
+  state, found = made.decode(state, Received(*both, count, 0 * count), KEY)
+  assert made.measure is not None and not found.extras
+  told = float(made.measure(state)['coded_bytes'])
+  assert told == pytest.approx(np.mean(bits) / 8)
+  assert 0 < told <= compression.nbytes(how, message(VALUES).update) + 1
+
+
+def test_an_entropy_coder_of_numbers_by_a_seed_is_refused():
+  made = compression.up(compression.Code('random_k', entropy=True))
+  with pytest.raises(ValueError, match=r'`Code.entropy` finds nothing'):
+    made.encode({}, message(VALUES), KEY, Sender())
 
 
 @pytest.mark.slow

@@ -36,9 +36,10 @@ def stages(*words):
   )
 
 
-def test_without_flags_there_is_no_channel():
+def test_without_flags_there_is_no_channel_and_nothing_for_arrivals():
   _, found = stages()
   assert all(stage.algorithm.channel is PLAIN for stage in found)
+  assert all(stage.arrivals is None for stage in found)
 
 
 def test_equal_flags_give_one_channel_that_the_seed_does_not_change():

@@ -9,6 +9,8 @@ from fedms_jax.shell.fields import opt
 NONE = 'none'
 _CODES = ('uniform', 'rotated', 'drive', 'terngrad', 'sign', 'top_k')
 UP, DOWN = (NONE, *_CODES, 'random_k'), (NONE, *_CODES)
+# Codes of whose numbers some occur more often than others.
+ENTROPIC = ('uniform', 'rotated', 'terngrad', 'sign', 'top_k')
 BIASED = ('top_k', 'random_k', 'sign', 'terngrad')
 
 
@@ -46,6 +48,11 @@ class CompressionConfig:
     low=0.0,
     high=1.0,
   )
+  entropy: bool = opt(
+    False,
+    'rounds tell what clients would send if an entropy coder followed their '
+    'code',
+  )
 
   @property
   def on(self) -> bool:
@@ -60,6 +67,10 @@ class CompressionConfig:
       'share': (both & {'top_k', 'random_k'}, 'up=top_k or random_k'),
       'feedback': (self.up in BIASED, f'up={", ".join(BIASED)}'),
       'decay': (self.feedback, 'feedback'),
+      'entropy': (
+        self.up in ENTROPIC,
+        f'up={", ".join(ENTROPIC)}',
+      ),
     }
     for name, (used, what) in needs.items():
       _check_used(self, 'compression', name, bool(used), what)
