@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from fedms_jax.persistence import writers
 from tests.launch import runs
 
 undisturbed = runs.undisturbed
@@ -32,6 +33,36 @@ def test_two_processes_agree_with_one(undisturbed, tmp_path):
   words = ['--processes=2', '--', *runs.SMOKE, f'--workdir={tmp_path}']
   runs.finish(runs.start('launch.local', *words), 0)
   runs.assert_same_to_rounding(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'words',
+  [
+    # Reports of earlier models, and rounds that some are too late for.
+    ['--time.policy=fedbuff', '--time.buffer=2', '--time.concurrency=4'],
+    ['--time.policy=synchronous', '--time.deadline=0.2', '--time.partial'],
+  ],
+  ids=['fedbuff', 'deadline'],
+)
+def test_two_processes_with_a_clock_agree_with_one(tmp_path, words):
+  words = [*runs.SMOKE, '--schedule.name=linear', *words]
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  runs.finish(runs.start('fedms_jax', *words, f'--workdir={one}'), 0)
+  pair = ['--processes=2', '--', *words, f'--workdir={two}']
+  runs.finish(runs.start('launch.local', *pair), 0)
+  runs.assert_same_to_rounding(two, one)
+  told = ('clients', 'virtual_clock', 'staleness_max', 'in_flight', 'partial')
+  clocks = [
+    [
+      [line.get(name, 0) for name in told]
+      for line in writers.read_metrics(folder / 'metrics.jsonl')
+    ]
+    for folder in (one, two)
+  ]
+  assert clocks[0] == clocks[1]
+  # Or there was nothing on which two could differ.
+  assert any(line[2] or line[4] for line in clocks[0])
 
 
 @pytest.mark.slow
