@@ -38,6 +38,9 @@ ROWS = {
                 'personal_bytes', 'touched', 'disk_megabytes',
                 'peak_gigabytes'},
   },
+  'overhead': {
+    'variant': {'milliseconds', 'ratio', 'elided'},
+  },
   'time': {
     'row': {'seed', 'reached', 'virtual_seconds', 'steps', 'depth',
             'gigaflops', 'megabytes', 'wasted_flops', 'gini', 'score',
@@ -67,7 +70,7 @@ ROWS = {
 LONG = {'pretraining', 'black_box', 'time', 'continual'}
 # Others run the same code in little.
 LONG |= {'devices', 'depth_cost', 'versus_peers', 'population',
-         'stage2_cost'}  # fmt: skip
+         'stage2_cost', 'overhead'}  # fmt: skip
 # A peer that does not run is named with the reason.
 FLAGS = {'versus_peers': ('--peers=pfl=/nowhere/python',)}
 
