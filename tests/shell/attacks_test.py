@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedms_jax.channel import attacks as channels
 from fedms_jax.core.types import Outputs
 from fedms_jax.data import poison
 from fedms_jax.report import attacked
@@ -109,6 +110,19 @@ def test_stages_count_the_rounds_of_the_run():
   late = attacks.viewed(parsed(attack__data='label_flip', attack__start=3),
                         world.stages(3), found)  # fmt: skip
   assert late[0].view is None and late[1].view is not None
+
+
+def test_what_a_lie_is_made_of_is_what_the_flags_say():
+  """Equal attacks are one object."""
+  stage = world.stages(1)[0]
+  made = parsed(
+    attack__update='min_sum', attack__direction='unit', attack__fraction=0.5,
+    attack__stop=7,
+  )  # fmt: skip
+  who = tuple(attacks.malicious(made).tolist())
+  how = channels.Attack('min_sum', who, stop=7, direction='unit')
+  assert len(who) == 3
+  assert attacks.channel(made, stage, 0) == [channels.attack(how)]
 
 
 def test_nobody_malicious_is_no_attack():
