@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.algorithms import fedfn
-from fedms_jax.core import columns
+from fedms_jax.core import columns, tree
 from tests import world
 
 LENGTH, FACTOR = 3.0, 4.0
@@ -70,3 +70,13 @@ def test_the_head_alone_moves_faster():
   )
   world.close(moved[1]['blocks'], moved[0]['blocks'])
   assert np.abs(moved[0]['head']['kernel']).max() > 1e-3
+
+
+def test_training_sees_directions_alone_too():
+  """A step is the same however long features are."""
+  algorithm, roles = method()
+  rows = world.cohort_rows(clients=1, steps=1)
+  shared, *_ = world.train(algorithm, roles, rows)
+  other, *_ = world.train(algorithm, longer(roles, 5.0), rows)
+  world.close(other, shared, atol=1e-4)
+  assert not bool(tree.equal(shared, roles.shared))

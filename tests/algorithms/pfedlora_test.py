@@ -84,6 +84,37 @@ def test_the_adapter_takes_the_step_of_its_own_loss_on_the_new_features():
   world.close(found, expected)
 
 
+def test_the_own_model_takes_the_step_of_both_losses():
+  """(1 - mu) times its own and mu times that of the adapter at rest."""
+  mu = 0.3
+  algorithm, roles = method(weight=mu)
+  base, adapter = roles.frozen['base'], roles.shared['adapter']
+  data = {k: v[1:5] for k, v in world.table().items()}
+  backbone, adapted = world.backbone(), world.setting().backbone
+  x = backbone.embed(base, data['inputs'])
+
+  def cross_entropy(logits):
+    chosen = jnp.arange(4), data['labels']
+    return -jnp.mean(jax.nn.log_softmax(logits)[chosen])
+
+  def loss(own):
+    span = Span(0, world.BLOCKS, (base['blocks'], own['blocks']))
+    y = backbone.features(base, adapted.run([span], x, None), None)
+    mine = cross_entropy(backbone.logits(base, own['head'], y))
+    other = cross_entropy(pfedlora.apply(adapter, y))
+    return (1 - mu) * mine + mu * other
+
+  def trains(path, slope):  # the last block and the head
+    return slope.at[:2].set(0) if path[0].key == 'blocks' else slope
+
+  slope = jax.jit(jax.grad(loss))(roles.personal)
+  slope = jax.tree_util.tree_map_with_path(trains, slope)
+  expected = jax.tree.map(lambda p, g: p - 0.5 * g, roles.personal, slope)
+  _, own = finished(algorithm, roles, steps=2, taken=1)
+  assert moved(expected, roles.personal)
+  world.close(own, expected)
+
+
 def test_without_the_adapter_s_loss_the_own_model_is_that_of_local_training():
   rows = world.cohort_rows(clients=1, steps=2)
   algorithm, roles = method(weight=0.0, share=0.99)
