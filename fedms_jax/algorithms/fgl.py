@@ -4,17 +4,22 @@ Clients send what a generator needs, once or a few times, and the server trains
 on what it generates. In the paper that are prompts for a diffusion model; here
 it is a Gaussian for each class in the features z of the frozen base, which is
 our choice: a client sends of its rows the counts n_c [C], the sums of z by
-class [C, D], and the sum of z z' [D, D]. The server adds all that up over the
-rounds, which gives
+class [C, D], and the sum of z z' [D, D], for z / sqrt(D), which are about as
+long as one. The server adds all that up over the rounds, which gives
 
   mu_c = sum_c / n_c,   Sigma = (sum of z z' - sum_c n_c mu_c mu_c') / n,
 
 draws z = mu_c + Sigma^(1/2) e, e normal, of the classes c that somebody has,
 alike, and trains a head on them, from the one that the run begins with, by SGD
-with the paper's momentum, decay and batch. All that clients send are sums, so
-that a channel may add noise to them. A row counts as often as a client looks
-at it, and a client as often as it is sampled: with one round of all clients,
-once (the paper's one shot).
+with the paper's momentum, decay and batch. A row counts as often as a client
+looks at it, and a client as often as it is sampled: with one round of all
+clients, once (the paper's one shot).
+
+All that clients send are sums, so that a channel may clip them and add noise.
+A clip scales all of a client's sums alike: its rows count for less, and what
+they say of means and covariance stays as it is. A row is a message about
+sqrt(3) long, so that a clip of that times n lets n rows of a client count.
+Classes with next to no rows are taken for noise, and not drawn.
 
 What comes after is FedAvg of the head from there (`tuned`).
 """
@@ -44,6 +49,7 @@ from fedms_jax.core.types import ActiveSet, Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models.tasks import weighted_mean
 
 MOMENTUM, DECAY, BATCH = 0.9, 2e-4, 128  # of the server's SGD
+LEAST = 1e-3  # of an even share of the rows; a class with less is not drawn
 _SENT = 'statistics'
 
 
@@ -122,7 +128,7 @@ def _counting(setting: Setting, choice: Choice) -> ClientUpdate:
     del key
     x = batch['features'].astype(jnp.float32)
     held = batch['mask'].astype(jnp.float32)[:, None]
-    x = jnp.where(held > 0, x, 0.0)
+    x = jnp.where(held > 0, x, 0.0) * x.shape[-1] ** -0.5
     mine = held * jax.nn.one_hot(batch['labels'], choice.classes)
     found = {
       'counts': jnp.sum(mine, axis=0),
@@ -173,16 +179,20 @@ class Gaussians(NamedTuple):
 
 
 def gaussians(statistics: Tree) -> Gaussians:
-  """What the sums say; noise may have made a covariance that is none, of which
-  the negative part is dropped."""
+  """What the sums say, however they are scaled together; noise may have made a
+  covariance that is none, of which the negative part is dropped."""
   n, total = statistics['counts'], statistics['sums']
-  means = total / jnp.maximum(n, 1.0)[:, None]
+  classes, width = total.shape
+  rows = jnp.sum(n)
+  held = (n > 0.0) & (n > LEAST * rows / classes)
+  means = jnp.where(held, 1.0 / jnp.where(held, n, 1.0), 0.0)[:, None] * total
   spread = statistics['squares'] - means.T @ (n[:, None] * means)
-  spread = spread / jnp.maximum(jnp.sum(n), 1.0)
+  spread = spread / jnp.where(rows > 0.0, rows, 1.0)
   values, vectors = jnp.linalg.eigh((spread + spread.T) / 2)
   # The symmetric one: signs of single vectors would be an accident.
   root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]) @ vectors.T
-  return Gaussians(n > 0.5, means, root)
+  length = width**0.5  # of the features, in what is sent
+  return Gaussians(held, length * means, length * root)
 
 
 def drawn(found: Gaussians, key, count: int):

@@ -30,7 +30,6 @@ REFUSED = {
   'fedcaf': 'its server needs the messages apart',
   'fedkei': 'its server needs the messages apart',
   'femam': 'its server needs the messages apart',
-  'fgl': 'its clients send statistics, which are no update to be clipped',
   'fedv': 'what passes in each of its steps has no noise',
   'fedvz': 'what passes in each of its steps has no noise',
   'bbt': 'its clients send nothing',

@@ -14,6 +14,10 @@ from fedms_jax.simulation.state import Stage
 
 # Orders by which clients of one round train different blocks.
 _APART = (*EACH, 'balanced', 'f3ocus')
+# Methods whose messages have no range that is known before, and why.
+_WIDE = {
+  'fgl': 'its clients send sums over their rows, whose range is not known',
+}
 
 
 def check(config: Config, stages: Sequence[Stage]) -> None:
@@ -36,13 +40,13 @@ def check(config: Config, stages: Sequence[Stage]) -> None:
 def _check_secure(config: Config, stages: Sequence[Stage]) -> None:
   """Refuses what no sum of hidden numbers serves."""
   c, name, s = config, config.algorithm.name, config.schedule
-  said = f'--secagg.mode={c.secagg.mode}'
+  said, refused = f'--secagg.mode={c.secagg.mode}', REFUSED | _WIDE
   weights = c.server.weights != 'equal' and not c.privacy.on
   _refuse(said, {
     f'--stages={c.stages}': (
       bool(c.stages), 'what its phases send has no such channel'
     ),
-    f'--algorithm.name={name}': (name in REFUSED, REFUSED.get(name, '')),
+    f'--algorithm.name={name}': (name in refused, refused.get(name, '')),
     f'--server.aggregator={c.server.aggregator}': (
       c.server.aggregator != 'mean', 'it needs the messages apart'
     ),

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from fedms_jax.algorithms import fgl
-from fedms_jax.core import columns
+from fedms_jax.channel import privacy
+from fedms_jax.core import columns, tree
+from fedms_jax.core.contract import Message, Received
+from fedms_jax.core.types import Public
 from fedms_jax.models import pretrained
 from tests import world
 from tests.algorithms import cohort
@@ -84,7 +87,72 @@ def test_noise_does_not_make_a_covariance_that_is_none():
     'squares': jnp.array([[4.0, 0], [0, -1]]),
   }
   root = fgl.gaussians(statistics).root
-  np.testing.assert_allclose(root, [[1, 0], [0, 0]], atol=1e-6)
+  length = np.sqrt(2)  # what is sent is shorter by this
+  np.testing.assert_allclose(root, [[length, 0], [0, 0]], atol=1e-6)
+
+
+def test_a_clip_makes_rows_count_less_and_says_the_same():
+  """All sums shrink alike, so that means and covariance are those of before."""
+  sent = after().memory
+  message = Message({}, {'statistics': sent}, {})
+  found, norm = privacy.clipped(message, 0.01)
+  short = found.extras['statistics']
+  assert norm > 10
+  np.testing.assert_allclose(tree.squared_norm(short), 1e-4, rtol=1e-4)
+  world.close(
+    fgl.gaussians(short)._asdict(), fgl.gaussians(sent)._asdict(), atol=1e-3
+  )
+
+
+def synthetic(seed, clients, rows=20, width=4):
+  """(sum over clients of what each sends, clipped to one row; class means)."""
+  rng = np.random.default_rng(seed)
+  means = rng.normal(0, 1, (2, width))
+  labels = rng.integers(0, 2, (clients, rows))
+  x = means[labels] + 0.5 * rng.normal(size=(clients, rows, width))
+  z, one = x / np.sqrt(width), np.eye(2)[labels]
+  parts = {
+    'counts': one.sum(1),
+    'sums': np.einsum('krc,krd->kcd', one, z),
+    'squares': np.einsum('krd,kre->kde', z, z),
+  }
+  flat = np.concatenate([v.reshape(clients, -1) for v in parts.values()], 1)
+  factor = np.minimum(1, 1.7 / np.linalg.norm(flat, axis=1))
+  total = {
+    k: jnp.asarray(np.tensordot(factor, v, 1), jnp.float32)
+    for k, v in parts.items()
+  }
+  return total, means
+
+
+@pytest.mark.parametrize(('clients', 'near'), [(3000, True), (20, False)])
+def test_a_private_sum_of_many_clients_still_shows_the_means(clients, near):
+  total, means = synthetic(0, clients)
+  how = privacy.central(privacy.Central(clip=1.7, noise=2.0))
+  sent = Message({}, {'statistics': total}, {})
+  state = how.init(jax.random.key(0), sent)
+  public = Public(jnp.float32(clients), {})
+  count, none = jnp.float32(clients), jnp.float32(0)
+  received = Received(*sent, count, none, public)
+  _, found = how.decode(state, received, jax.random.key(1))
+  found = fgl.gaussians(found.extras['statistics'])
+  gap = np.abs(found.means - means).max()
+  assert (gap < 0.2) == near and np.isfinite(found.root).all()
+  clean = fgl.gaussians(total)
+  np.testing.assert_allclose(clean.means, means, atol=0.1 if near else 0.4)
+
+
+def test_a_class_with_next_to_no_rows_is_taken_for_noise():
+  even = jnp.array([1000.0, 1000.0, 0.5, 2.0, -3.0])
+  statistics = {
+    'counts': even, 'sums': jnp.ones((5, 2)), 'squares': jnp.eye(2)
+  }  # fmt: skip
+  found = fgl.gaussians(statistics)
+  assert found.held.tolist() == [True, True, True, True, False]
+  few = statistics | {'counts': even.at[2].set(0.3)}
+  assert (
+    not fgl.gaussians(few).held[2] and not fgl.gaussians(few).means[2].any()
+  )
 
 
 def loss_and_score(head, found, count=4000):

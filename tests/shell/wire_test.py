@@ -117,6 +117,7 @@ REFUSED = [
   ((*SECURE, '--secagg.max_weight=9'), 'weigh alike'),
   ((*SECURE, '--algorithm.name=flora'), '--algorithm.name=flora.*apart'),
   ((*SECURE, '--algorithm.name=scaffold'), '--algorithm.name=scaffold'),
+  ((*SECURE, '--algorithm.name=fgl'), 'range is not known'),
   ((*SECURE, '--server.aggregator=krum'), '--server.aggregator=krum'),
   ((*SECURE, '--compression.up=top_k'), '--compression.up=top_k.*random_k'),
   ((*SECURE, '--compression.up=uniform'), 'differ in their scales'),
@@ -148,6 +149,7 @@ REFUSED = [
   ((*DISTRIBUTED, '--privacy.split=0.5,0.5'), '--privacy.split'),
   ((*DISTRIBUTED, '--compression.up=random_k'), 'undoes a code'),
   (('--compression.up=sign', '--algorithm.name=koala'), 'something else'),
+  (('--compression.up=sign', '--algorithm.name=fgl'), 'something else'),
   (('--compression.down=sign', '--algorithm.name=flexlora'), 'something else'),
   (('--compression.up=sign', '--stages=F2x3'), '--stages=F2x3'),
   (
