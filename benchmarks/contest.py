@@ -32,6 +32,8 @@ from fedms_jax.shell.config import Config
 Flags = dict[str, str]  # name -> value
 _AUDITED = ('epsilon_accounted', 'epsilon_lower_bound', 'epsilon_estimate',
             'auroc')  # fmt: skip
+SEARCH = 'search/'  # where the runs of a search lie
+RULES = 'benchmark.json'
 
 
 class Axis(NamedTuple):
@@ -43,12 +45,20 @@ class Axis(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """A row: what it is called, the flags that make it, and a line on it."""
+  """A row: what it is called, the flags that make it, and a line on it.
+
+  group: what rows it belongs to. alone: it does not look at the learning rate,
+  and its axis, if any, is searched in place of that. once: its clients are
+  asked once, so that its rounds are not cut or stretched.
+  """
 
   label: str
   flags: Flags
   note: str = ''
   axis: Axis | None = None
+  group: str = ''
+  alone: bool = False
+  once: bool = False
 
 
 class Job(NamedTuple):
@@ -92,7 +102,8 @@ class Contest:
 
   run: (config, log file) -> exit code; it goes on with a run that was begun.
   base: the words of the flags that all runs share. after: (config, folder) of
-  each run that is finished, also of one that had been; None: nothing.
+  each run that is finished, also of one that had been; None: nothing. tries:
+  the folder of another benchmark whose search this one shares.
   """
 
   def __init__(
@@ -101,8 +112,10 @@ class Contest:
     base: Sequence[str],
     run: Callable[[Config, pathlib.Path], int],
     after: Callable[[Config, pathlib.Path], None] | None = None,
+    tries: pathlib.Path | None = None,
   ):
     self.root = root
+    self.tries = tries or root
     self.base = list(base)
     self.planned: list[Job] = []  # not done yet, for the estimate
     self.missing: dict[str, str] = {}
@@ -114,16 +127,21 @@ class Contest:
   def config(self, job: Job) -> Config:
     """The config of a job; refuses flags that `fedms` does not take."""
     words = [*self.base, *_words(job.flags), '--noprogress', '--notensorboard']
-    folder = str(self.root / job.folder)
+    folder = str(self.place(job))
     # Set after the check: a job may be asked about that will have other rates.
     return dataclasses.replace(
       command.check(words), workdir=folder, resume=True
     )
 
+  def place(self, job: Job) -> pathlib.Path:
+    """The folder of a job's run."""
+    root = self.tries if job.folder.startswith(SEARCH) else self.root
+    return root / job.folder
+
   def do(self, job: Job) -> runs.Run | None:
     """The finished run of a job, which is run unless it is finished; None if
     that is not possible, with the reason in `missing`."""
-    folder, name = self.root / job.folder, job.folder
+    folder, name = self.place(job), job.folder
     self.planned = [other for other in self.planned if other.folder != name]
     if Workdir(folder, True, None).result() is None:
       start = time.monotonic()
@@ -233,19 +251,27 @@ def settle(root: pathlib.Path, base: Sequence[str], told: dict) -> None:
   Raises:
     ValueError: it was made with other flags or by other rules.
   """
-  path = root / 'benchmark.json'
   content = {'flags': list(base), **told}
-  if path.exists():
-    old = json.loads(path.read_text(encoding='utf-8'))
-    for name, value in content.items():
-      if old.get(name) != value:
-        raise ValueError(
-          f'{root} holds a benchmark with other {name}:\n'
-          f'  the folder: {_shown(old.get(name))}\n  now: {_shown(value)}\n'
-          'Choose another folder, or give the same.'
-        )
+  agree(root, content)
   root.mkdir(parents=True, exist_ok=True)
-  write_atomic(path, json.dumps(content, indent=2) + '\n')
+  text = json.dumps(content, indent=2)
+  write_atomic(root / RULES, text + '\n')
+
+
+def agree(root: pathlib.Path, content: dict) -> None:
+  """Raises `ValueError` if the benchmark in a folder, if any, was made with
+  other values of what `content` names."""
+  path = root / RULES
+  if not path.exists():
+    return
+  old = json.loads(path.read_text(encoding='utf-8'))
+  for name, value in content.items():
+    if old.get(name) != value:
+      raise ValueError(
+        f'{root} holds a benchmark with other {name}:\n'
+        f'  the folder: {_shown(old.get(name))}\n  now: {_shown(value)}\n'
+        'Choose another folder, or give the same.'
+      )
 
 
 def _shown(value) -> str:

@@ -1,7 +1,8 @@
 """Does FedMS beat the other ways to adapt a foundation model, on my data?
 
     python -m benchmarks.methods [--quick] [--methods=fedms,local,...] \\
-      [--seeds=0..2] [--search=1e-3,3e-3,1e-2] [--out=FOLDER] -- <fedms flags>
+      [--seeds=0..2] [--search=1e-3,3e-3,1e-2] [--budget=bytes|flops] \\
+      [--out=FOLDER] -- <fedms flags>
 
 Runs many methods, and FedMS with parts left out, on the same data, and writes
 results.csv, results.parquet, report.html and table.md into --out. A second
@@ -21,6 +22,7 @@ from fedms_jax.launch import command
 from fedms_jax.persistence import writers
 from fedms_jax.shell import catalog
 from fedms_jax.shell.commands.listing import presets
+from fedms_jax.shell.config import Config
 from fedms_jax.shell.flags import PRESETS
 
 QUICK = ('fedms', 'fedit', 'local', 'fedms/no_sal')
@@ -37,22 +39,41 @@ _SERVERS = {
   'fedadam': ('adam', _ADAPTIVE),
   'fedyogi': ('yogi', _ADAPTIVE),
 }
+# Rows without a learning rate, and what, if anything, is searched in its place.
+_ALONE = {
+  'ncm': None,
+  'fedkseed': Axis('fedkseed.rate', ('1e-4', '1e-3', '1e-2')),
+  'blackvip': Axis('blackvip.rate', ('1e-3', '1e-2', '1e-1')),
+  'bbt': Axis('bbt.sigma', ('0.3', '1', '3')),
+  'fedbpt': Axis('fedbpt.sigma', ('0.3', '1', '3')),
+  'ridge': Axis('ridge.strength', ('0.1', '1', '10')),
+  'fgl': Axis('fgl.learning_rate', ('0.003', '0.01', '0.03')),
+}
+_ONCE = ('ncm', 'ridge', 'fgl')
 _ABLATION = 'ablation_'
 # As its paper has it, no other method activates its blocks one by one.
 _DENSE = {'schedule.name': 'dense'}
 
 
-def entries() -> dict[str, Entry]:
+def entries(config: Config | None = None) -> dict[str, Entry]:
   """The catalog, server optimizers, and the ablations among the presets; what
-  is not FedMS trains all blocks from the start."""
+  is not FedMS trains all blocks from the start. config: of the flags that all
+  rows share; None: the defaults."""
+  config = config or Config()
+  families = catalog.families()
   found = {
     name: Entry(
       name,
       {'algorithm.name': name} | (_DENSE if name != 'fedms' else {}),
       method.summary,
+      _ALONE.get(name),
+      families[name],
+      alone=name in _ALONE,
+      once=name in _ONCE,
     )
     for name, method in catalog.METHODS.items()
   }
+  found['fgl'], found['fgl/fedavg'] = _generated(found['fgl'], config)
   for label, (optimizer, rates) in _SERVERS.items():
     flags = {
       'algorithm.name': 'fedit',
@@ -62,13 +83,34 @@ def entries() -> dict[str, Entry]:
     }
     note = f'FedAvg of LoRA, the server takes the mean update by {optimizer}'
     axis = Axis('server.learning_rate', rates)
-    found[label] = Entry(label, flags, note, axis)
+    found[label] = Entry(label, flags, note, axis, families['fedit'])
   for name, (summary, _) in presets(PRESETS).items():
     if name.startswith(_ABLATION):
       label = f'fedms/{name.removeprefix(_ABLATION)}'
-      flags = _flags(PRESETS / f'{name}.flags')
-      found[label] = Entry(label, {'algorithm.name': 'fedms'} | flags, summary)
+      flags = {'algorithm.name': 'fedms'} | _flags(PRESETS / f'{name}.flags')
+      group = families['fedms']
+      found[label] = Entry(label, flags, summary, group=group)
   return found
+
+
+def _generated(fgl: Entry, config: Config) -> tuple[Entry, Entry]:
+  """FGL in one round of all clients; and with FedAvg in the other rounds."""
+  a = config.algorithm
+  rest = max(1, a.stage1_rounds + a.stage2_rounds - 1)
+  flags = fgl.flags | {'algorithm.stage1_rounds': '1'}
+  everybody = {'cohort.size': str(config.partition.num_clients)}
+  once = fgl._replace(
+    flags=flags | everybody | {'algorithm.stage2_rounds': '0'},
+    note=f'{fgl.note}; one round of all clients, and no FedAvg',
+  )
+  several = fgl._replace(
+    label='fgl/fedavg',
+    flags=flags | {'algorithm.stage2_rounds': str(rest)},
+    axis=None,
+    alone=False,
+    once=False,
+  )
+  return once, several
 
 
 def _flags(path: pathlib.Path) -> dict[str, str]:
@@ -80,7 +122,10 @@ def parser() -> argparse.ArgumentParser:
   """The benchmark's own options."""
   options = search_and_seeds.parser('methods', 'Compares methods.', SEARCH)
   options.add_argument(
-    '--methods', default='', help='rows, such as fedms,local (empty: all)'
+    '--methods',
+    default='',
+    help='rows or families of them, such as fedms,local,prompts; -fedms leaves '
+    'one out (empty: all)',
   )
   options.set_defaults(reference='fedms')
   return options
@@ -92,7 +137,7 @@ def main(argv: Sequence[str], runner=None) -> int:
   options = parser().parse_args(own)
   base = [*(search_and_seeds.QUICK if options.quick else []), *flags]
   config = command.check(base)
-  known = entries()
+  known = entries(config)
   default = QUICK if options.quick else tuple(known)
   rows = search_and_seeds.chosen(options.methods, known, 'methods', default)
   title = f'Methods on {config.data.source}'

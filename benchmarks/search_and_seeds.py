@@ -5,147 +5,15 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from benchmarks import contest, shared_runs, tuning
 from benchmarks.contest import Contest, Entry, Flags, Job
+from benchmarks.rules import Rules, chosen, parser, rules
 from fedms_jax.cluster.signals import EXIT_SAVED
-from fedms_jax.launch import command, grid
 from fedms_jax.persistence.workdir import Workdir
-from fedms_jax.report import statistics
 
+__all__ = ['QUICK', 'Championship', 'Rules', 'chosen', 'parser', 'rules', 'run']
 QUICK = ['--flagfile=launch/presets/smoke.flags']
-
-
-class Rules(NamedTuple):
-  """How all rows of a benchmark are run. seeds, search: as text; share: part
-  of the rounds that a try of the search has. reference: label of a row."""
-
-  seeds: list[str]
-  search: list[str]
-  share: float
-  budget: str
-  reference: str
-
-  def lasting(self) -> dict:
-    """What must stay the same when a benchmark goes on; seeds may be added,
-    unless the first one has settled something."""
-    found = {'search': self.search, 'budget': self.budget}
-    if self.search:
-      found['search_share'] = self.share
-    if self.budget == 'bytes':
-      found['reference'] = self.reference
-    if self.search or self.budget == 'bytes':
-      found['first seed'] = self.seeds[0]
-    return found
-
-  def words(self) -> list[str]:
-    """What a reader of the report has to know."""
-    lines = [
-      'All rows of a seed have the same data, partition, cohorts and '
-      'pre-trained model, and the same evaluation.',
-      'Each row has as many rounds as stage 1 and stage 2 have together.'
-      if self.budget == 'passes'
-      else 'Each row has as many rounds as it takes to send and receive the '
-      f'bytes of {self.reference} on the first seed, within '
-      f'{100 * tuning.CLOSE:g} % where that is possible.',
-    ]
-    if self.search:
-      lines.append(
-        f'Learning rates {", ".join(self.search)} were tried on seed '
-        f'{self.seeds[0]} in runs of {100 * self.share:g} % of the rounds. '
-        'The rate of the personal part keeps its ratio to it; rates of gates '
-        'and of methods alone are not searched.'
-      )
-    return lines
-
-
-def parser(
-  module: str, description: str, search: str = ''
-) -> argparse.ArgumentParser:
-  """The options that these benchmarks have in common. search: the learning
-  rates that are tried if nobody says which."""
-  options = command.parser(f'benchmarks.{module}', description)
-  add = options.add_argument
-  add(
-    '--out',
-    default=f'runs/{module}',
-    help='folder of the results; with the same one, a benchmark goes on',
-  )
-  add('--seeds', default='', help='0,1,7 (empty: 0..2, quick: 0..1)')
-  proposed = f'; auto: {search}, and none with --quick' if search else ''
-  options.set_defaults(proposed=search)
-  add(
-    '--search',
-    default='auto' if search else '',
-    help='learning rates to try on validation rows of the first seed, such as '
-    f'3e-4,1e-3,3e-3; empty: none{proposed}',
-  )
-  add(
-    '--search_share',
-    type=float,
-    default=0.3,
-    help='part of the rounds that a try of a learning rate has',
-  )
-  add(
-    '--budget',
-    default='passes',
-    choices=('passes', 'bytes'),
-    help='what is equal for all rows: passes over the data, that is rounds; '
-    'or bytes sent and received, those of the reference',
-  )
-  add('--reference', default='', help='row that costs are relative to')
-  add(
-    '--quick',
-    action='store_true',
-    help='few rows, small model, few rounds: its numbers mean nothing',
-  )
-  return options
-
-
-def rules(options: argparse.Namespace) -> Rules:
-  """The rules of the options.
-
-  Raises:
-    ValueError: they make no sense.
-  """
-  text = options.search
-  if text == 'auto':
-    text = '' if options.quick else options.proposed
-  search = [rate.strip() for rate in text.split(',') if rate.strip()]
-  for rate in search:
-    try:
-      positive = float(rate) > 0
-    except ValueError:
-      positive = False
-    if not positive:
-      raise ValueError(
-        f'--search={options.search} has {rate!r}, which is no learning rate; '
-        'write --search=3e-4,1e-3.'
-      )
-  if not 0 < options.search_share <= 1:
-    raise ValueError(
-      f'--search_share={options.search_share} is not allowed; allowed: above '
-      '0 to 1.'
-    )
-  seeds = options.seeds or ('0..1' if options.quick else '0..2')
-  seeds = grid.axis(f'seed={seeds}')[1]
-  return Rules(
-    seeds, search, options.search_share, options.budget, options.reference
-  )
-
-
-def chosen(
-  names: str, known: dict[str, Entry], flag: str, default: Sequence[str]
-) -> list[Entry]:
-  """The entries that a flag names, in its order; empty: the default."""
-  wanted = [n.strip() for n in names.split(',') if n.strip()] or list(default)
-  for name in wanted:
-    if name not in known:
-      raise ValueError(
-        f'--{flag} has {name!r}, which is none. Allowed: {", ".join(known)}.'
-      )
-  return [known[name] for name in dict.fromkeys(wanted)]
 
 
 def run(
@@ -168,12 +36,14 @@ def run(
       f'--reference={told.reference} is no row of it; rows: '
       f'{", ".join(labels)}.'
     )
-  if told.budget == 'bytes' and not told.reference:
-    raise ValueError('--budget=bytes needs --reference=<row>.')
+  if told.budget != 'passes' and not told.reference:
+    raise ValueError(f'--budget={told.budget} needs --reference=<row>.')
+  tries = _searched(options.searched) or root
   if runner is None:
-    shared = shared_runs.SharedRuns(root / 'pretrained')
+    shared = shared_runs.SharedRuns(tries / 'pretrained')
     runner = contest.in_process(shared)
-  game = Contest(root, base, runner, after)
+  game = Contest(root, base, runner, after, tries)
+  contest.agree(tries, {'flags': list(base)} | told.tried())
   for entry in entries:
     game.config(Job(entry.label, 'check', entry.flags))
   contest.settle(root, base, told.lasting())
@@ -190,6 +60,19 @@ def run(
   return 1 if game.crashed else 0
 
 
+def _searched(folder: str) -> pathlib.Path | None:
+  """The folder whose search is shared, if any."""
+  if not folder:
+    return None
+  path = pathlib.Path(folder).absolute()
+  if not (path / contest.RULES).exists():
+    raise ValueError(
+      f'--searched={folder} holds no benchmark: it has no {contest.RULES}. '
+      'Give the --out of one, or leave it out.'
+    )
+  return path
+
+
 class Championship:
   """The rows of a benchmark under its rules."""
 
@@ -202,11 +85,13 @@ class Championship:
     self._title = title
     self._points: list[Job] = []
     self._search: dict[str, dict[str, float | None]] = {}
+    self._tried: dict[str, list[Job]] = {}  # runs of a search, by row
 
   def play(self) -> None:
     """All runs that are not finished yet."""
     first, *others = self._rules.seeds
     tries = {e.label: self._tries(e) for e in self._entries}
+    self._tried = {label: list(jobs) for label, jobs in tries.items()}
     self._game.planned = [job for jobs in tries.values() for job in jobs]
     self._game.planned += [
       self._job(entry, seed, {})
@@ -226,23 +111,30 @@ class Championship:
       'title': self._title,
       'reference': self._rules.reference,
       'search': self._search,
+      'search_costs': tuning.search_costs(self._game, self._tried),
       'notes': {entry.label: entry.note for entry in self._entries},
+      'groups': {e.label: e.group for e in self._entries if e.group},
       'rules': self._rules.words() + self._words(),
     }
     self._game.write(self._points, told)
 
   def _words(self) -> list[str]:
     """What of the search is not the same for all rows."""
-    further = [
-      f'--{e.axis.flag} of {e.label} ({", ".join(e.axis.values)})'
-      for e in self._entries
-      if e.axis
-    ]
-    if not (further and self._rules.search):
+    if not self._rules.search:
       return []
-    return [
-      f'At the best of these rates, in the same way: {"; ".join(further)}.'
-    ]
+
+    def listed(alone: bool) -> str:
+      return '; '.join(
+        f'--{e.axis.flag} of {e.label} ({", ".join(e.axis.values)})'
+        for e in self._entries
+        if e.axis and e.alone == alone
+      )
+
+    told = {
+      'At the best of these rates, in the same way': listed(False),
+      'In place of these rates, in the same way': listed(True),
+    }
+    return [f'{how}: {what}.' for how, what in told.items() if what]
 
   def _tries(self, entry: Entry) -> list[Job]:
     return tuning.tries(
@@ -250,27 +142,34 @@ class Championship:
       entry,
       self._rules.search,
       self._rules.share,
-      self._rules.seeds[0],
+      self._rules.seed,
     )
 
   def _rate(self, entry: Entry, tries: Sequence[Job]) -> Flags:
     """The flags of the learning rate that is best for a row."""
     if not tries:
       return {}
-    scores = tuning.search(self._game, tries, self._rules.search)
-    self._search[entry.label] = scores
+    alone = entry.axis if entry.alone else None
+    values = alone.values if alone else self._rules.search
+    scores = tuning.search(self._game, tries, values)
+    title = f'{entry.label}: {alone.flag}' if alone else entry.label
+    self._search[title] = scores
     found = tuning.best(scores)
     if found is None:
       return {}
+    if alone:
+      return {alone.flag: found}
     config = self._game.config(self._job(entry, self._rules.seeds[0], {}))
     return tuning.rates(config, found) | self._further(entry, found)
 
   def _further(self, entry: Entry, rate: str) -> Flags:
     """The value that is best along the row's own axis, at its best rate."""
-    if entry.axis is None:
+    if entry.axis is None or entry.alone:
       return {}
     told, (flag, values) = self._rules, entry.axis
-    jobs = tuning.further(self._game, entry, rate, told.share, told.seeds[0])
+    jobs = tuning.further(self._game, entry, rate, told.share, told.seed)
+    new = [job for job in jobs if job not in self._tried[entry.label]]
+    self._tried[entry.label] += new
     scores = tuning.search(self._game, jobs, values)
     self._search[f'{entry.label}: {flag}'] = scores
     best = tuning.best(scores)
@@ -283,23 +182,37 @@ class Championship:
   def _first_seed(self, jobs: Sequence[Job]) -> list[Job]:
     """Runs the first seed; the jobs that it settled on."""
     told, budget, done = self._rules, None, []
-    if told.budget == 'bytes':
+    if told.budget != 'passes':
       jobs = sorted(jobs, key=lambda job: job.label != told.reference)
-      found = self._game.do(jobs[0])
-      if found is None:
-        raise ValueError(
-          f'{told.reference}, the reference of the budget, has no result: '
-          f'{self._game.missing[told.reference]}.'
-        )
-      budget = statistics.volume(found)
+      budget = self._budget(jobs[0])
+    once = {entry.label for entry in self._entries if entry.once}
     for job in jobs:
-      settled = tuning.matched(self._game, job, budget)
+      settled = self._settled(job, None if job.label in once else budget)
       folder = self._game.root / settled.folder
       if Workdir(folder, True, None).result() is not None:
         done.append(settled)
         self._points.append(settled)
     self.write()
     return done
+
+  def _budget(self, job: Job) -> tuning.Budget:
+    """What the reference spends."""
+    found, told = self._game.do(job), self._rules
+    if found is None:
+      raise ValueError(
+        f'{told.reference}, the reference of the budget, has no result: '
+        f'{self._game.missing[told.reference]}.'
+      )
+    spent = tuning.COSTS[told.budget]
+    return tuning.Budget(spent(found), spent, told.most)
+
+  def _settled(self, job: Job, budget: tuning.Budget | None) -> Job:
+    """The job with the rounds that the budget gives it."""
+    if budget is None or job.label == self._rules.reference:
+      return tuning.matched(self._game, job, None)
+    tried = self._tried[job.label]
+    factor = tuning.first_factor(self._game, job, tried, budget)
+    return tuning.matched(self._game, job, budget, factor)
 
   def _seed(self, jobs: Sequence[Job]) -> None:
     for job in jobs:

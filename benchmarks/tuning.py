@@ -1,26 +1,47 @@
 """What makes a comparison fair: one search for all, and one budget for all.
 
-The learning rate of every row is searched on validation rows of the first
-seed, in shortened runs; a row with an axis of its own, such as the rate of its
-server optimizer, is then searched along it, at the best learning rate. With a
-budget of bytes, a row gets as many rounds as
-it takes to send and receive what the reference row does.
+The learning rate of every row is searched on validation rows of one seed, in
+shortened runs; a row with an axis of its own, such as the rate of its server
+optimizer, is then searched along it, at the best learning rate, or along it
+alone, if it has no learning rate. With a budget of bytes or of client FLOPs, a
+row gets as many rounds as it takes to spend what the reference row does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.contest import Contest, Entry, Flags, Job
+from benchmarks.contest import SEARCH, Contest, Entry, Flags, Job
+from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import runs, statistics
 from fedms_jax.shell.config import Config
 
 CLOSE = 0.05  # of the budget; a row is run again while it is further away
 _TRIES = 4
-_MOST = 8.0  # times the rounds, at most, and the least is one over it
+
+
+def _client_flops(run: runs.Run) -> float:
+  return run.summary['total']['client_flops']
+
+
+# What a row may spend as much of as the reference does.
+COSTS: dict[str, Callable[[runs.Run], float]] = {
+  'bytes': statistics.volume,
+  'flops': _client_flops,
+}
+
+
+class Budget(NamedTuple):
+  """What rows may spend. amount: of `spent`. most: times the rounds that a row
+  has at most, and one over it at least."""
+
+  amount: float
+  spent: Callable[[runs.Run], float]
+  most: float
 
 
 def rates(config: Config, rate: str) -> Flags:
@@ -57,8 +78,16 @@ def validation(run: runs.Run) -> float | None:
 def tries(
   contest: Contest, entry: Entry, values: Sequence[str], share: float, seed: str
 ) -> list[Job]:
-  """The shortened runs of a row, one for each rate."""
-  return [_attempt(contest, entry, share, seed, value, {}) for value in values]
+  """The shortened runs of a row, one for each rate, or for each value of the
+  axis that stands for it; none without rates to try."""
+  if not (values and entry.alone):
+    return [
+      _attempt(contest, entry, share, seed, value, {}) for value in values
+    ]
+  flag, others = entry.axis or ('', ())
+  return [
+    _attempt(contest, entry, share, seed, '', {flag: value}) for value in others
+  ]
 
 
 def further(
@@ -66,7 +95,7 @@ def further(
 ) -> list[Job]:
   """The shortened runs along the axis of a row, at a rate that `tries` had;
   the run of the row's own value is that of `tries`."""
-  if entry.axis is None:
+  if entry.axis is None or entry.alone:
     return []
   flag, values = entry.axis
   own = entry.flags[flag]
@@ -81,17 +110,18 @@ def further(
 def _attempt(
   contest: Contest, entry: Entry, share: float, seed: str, rate: str, more
 ) -> Job:
-  """A shortened run of a row at a rate, and with `more` flags."""
+  """A shortened run of a row at a rate, if any, and with `more` flags."""
   # Rates are compared by the validation score of each round.
   flags = entry.flags | more | {'seed': seed, 'eval.validate_every': '1'}
   config = contest.config(Job(entry.label, 'search', flags))
-  parts = {'rate': rate} | more
+  parts = ({'rate': rate} if rate else {}) | more
   named = ''.join(f',{key}={value}' for key, value in parts.items())
+  short = {} if entry.once else lasting(config, share)
   return Job(
     entry.label,
-    f'search/{name(entry.label)}{named}',
-    flags | lasting(config, share) | rates(config, rate),
-    share,
+    f'{SEARCH}{name(entry.label)}{named}',
+    flags | short | (rates(config, rate) if rate else {}),
+    1.0 if entry.once else share,
   )
 
 
@@ -114,31 +144,70 @@ def best(scores: dict[str, float | None]) -> str | None:
   return max(known)[2] if known else None
 
 
-def matched(contest: Contest, job: Job, budget: float | None) -> Job:
-  """The job with as many rounds as spend the budget of bytes, or nearly.
+def search_costs(
+  contest: Contest, tried: Mapping[str, Sequence[Job]]
+) -> dict[str, dict[str, float]]:
+  """What the runs of a search have spent, by row and kind of cost."""
+  kinds = COSTS | {'seconds': lambda run: run.summary['run_seconds']}
+  found = {}
+  for label, jobs in tried.items():
+    places = [Workdir(contest.place(job), True, None) for job in jobs]
+    done = [runs.read(x.root) for x in places if x.result() is not None]
+    if done:
+      found[label] = {k: sum(map(get, done)) for k, get in kinds.items()}
+  return found
 
-  It is found by running: what a round sends may follow from scores. Without a
-  budget, or if the row sends nothing, it is the job as it is.
+
+def first_factor(
+  contest: Contest, job: Job, tried: Sequence[Job], budget: Budget
+) -> float:
+  """How many times its rounds a row needs for a budget, by what a round of its
+  search costs; 1 if there was none."""
+  for one in tried:
+    folder = Workdir(contest.place(one), True, None)
+    if folder.result() is None:
+      continue
+    spent = budget.spent(runs.read(folder.root))
+    rounds = _rounds(contest.config(job)) / _rounds(contest.config(one))
+    return _within(budget, budget.amount / (spent * rounds)) if spent else 1.0
+  return 1.0
+
+
+def matched(
+  contest: Contest, job: Job, budget: Budget | None, factor: float = 1.0
+) -> Job:
+  """The job with as many rounds as spend the budget, or nearly.
+
+  It is found by running, first with `factor` times the rounds: what a round
+  costs may follow from scores. Without a budget, or if the row spends nothing,
+  or the same in any number of rounds, it is the job as it is.
   """
-  factor, closest = 1.0, job
-  distance = math.inf
-  for attempt in range(_TRIES):
+  closest, distance, spent = job, math.inf, None
+  for _ in range(_TRIES):
     flags = job.flags | lasting(contest.config(job), factor)
-    folder = job.folder if attempt == 0 else f'{job.folder},x{factor:.3f}'
+    folder = job.folder if factor == 1.0 else f'{job.folder},x{factor:.3f}'
     tried = job._replace(folder=folder, flags=flags, weight=factor)
-    found = contest.do(tried)
-    spent = found and statistics.volume(found)
-    if not (budget and spent):
+    found, before = contest.do(tried), spent
+    spent = found and budget and budget.spent(found)
+    if budget is None or not spent or spent == before:
       return closest
-    if abs(spent / budget - 1) < distance:
-      distance, closest = abs(spent / budget - 1), tried
-    new = min(max(factor * budget / spent, 1 / _MOST), _MOST)
+    if abs(spent / budget.amount - 1) < distance:
+      distance, closest = abs(spent / budget.amount - 1), tried
+    new = _within(budget, factor * budget.amount / spent)
     if distance <= CLOSE or lasting(contest.config(job), new) == lasting(
       contest.config(job), factor
     ):
       break
     factor = new
   return closest
+
+
+def _within(budget: Budget, factor: float) -> float:
+  return min(max(factor, 1 / budget.most), budget.most)
+
+
+def _rounds(config: Config) -> int:
+  return config.algorithm.stage1_rounds + config.algorithm.stage2_rounds
 
 
 def name(label: str) -> str:

@@ -99,7 +99,7 @@ def test_every_method_and_ablation_has_flags_of_its_own():
 
 
 def test_an_axis_holds_what_its_row_has():
-  rows = [e for e in methods.entries().values() if e.axis]
+  rows = [e for e in methods.entries().values() if e.axis and not e.alone]
   assert len(rows) == 4
   for entry in rows:
     assert entry.flags[entry.axis.flag] in entry.axis.values
@@ -107,6 +107,43 @@ def test_an_axis_holds_what_its_row_has():
       words = [f'--{k}={v}' for k, v in entry.flags.items()]
       found = flags.parse(['fedms', *words, f'--{entry.axis.flag}={value}'])
       config.validate(found)
+
+
+def test_rows_without_a_rate_are_those_that_refuse_one_or_ask_once():
+  rows = {k: e for k, e in methods.entries().items() if e.alone}
+  assert {'fedkseed', 'bbt', 'fedbpt', 'blackvip', 'ncm', 'fgl'} <= set(rows)
+  for entry in rows.values():
+    for value in entry.axis.values if entry.axis else ():
+      words = [f'--{k}={v}' for k, v in entry.flags.items()]
+      config.validate(
+        flags.parse(['fedms', *words, f'--{entry.axis.flag}={value}'])
+      )
+    assert entry.axis or entry.once
+
+
+def test_every_row_is_of_a_family_and_families_are_chosen():
+  known = methods.entries()
+  assert all(entry.group for entry in known.values())
+  found = search_and_seeds.chosen('split,ncm,-fedvz', known, 'methods', [])
+  assert [entry.label for entry in found] == ['fedv', 'ncm']
+  rest = search_and_seeds.chosen('-prompts', known, 'methods', list(known))
+  gone = set(known) - {entry.label for entry in rest}
+  assert gone == {x for x in known if known[x].group == 'prompts'}
+  assert len(gone) == 8
+  with pytest.raises(ValueError, match='all of .*black_box'):
+    search_and_seeds.chosen('-nobody', known, 'methods', [])
+
+
+def test_fgl_is_asked_once_or_followed_by_fedavg():
+  words = (
+    '--partition.num_clients=7 --cohort.size=5 --algorithm.stage1_rounds=4'
+  ).split()
+  found = methods.entries(flags.parse(['fedms', *words]))
+  once, several = found['fgl'].flags, found['fgl/fedavg'].flags
+  a = 'algorithm.stage'
+  assert (once[f'{a}1_rounds'], once[f'{a}2_rounds']) == ('1', '0')
+  assert once['cohort.size'] == '7' and 'cohort.size' not in several
+  assert (several[f'{a}1_rounds'], several[f'{a}2_rounds']) == ('1', '23')
 
 
 def test_rows_are_chosen_by_name():

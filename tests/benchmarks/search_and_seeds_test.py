@@ -152,7 +152,7 @@ def test_more_seeds_and_rows_are_added(tmp_path):
   play(tmp_path / 'searched', '--seeds=0', '--search=1e-3')
   _, stub = play(tmp_path / 'searched', '--seeds=0..1', '--search=1e-3')
   assert stub.done == ['a,seed=1', 'b,seed=1']
-  with pytest.raises(ValueError, match='other first seed'):
+  with pytest.raises(ValueError, match='other search_seed'):
     play(tmp_path / 'searched', '--seeds=1', '--search=1e-3')
 
 
@@ -171,6 +171,19 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed(tmp_path):
     assert ratio == pytest.approx(1e-3 / 3e-3, rel=1e-4)
     assert found['algorithm.stage1_rounds'] == '30'
   assert 'Learning rates' in (tmp_path / 'report.html').read_text()
+
+
+def test_a_search_may_have_a_seed_of_its_own(tmp_path):
+  words = '--seeds=3,4', '--search=1e-2,1e-3', '--search_seed=9'
+  play(tmp_path, *words)
+  assert runs.read(tmp_path / 'search' / 'a,rate=1e-3').seed == 9
+  assert [run.seed for run in runs.comparison(tmp_path).rows[0].runs] == [3, 4]
+  assert 'tried on seed 9' in (tmp_path / 'report.html').read_text()
+  # Seeds of the report may then be others.
+  _, stub = play(tmp_path, '--seeds=5', *words[1:])
+  assert stub.done == ['a,seed=5', 'b,seed=5']
+  with pytest.raises(ValueError, match='search_seed=1,2 are 2'):
+    play(tmp_path, '--seeds=3', '--search=1', '--search_seed=1,2')
 
 
 SERVED = Entry(
@@ -257,9 +270,86 @@ def test_equal_bytes_are_reached_by_more_rounds(tmp_path):
   assert statistics.volume(rows['b'].runs[1]) == pytest.approx(10_000, rel=0.05)
 
 
+def test_equal_flops_are_found_from_what_the_search_has_spent(tmp_path):
+  words = '--seeds=0..1', '--search=1e-3,1e-2', '--reference=a'
+  code, stub = play(tmp_path, *words, '--budget=flops', '--most=3')
+  assert code == 0
+  # Rounds are known before the first run, so that there is one a seed.
+  assert [n for n in stub.done if 'rate' not in n] == [
+    'a,seed=0', 'b,seed=0,x3.000', 'a,seed=1', 'b,seed=1,x3.000'
+  ]  # fmt: skip
+  rows = {row.label: row for row in runs.comparison(tmp_path).rows}
+  spent = {
+    label: [run.summary['total']['client_flops'] for run in row.runs]
+    for label, row in rows.items()
+  }
+  assert spent['b'] == pytest.approx([0.9 * x for x in spent['a']])
+  assert '3 times those of' in (tmp_path / 'report.html').read_text()
+  _, stub = play(tmp_path / 'more', *words, '--budget=flops')
+  assert 'b,seed=0,x3.333' in stub.done
+
+
+def test_a_search_is_shared_by_two_benchmarks(tmp_path):
+  words = '--seeds=0', '--search=1e-3,1e-2', '--reference=a'
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  play(first, *words, entries=ENTRIES[:1])
+  shared = '--budget=bytes', f'--searched={first}'
+  _, stub = play(second, *words, *shared)
+  tried = [name for name in stub.done if 'rate' in name]
+  assert tried == ['b,rate=1e-3', 'b,rate=1e-2']
+  assert (first / 'search' / 'b,rate=1e-2').exists()
+  assert not (second / 'search').exists()
+  found = runs.read(second / 'runs' / 'a,seed=0').flags
+  assert found['client.learning_rate'] == '0.001'
+  assert set(runs.comparison(second).search) == {'a', 'b'}
+  other = '--seeds=0', '--search=1e-4', '--reference=a', *shared
+  with pytest.raises(ValueError, match='other search'):
+    play(tmp_path / 'third', *other)
+  with pytest.raises(ValueError, match='holds no benchmark'):
+    play(tmp_path / 'third', *words, f'--searched={tmp_path}/none')
+
+
+def test_what_a_search_has_spent_is_told(tmp_path):
+  play(tmp_path, '--seeds=0', '--search=1e-3,1e-2', '--search_share=0.5')
+  record = json.loads((tmp_path / 'sweep.json').read_text())
+  costs = record['benchmark']['search_costs']
+  assert costs['a'] == {'bytes': 2 * 2 * 25 * 100.0, 'flops': 5e5,
+                        'seconds': 50.0}  # fmt: skip
+  assert runs.comparison(tmp_path).search_costs == costs
+
+
+def test_a_row_without_rates_is_searched_along_its_axis_alone(tmp_path):
+  once = Entry('d', ENTRIES[0].flags, alone=True, once=True)
+  alone = SERVED._replace(label='e', alone=True)
+  words = '--seeds=0', '--search=1e-2,1e-3', '--budget=bytes', '--reference=a'
+  _, stub = play(tmp_path, *words, entries=[*ENTRIES[:1], once, alone])
+  tried = [n for n in stub.done if n[0] in 'de' and 'seed' not in n]
+  axis = 'e,server.learning_rate='
+  assert tried == [f'{axis}3e-3', f'{axis}1e-2', f'{axis}3e-2']
+  found = runs.read(tmp_path / 'runs' / 'e,seed=0').flags
+  assert found['server.learning_rate'] == '0.03'
+  assert found['client.learning_rate'] == '0.003'  # the default
+  page = (tmp_path / 'report.html').read_text()
+  assert 'In place of these rates' in page
+
+
+def test_what_is_asked_once_is_not_stretched(tmp_path):
+  once = Entry('b', ENTRIES[1].flags, once=True)
+  words = '--seeds=0', '--search=1e-3', '--budget=bytes', '--reference=a'
+  _, stub = play(tmp_path, *words, entries=[ENTRIES[0], once])
+  assert stub.done[-1] == 'b,seed=0'
+  rounds = {
+    runs.read(tmp_path / name).flags['algorithm.stage1_rounds']
+    for name in ('search/b,rate=1e-3', 'runs/b,seed=0')
+  }
+  assert rounds == {'30'}
+
+
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
+    (['--most=1'], 'most=1'),
+    (['--budget=flops', '--reference='], 'budget=flops needs --reference'),
     (['--search=1e-3,x'], "'x', which is no learning rate"),
     (['--search=0'], 'no learning rate'),
     (['--search_share=0'], 'search_share=0'),

@@ -23,18 +23,23 @@ from fedms_jax.shell.catalog import (
 from fedms_jax.shell.catalog.entry import Method
 from fedms_jax.shell.fields import Growing, section
 
+FAMILIES: dict[str, dict[str, Method]] = {
+  'mixture': mixture.METHODS,
+  'lora': lora.METHODS,
+  'general': general.METHODS,
+  'personal': personal.METHODS,
+  'prompts': prompts.METHODS,
+  'elastic': elastic.METHODS,
+  'split': split.METHODS,
+  'transfer': transfer.METHODS,
+  'pretraining': pretraining.METHODS,
+  'analytic': analytic.METHODS,
+  'black_box': black_box.METHODS,
+}
 METHODS: dict[str, Method] = {
-  **mixture.METHODS,
-  **lora.METHODS,
-  **general.METHODS,
-  **personal.METHODS,
-  **prompts.METHODS,
-  **elastic.METHODS,
-  **split.METHODS,
-  **transfer.METHODS,
-  **pretraining.METHODS,
-  **analytic.METHODS,
-  **black_box.METHODS,
+  name: method
+  for methods in FAMILIES.values()
+  for name, method in methods.items()
 }
 
 PLUGINS: dict[str, Method] = {}  # of plugins, as they are found
@@ -70,6 +75,11 @@ def find(name: str) -> Method:
       f'Algorithms: {", ".join(METHODS)}{plugins.said("algorithms")}.'
     )
   return METHODS.get(name) or PLUGINS[name]
+
+
+def families() -> dict[str, str]:
+  """The family of each method."""
+  return {n: family for family, methods in FAMILIES.items() for n in methods}
 
 
 def known(name: str) -> bool:
