@@ -11,69 +11,74 @@ from fedms_jax.report import svg
 from fedms_jax.report.statistics import front
 
 WIDTH = 360.0  # of a chart on a phone; its text is 11 px there
+CROWD = 24  # rows, more of which are not all numbered or drawn one by one
 _SMALL = 172.0  # two in a row on a phone
 
 
 class Point(NamedTuple):
   """A row among costs. number: its place in the table. spread: standard
-  deviation of y over seeds, or None."""
+  deviation of y over seeds, or None. group: number of its family, if any."""
 
   number: int
   label: str
   x: float
   y: float
   spread: float | None = None
+  group: int | None = None
 
 
 def costs(points: Sequence[Point], title: str, show_x: svg.Format) -> str:
-  """Score in % against a cost, with the Pareto front."""
+  """Score in % against a cost, with the Pareto front. Of a crowd of points
+  those of the front have a number."""
   found = front([(p.x, p.y) for p in points])
-  log = min(p.x for p in points) > 0 and (
-    max(p.x for p in points) > 8 * min(p.x for p in points)
-  )
-  x = svg.Scale(
-    *svg.around([p.x for p in points], log, floor=0), 40.0, WIDTH - 12, log
-  )
+  at, log = _spread(points)
+  x = svg.Scale(*svg.around(at, log, floor=0), 40.0, WIDTH - 12, log)
   ends = [p.y + s * (p.spread or 0) for p in points for s in (-1, 1)]
   y = svg.Scale(*svg.around(ends, roof=100), 222.0, 14.0)
+  places = [(x(a), y(p.y)) for a, p in zip(at, points, strict=True)]
   stairs = []
   for i in found:
     if stairs:
-      stairs.append((x(points[i].x), stairs[-1][1]))
-    stairs.append((x(points[i].x), y(points[i].y)))
+      stairs.append((places[i][0], stairs[-1][1]))
+    stairs.append(places[i])
+  nothing = log and min(p.x for p in points) <= 0
+  label = f'{title}; 0 is at the left edge' if nothing else title
   parts = [
     svg.axes(x, y, show_x, '{:g}'.format),
     svg.line(stairs, 'front'),
-    svg.words(WIDTH - 12, 256, title, 'label', 'end'),
+    svg.words(WIDTH - 12, 256, label, 'label', 'end'),
   ]
-  places = [(x(p.x), y(p.y)) for p in points]
   taken = list(places)
   for i, p in enumerate(points):
-    at = places[i]
-    name = html.escape(f'{p.number}. {p.label}: {show_x(p.x)}, {p.y:.1f} %')
-    whisker = ''
-    if p.spread:
-      whisker = svg.tag(
-        'line', x1=at[0], x2=at[0], y1=y(p.y - p.spread), y2=y(p.y + p.spread),
-        class_='whisker',
-      )  # fmt: skip
-    parts.append(
-      svg.tag(
-        'g',
-        whisker,
-        svg.tag('title', name),
-        svg.tag(
-          'circle',
-          cx=at[0],
-          cy=at[1],
-          r=4.5,
-          class_='point best' if i in found else 'point',
-        ),
-        class_='mark',
-      )  # fmt: skip
-    )
-    parts.append(_number(str(p.number), i, places, taken, x, y))
+    name = f'{p.number}. {p.label}: {show_x(p.x)}, {p.y:.1f} %'
+    drawn = _mark(p, places[i], name, y, i in found)
+    if len(points) <= CROWD or i in found:
+      drawn += _number(str(p.number), i, places, taken, x, y)
+    parts.append(svg.tag('g', drawn, data_group=p.group))
   return svg.picture(WIDTH, 262, f'score in % against {title}', *parts)
+
+
+def _spread(points: Sequence[Point]) -> tuple[list[float], bool]:
+  """(costs as they are drawn, whether on a logarithmic scale): there, what
+  costs nothing lies below the least that costs anything."""
+  some = [p.x for p in points if p.x > 0]
+  if not some or max(some) <= 8 * min(some):
+    return [p.x for p in points], False
+  return [p.x if p.x > 0 else min(some) / 3 for p in points], True
+
+
+def _mark(p: Point, at, name: str, y: svg.Scale, best: bool) -> str:
+  """A point, with its spread."""
+  whisker = ''
+  if p.spread:
+    whisker = svg.tag(
+      'line', x1=at[0], x2=at[0], y1=y(p.y - p.spread), y2=y(p.y + p.spread),
+      class_='whisker',
+    )  # fmt: skip
+  kind = 'point best' if best else 'point'
+  circle = svg.tag('circle', cx=at[0], cy=at[1], r=4.5, class_=kind)
+  title = svg.tag('title', html.escape(name))
+  return svg.tag('g', whisker, title, circle, class_='mark')
 
 
 # Where a number may stand: first where no line of the front leads.

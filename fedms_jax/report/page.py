@@ -11,12 +11,12 @@ from fedms_jax.persistence.files import write_atomic
 from fedms_jax.report import style
 
 
-def document(title: str, *parts: str) -> str:
-  """A whole page, which needs nothing but itself."""
+def document(title: str, *parts: str, css: str = '') -> str:
+  """A whole page, which needs nothing but itself. css: of this page alone."""
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{html.escape(title)}</title>\n<style>{style.CSS}</style>\n'
+    f'<title>{html.escape(title)}</title>\n<style>{style.CSS}{css}</style>\n'
     '</head>\n<body>\n<main>\n'
     f'<h1>{html.escape(title)}</h1>\n'
     + '\n'.join(parts)
@@ -63,13 +63,19 @@ def charts(figures: Sequence[str], kind: str = 'charts') -> str:
   return f'<div class="{kind}">{"".join(figures)}</div>' if figures else ''
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str) -> str:
-  """A table of cells, which are HTML. The first column stays in sight."""
+def table(
+  head: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  name: str,
+  marks: Sequence[str] = (),
+) -> str:
+  """A table of cells, which are HTML. The first column stays in sight. marks:
+  attributes of the rows, if any."""
   top = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
   body = '\n'.join(
-    '<tr>' + ''.join(cell if cell[:3] == '<td' else f'<td>{cell}</td>'
-                     for cell in row) + '</tr>'
-    for row in rows
+    f'<tr{mark}>' + ''.join(cell if cell[:3] == '<td' else f'<td>{cell}</td>'
+                            for cell in row) + '</tr>'
+    for row, mark in zip(rows, marks or [''] * len(rows), strict=True)
   )  # fmt: skip
   return (
     f'<div class="scroll" tabindex="0"><table id="{html.escape(name)}">'

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fedms_jax.report import page, statistics, views
-from fedms_jax.report.runs import Row, Run
+from fedms_jax.report import families, page, statistics, views
+from fedms_jax.report.runs import Comparison, Row, Run
 from fedms_jax.report.statistics import LEVEL, Verdict
 
+FRONT, SEARCHED = 'front', 'search: client FLOPs'
 # What a row costs, and how it is written.
 Cost = tuple[Callable[[Run], float], Callable[[float], str]]
 COSTS: dict[str, Cost] = {
@@ -73,25 +74,60 @@ def _mean(values: Sequence[float | None]) -> str:
   return '∞' if found is None else f'{found.mean:.3g}'
 
 
-def section(rows: Sequence[Row], reference: str, score: str) -> str:
-  """The table of rows, the best first. reference: label of the row that costs
-  are relative to. score: what it is called."""
+def section(rows: Sequence[Row], compared: Comparison, score: str) -> str:
+  """The table of rows, the best first. compared: what they are of. score: what
+  it is called."""
   split = columns(rows)
   ahead = ['', 'own test: mean', 'worst decile', 'pooled test',
            'unseen clients', *split.values()]  # fmt: skip
-  promised = promises(rows)
-  behind = [*promised, 'active blocks', *BEHIND]
-  base = next((r for r in rows if r.label == reference), None)
+  base = next((r for r in rows if r.label == compared.reference), None)
   verdicts = [statistics.verdict(rows[0], row) for row in rows]
+  more = further(rows, compared)
+  behind = [*more, 'active blocks', *BEHIND]
   body = [
-    _cells(i, row, rows[0], verdicts[i], base, split, promised)
+    _cells(i, row, rows[0], verdicts[i], base, split, more)
     for i, row in enumerate(rows)
   ]
   return page.section(
     f'{score.capitalize()} in %, and what it costs',
-    page.table([*ahead, *behind], body, 'comparison'),
-    page.paragraph(_legend(verdicts, base), 'quiet'),
+    families.filters(rows),
+    page.table([*ahead, *behind], body, 'comparison', families.marks(rows)),
+    page.paragraph(_legend(verdicts, base) + _told(more), 'quiet'),
   )
+
+
+def further(rows: Sequence[Row], compared: Comparison) -> dict[str, list[str]]:
+  """Columns of a comparison by families, of one that has searched, and on
+  privacy: a cell for each row, by title."""
+  found: dict[str, list[str]] = {}
+  if families.families(rows):
+    best = families.front(rows)
+    found['family'] = [row.group for row in rows]
+    found[FRONT] = ['●' if row.label in best else '' for row in rows]
+  if compared.search_costs:
+    found[SEARCHED] = [_searched(compared, row) for row in rows]
+  return found | promises(rows)
+
+
+def _searched(compared: Comparison, row: Row) -> str:
+  spent = compared.search_costs.get(row.label)
+  return views.flops(spent['flops']) if spent else '–'
+
+
+def _told(more: Mapping[str, Sequence[str]]) -> str:
+  """What the further columns are."""
+  text = ''
+  if FRONT in more:
+    text += (
+      ' ● is on the Pareto front of own and pooled test rows against bytes: no '
+      'other row has as much of both for as few.'
+    )
+  if SEARCHED in more:
+    text += (
+      ' The search of the learning rate has spent, once and beside the runs '
+      'of the table, the client FLOPs of its column.'
+    )
+  return text
 
 
 def columns(rows: Sequence[Row]) -> dict[str, str]:
@@ -109,9 +145,7 @@ def columns(rows: Sequence[Row]) -> dict[str, str]:
   }
 
 
-def _cells(
-  i: int, row: Row, best: Row, verdict: Verdict, base, split, promised
-):
+def _cells(i: int, row: Row, best: Row, verdict: Verdict, base, split, more):
   chip = ''
   if row is best:
     chip = ' <span class="chip first" title="best">1st</span>'
@@ -127,7 +161,7 @@ def _cells(
     views.name(i + 1, row.label),
     f'<td{top}>{scores[0]}{chip}</td>',
     *scores[1:],
-    *(html.escape(cells[i]) for cells in promised.values()),
+    *(html.escape(cells[i]) for cells in more.values()),
     html.escape(depths(row)),
     *(_cost_cell(row, base, *how) for how in BEHIND.values()),
   ]

@@ -75,17 +75,20 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-  """Runs that differ by their seed alone. note: one line on it."""
+  """Runs that differ by their seed alone. note: one line on it. group: the
+  family that it belongs to, if any."""
 
   label: str
   runs: list[Run]
   note: str = ''
+  group: str = ''
 
 
 class Comparison(NamedTuple):
   """Rows to compare. reference: label of the row that costs are relative to,
   '' for none. missing: why there is no result, by label. search: scores of
-  learning rates, by label. notes: lines on how it was made."""
+  learning rates, by label. notes: lines on how it was made. search_costs: what
+  the search has spent, 'bytes', 'flops' and 'seconds', by label."""
 
   title: str
   rows: list[Row]
@@ -93,6 +96,7 @@ class Comparison(NamedTuple):
   missing: Mapping[str, str] = {}
   search: Mapping[str, Mapping[str, float | None]] = {}
   notes: Sequence[str] = ()
+  search_costs: Mapping[str, Mapping[str, float]] = {}
 
 
 def read(path: str | pathlib.Path) -> Run:
@@ -155,17 +159,23 @@ def comparison(root: pathlib.Path) -> Comparison:
     raise ValueError(
       f'{root} holds no finished run with a score; nothing to compare.'
     )
-  notes = told.get('notes', {})
+  notes, groups = told.get('notes', {}), told.get('groups', {})
   return Comparison(
     told.get('title', root.name),
     [
-      Row(label, sorted(runs, key=lambda r: r.seed), notes.get(label, ''))
+      Row(
+        label,
+        sorted(runs, key=lambda r: r.seed),
+        notes.get(label, ''),
+        groups.get(label, ''),
+      )
       for label, runs in found.items()
     ],
     told.get('reference', ''),
     missing,
     told.get('search', {}),
     told.get('rules', ()),
+    told.get('search_costs', {}),
   )
 
 

@@ -119,3 +119,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
       found.append(i)
       most = points[i][1]
   return found
+
+
+def undominated(points: Sequence[Sequence[float]]) -> list[int]:
+  """The points that no other one beats: none is as high in every value, and
+  differs. Values are such that more is better."""
+
+  def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+  return [
+    i for i, b in enumerate(points) if not any(beats(a, b) for a in points)
+  ]

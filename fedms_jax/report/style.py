@@ -74,6 +74,10 @@ opacity:.55}
 .hits circle{fill:transparent}.hits circle:hover{fill:var(--second)}
 .cell:hover,.bubble:hover{stroke:var(--second);stroke-width:1.5}
 .cell,.legend .shade{fill:var(--accent)}.bubble{fill:var(--accent);opacity:.8}
+fieldset{border:1px solid var(--line);border-radius:8px;margin:.8em 0;
+padding:.3em .8em;display:flex;flex-wrap:wrap;gap:.1em 1.2em;font-size:.87rem}
+legend{color:var(--muted);padding:0 .3em}
+label{white-space:nowrap}
 details{border:1px solid var(--line);border-radius:8px;margin:.4em 0;
 padding:.35em .8em}
 summary{cursor:pointer}
@@ -89,7 +93,7 @@ cursor:pointer}
   + f'@media print{{:root{{{_LIGHT.strip()};--bg:#fff;color-scheme:light}}'
   + """
 main{max-width:none;padding:0}
-button{display:none}
+button,fieldset{display:none}
 .scroll{overflow:visible;border:0}
 figure,tr,h2{break-inside:avoid}
 h2{break-after:avoid}

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedms_jax.report import figures, page, ranking, statistics, views
+from fedms_jax.report import (
+  families,
+  figures,
+  page,
+  ranking,
+  statistics,
+  views,
+)
 from fedms_jax.report.runs import Comparison, Row, command
 
 
@@ -19,8 +26,9 @@ def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
   return page.document(
     compared.title,
     _lead(rows, score),
-    ranking.section(rows, compared.reference, score),
+    ranking.section(rows, compared, score),
     _missing(compared),
+    families.section(rows),
     page.section(
       f'{score.capitalize()} against costs',
       page.charts([_cost(rows, title) for title in ranking.COSTS]),
@@ -39,6 +47,7 @@ def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
     ),
     _search(compared),
     _again(rows, compared, defaults),
+    css=families.css(rows),
   )
 
 
@@ -80,6 +89,7 @@ def _cost(rows: Sequence[Row], title: str) -> str:
         float(np.mean([get(run) for run in row.runs])),
         100 * found.mean,
         None if found.deviation is None else 100 * found.deviation,
+        families.number(rows, row),
       )
     )
   names = [
@@ -96,18 +106,12 @@ def _rounds(rows: Sequence[Row]) -> str:
   for row in rows:
     kind = row.runs[0].flags.get('schedule.score', 'validation')
     watched.setdefault(kind, []).append(row)
-  parts = [
-    page.paragraph('Active blocks by round'),
-    page.charts(views.courses(rows, 'depth', floor=0, also=(0, 1)), 'small'),
-  ]
+  depths = views.courses(rows, 'depth', floor=0, also=(0, 1))
+  parts = [_many(rows, 'Active blocks by round', page.charts(depths, 'small'))]
   for kind, those in watched.items():
-    name = f'capability ({kind})'
-    parts += [
-      page.paragraph(f'{name.capitalize()} by round, which the schedule sees'),
-      page.charts(
-        views.courses(those, 'capability', f'watched-{kind}'), 'small'
-      ),
-    ]
+    title = f'Capability ({kind}) by round, which the schedule sees'
+    drawn = views.courses(those, 'capability', f'watched-{kind}')
+    parts.append(_many(rows, title, page.charts(drawn, 'small')))
   return page.section(
     'Rounds',
     *parts,
@@ -119,13 +123,22 @@ def _rounds(rows: Sequence[Row]) -> str:
   )
 
 
+def _many(rows: Sequence[Row], title: str, drawn: str) -> str:
+  """What is drawn for each row; of many rows it is to be opened."""
+  if len(rows) > figures.CROWD:
+    return page.folded(title, drawn)
+  return page.paragraph(title) + drawn
+
+
 def _clients(rows: Sequence[Row], score: str) -> str:
   found = [
     (f'{i + 1} {row.label}',
      views.named(row.runs, row.runs[0].served))
     for i, row in enumerate(rows)
   ]  # fmt: skip
-  return views.accuracies(found, score)
+  drawn = views.accuracies(found, score)
+  many = len(rows) > figures.CROWD
+  return page.folded('Each client, by row', drawn) if many else drawn
 
 
 def _search(compared: Comparison) -> str:

@@ -123,17 +123,22 @@ ROWS = {
 }
 
 
-def comparison(root, seeds=(0, 1, 2), **told):
-  """The folder of a benchmark with `ROWS`."""
+def comparison(root, seeds=(0, 1, 2), rows=None, **told):
+  """The folder of a benchmark with rows; None: `ROWS`."""
   points, labels = {}, {}
-  for i, (label, (accuracy, volume, values)) in enumerate(ROWS.items()):
+  rows = rows or ROWS
+  for i, (label, (accuracy, volume, values)) in enumerate(rows.items()):
     for seed in seeds:
       folder = f'runs/{i},seed={seed}'
       run(root / folder, accuracy, volume, seed, values)
       points[folder] = {k: str(v) for k, v in values.items()}
       points[folder]['seed'] = str(seed)
       labels[folder] = label
-  told = {'labels': labels, 'title': 'A comparison', 'reference': 'good'} | told
+  told = {
+    'labels': labels,
+    'title': 'A comparison',
+    'reference': next(iter(rows)),
+  } | told
   record = {'flags': [], 'points': points, 'benchmark': told}
   (root / 'sweep.json').write_text(json.dumps(record))
   return root
