@@ -121,6 +121,7 @@ def trained(root: pathlib.Path, epochs: int) -> int:
     '--partition.unseen_clients=0', '--cohort.size=1',
     '--algorithm.name=fedit', '--algorithm.stage1_rounds=1',
     '--algorithm.stage2_rounds=0', '--client.learning_rate=1e-9',
+    '--lora.targets=image/attn/q',
     f'--workdir={root / "run"}', '--resume',
   ]  # fmt: skip
   export = [

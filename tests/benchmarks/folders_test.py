@@ -33,6 +33,6 @@ def test_a_small_clip_is_trained_and_serves_methods_of_prompts(tmp_path):
     '--algorithm.name=pfedprompt', '--prompt.length=2',
     '--partition.num_clients=3', '--partition.unseen_clients=0',
     '--cohort.size=2', '--algorithm.stage1_rounds=1',
-    '--algorithm.stage2_rounds=0', f'--workdir={tmp_path / "run"}',
+    '--algorithm.stage2_rounds=0', f'--workdir={tmp_path / "served"}',
   ]  # fmt: skip
   assert main.main(words) == 0

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from fedms_jax.shell.commands import report
-from tests.report import finished
+from tests.report import families_test, finished
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -25,6 +25,16 @@ for (const d of document.querySelectorAll('details')) d.open = true;
 const box = e => { const b = e.getBoundingClientRect();
   return [b.left, b.top, b.right, b.bottom]; };
 const css = (e, name) => getComputedStyle(e)[name];
+// Rows that are left when a box is clicked.
+const left = name => { const b = document.getElementById(name);
+  if (!b) return null;
+  b.click();
+  const seen = [...document.querySelectorAll('#comparison tbody tr')]
+    .filter(r => r.getBoundingClientRect().height > 0).length;
+  const points = [...document.querySelectorAll('circle.point')]
+    .filter(c => c.getBoundingClientRect().height > 0).length;
+  b.click();
+  return [seen, points]; };
 // Whether a pointer at the middle of an element is told its text.
 const told = e => { e.scrollIntoView({block: 'center'});
   const b = e.getBoundingClientRect();
@@ -62,6 +72,7 @@ parent.postMessage(JSON.stringify({
   inks: [...document.querySelectorAll('h1, p, td, th, figcaption')].map(e =>
     [e.textContent.slice(0, 30), css(e, 'color')]),
   rows: [...document.querySelectorAll('#comparison tbody tr')].map(box),
+  left: ['show-0', 'front-only'].map(left),
 }), '*');
 </script>
 """
@@ -79,7 +90,9 @@ FRAME = """<!doctype html><body style="margin:0">
 def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('drawn')
   runs = finished.comparison(root / 'runs')
-  for name, there in (('comparison', runs), ('run', runs / RUN)):
+  many = families_test.made(root / 'families')
+  pages = {'comparison': runs, 'run': runs / RUN, 'many': many}
+  for name, there in pages.items():
     text = report.text(there).replace('</body>', PROBE + '</body>')
     (root / name).mkdir()
     (root / name / 'page.html').write_text(text)
@@ -92,9 +105,13 @@ MORE = [
   pytest.param(x, marks=pytest.mark.slow)
   for x in (('run', 1200, 'light'), ('run', 390, 'dark'))
 ]
+MANY = [
+  pytest.param(x, marks=pytest.mark.slow)
+  for x in (('many', 1200, 'light'), ('many', 390, 'dark'))
+]
 
 
-@pytest.fixture(scope='module', params=[*PAGES, *RUNS, *MORE], ids=str)
+@pytest.fixture(scope='module', params=[*PAGES, *RUNS, *MORE, *MANY], ids=str)
 def seen(request, root):
   """What the browser has drawn of a page."""
   name, width, theme = request.param
@@ -163,6 +180,13 @@ def test_all_rows_and_figures_are_drawn(seen):
         assert right - left > 0.5 or bottom - top > 0.5
         assert left >= chart['box'][0] - 1 and right <= chart['box'][2] + 1
         assert top >= chart['box'][1] - 1 and bottom <= chart['box'][3] + 1
+
+
+@of(MANY)
+def test_rows_are_hidden_by_family_and_with_them_their_points(seen):
+  count, front = families_test.COUNT, len(families_test.BEST)
+  assert len(seen['rows']) == count
+  assert seen['left'] == [[count // 2, 3 * count // 2], [front, 3 * count]]
 
 
 @of([*RUNS, *MORE])

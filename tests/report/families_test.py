@@ -20,12 +20,16 @@ SEARCH = {label: {'bytes': 1.0, 'flops': 2e9, 'seconds': 3.0} for label in ROWS}
 BEST = {f'row {i}' for i in range(COUNT) if i % 3 != 2}
 
 
+def made(root):
+  """The folder of the comparison."""
+  return finished.comparison(
+    root, (0,), ROWS, groups=GROUPS, search_costs=SEARCH
+  )
+
+
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  return finished.comparison(
-    tmp_path_factory.mktemp('families'), (0,), ROWS, groups=GROUPS,
-    search_costs=SEARCH,
-  )  # fmt: skip
+  return made(tmp_path_factory.mktemp('families'))
 
 
 @pytest.fixture(scope='module')
@@ -74,9 +78,10 @@ def test_every_row_can_be_hidden_by_its_family_and_the_front(page):
 
 
 def test_of_many_points_those_of_the_front_have_numbers(page):
+  """Where there is room for them; the caption names them all."""
   best = len(page.all('circle', 'point best'))
-  assert 0 < best < 3 * COUNT
-  assert len(page.all('text', 'number')) == best
+  numbers = len(page.all('text', 'number'))
+  assert best / 2 < numbers <= best < 3 * COUNT
 
 
 def test_what_is_drawn_for_each_of_many_rows_is_folded(page):
