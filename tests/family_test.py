@@ -27,7 +27,14 @@ from fedms_jax.core.contract import (
 )
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.models.family import Model
-from fedms_jax.shell import attacks, catalog, config, methods, privacy_rules
+from fedms_jax.shell import (
+  attacks,
+  build,
+  catalog,
+  config,
+  methods,
+  privacy_rules,
+)
 from fedms_jax.simulation import derivation, needs
 from tests import world
 from tests.algorithms import clip_world
@@ -71,6 +78,13 @@ MORE = {
   'blackvip': OWN | {'blackvip.side': 2, 'blackvip.step': 0.1},
 }
 PLAN = Plan((False, True, True), 1)
+RATES = {
+  name: jnp.float32(rate)
+  for name, rate in build.rates(
+    config.from_values({'client.learning_rate': 0.5}).client,
+    config.GateConfig(),
+  ).items()
+}
 K, BAD = 4, 3  # clients; the one whose rows are not finite
 ROWS = world.cohort_rows(clients=K)
 NAN_ROW = np.setdiff1d(np.arange(1, world.ROWS), ROWS)[0]  # 0 is padding's
@@ -147,7 +161,7 @@ def trained(case: Case, chunk: Clients, how: str = 'vmap'):
   """(totals, personal [K, ...], sums)."""
   summing = case.algorithm.server.reduction == 'sum'
   empty = reduction.empty(case.algorithm, case.roles)
-  work = Work(table(), jax.random.key(5))
+  work = Work(table(), jax.random.key(5), Moment(rates=RATES))
   width = 1 if how == 'loop' else len(chunk.ids)
   totals, parts = empty if summing else None, []
   for i in range(0, len(chunk.ids), width):
@@ -229,7 +243,7 @@ def test_a_client_may_train_alone(name, stage):
   chunk = world.clients(ROWS, world.stacked(mine, K))
 
   algorithm = alone(one.algorithm)
-  work = Work(table(), jax.random.key(5))
+  work = Work(table(), jax.random.key(5), Moment(rates=RATES))
   roles = Roles(one.roles.frozen, {}, mine)
   none = reduction.empty_shapes(algorithm, roles)
   args = needs.arguments(algorithm, one.plan, roles, work, none, chunk)

@@ -52,6 +52,8 @@ def start():
 SGD, ADAM = optax.sgd(0.5), optax.adam(0.01, eps=1e-2)
 DECAY = optax.adamw(0.1, weight_decay=0.5)
 PLAIN = optax.sgd(1.0)
+# Of methods that are built of flags, for which these are the usual ones.
+RATES = {'shared': 3e-3, 'personal': 1e-3, 'gate': 1e-4}
 TASK, MEAN = tasks.classification(), averaged.mean()
 
 
@@ -236,7 +238,8 @@ def simulate(
   stages, *, keep=None, watch=None, state=None, data=None, **options
 ):
   """(simulation, final state, records)."""
-  options = {'cohort': 3, 'batch_size': 4, 'block': 32, **options}
+  usual = {'cohort': 3, 'batch_size': 4, 'block': 32, 'rates': RATES}
+  options = usual | options
   records = observer.Recorder()
   watchers = observer.Observers(records, *([watch] if watch else []))
   simulation = driver.Simulation(

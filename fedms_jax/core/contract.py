@@ -6,7 +6,7 @@ next round. An `Algorithm` is a value made of these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from fedms_jax.core.types import (
@@ -31,13 +31,16 @@ class Moment(NamedTuple):
 
   round: of the stage. step: of the client in this round, from 0. steps: how
   many the client takes. clock: local steps of the run before this one, for
-  learning rates that follow a schedule.
+  learning rates that follow a schedule. rates: learning rates by name, float32,
+  of optimizers that are made without: so runs that differ in them share
+  programs; {}: there are none.
   """
 
   round: Any = 0
   step: Any = 0
   steps: Any = 0
   clock: Any = 0
+  rates: Mapping[str, Any] = {}
 
 
 class Start(NamedTuple):

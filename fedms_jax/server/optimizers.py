@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,12 +49,32 @@ def following(course: Course) -> optax.GradientTransformationExtraArgs:
   )
 
 
+def at_rate(name: str) -> optax.GradientTransformationExtraArgs:
+  """Scales updates by minus the learning rate of that name, which is an input
+  of the round, see `Moment.rates`."""
+
+  def update(updates, state, params=None, **extra):
+    del params
+    rates = extra['start'].moment.rates if 'start' in extra else {}
+    if name not in rates:
+      raise ValueError(
+        f'the learning rate {name!r} is an input of a round, and this one has '
+        f'{sorted(rates) or "none"}. Give it in Moment.rates, or make the '
+        'optimizer with a number.'
+      )
+    return jax.tree.map(lambda u: -rates[name] * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), update
+  )
+
+
 def client(
   name: str,
   *,
-  shared: float,
-  personal: float,
-  gate: float,
+  shared: float | None = None,
+  personal: float | None = None,
+  gate: float | None = None,
   odds: float = 0.0,
   momentum: float = 0.0,
   weight_decay: float = 0.0,
@@ -64,28 +85,37 @@ def client(
   """The local optimizer of {'shared': ..., 'personal': ...}.
 
   shared, personal, gate, odds: learning rates of the shared tree, the personal
-  one, the keys of either that begin with `gate`, and `gate_odds`. The gradient
+  one, the keys of either that begin with `gate`, and `gate_odds`; None: what
+  `Moment.rates` has under that name in each step. The gradient
   norm is clipped in each of them apart, and in the keys that begin with
   `apart`, so that none starves another. betas: of adam and adamw. course: what
   the learning rates follow; None: they stay.
   """
 
-  def make(rate: float):
+  def make(key: str, rate: float | None):
     chain = [optax.clip_by_global_norm(max_norm)] if max_norm else []
-    chain.append(
-      {
-        'sgd': lambda: optax.sgd(rate, momentum=momentum or None),
-        'adam': lambda: optax.adam(rate, *betas),
-        'adamw': lambda: optax.adamw(rate, *betas, weight_decay=weight_decay),
-      }[name]()
-    )
+    # The state is that of optax's own `sgd`, `adam` and `adamw`.
+    inner = {
+      'sgd': lambda: [optax.trace(momentum)] if momentum else [],
+      'adam': lambda: [optax.scale_by_adam(*betas)],
+      'adamw': lambda: [
+        optax.scale_by_adam(*betas),
+        optax.add_decayed_weights(weight_decay),
+      ],
+    }[name]()
+    known = rate is not None
+    inner.append(optax.scale_by_learning_rate(rate) if known else at_rate(key))
+    chain.append(optax.chain(*inner))
     if course is not None:
       chain.append(following(course))
     return optax.chain(*chain)
 
-  rates = {'shared': shared, 'personal': personal, 'gate': gate}
-  rates |= {'apart': personal, 'odds': odds}
-  return optax.multi_transform({k: make(v) for k, v in rates.items()}, _labels)
+  rates = {'shared': shared, 'personal': personal, 'gate': gate, 'odds': odds}
+  made: dict[Hashable, optax.GradientTransformation] = {
+    key: make(key, rate) for key, rate in rates.items()
+  }
+  made['apart'] = make('personal', personal)
+  return optax.multi_transform(made, _labels)
 
 
 def _labels(params):

@@ -227,11 +227,13 @@ def inverted(config: Config, rows: int, search: inversion.Search):
   rng = draws.generator(config.seed, Stream.AUDIT)
   chosen = rng.permutation(world.data.train.rows)[:rows]
   key = seeds.stream(config.seed, Stream.CLIENT)
+  rates = {k: jnp.float32(x) for k, x in made.local(0).rates.items()}
   told = []
   for row in chosen.tolist():
     image = jnp.asarray(columns['inputs'][row], jnp.float32)
     label = jnp.asarray(columns['labels'][row], jnp.int32)
-    told.append(_rebuilt(algorithm, roles, search, guess, image, label, key))
+    given = image, label, key, rates
+    told.append(_rebuilt(algorithm, roles, search, guess, *given))
   means = {n: float(np.mean([x[n] for x in told])) for n in told[0]}
   return {'kind': 'inversion', 'rows': len(told), 'steps': search.steps} | means
 
@@ -242,12 +244,14 @@ def _guess(inputs: np.ndarray, public: np.ndarray):
   return jnp.asarray(shown.mean(0), jnp.float32)
 
 
-def _rebuilt(algorithm, roles, search, guess, image, label, key):
-  """What the message of one row shows of it."""
+def _rebuilt(algorithm, roles, search, guess, *given):
+  """What the message of one row shows of it. given: the row's image and label,
+  the key and the learning rates of its step."""
+  image, label, *_ = given
   plan = Plan((True,) * algorithm.backbone.blocks, 0)
-  message = _sent(algorithm, plan, roles, image, label, key)
+  message = _sent(algorithm, plan, roles, *given)
   found, off = inversion.invert(
-    algorithm, plan, search, roles, message, guess, label, key
+    algorithm, plan, search, roles, message, guess, *given[1:]
   )
   return {
     'psnr': inversion.psnr(found, image),
@@ -258,8 +262,8 @@ def _rebuilt(algorithm, roles, search, guess, image, label, key):
 
 
 @compile.jit(static=(0, 1))
-def _sent(algorithm, plan, roles, image, label, key):
-  return inversion.sent(algorithm, plan, roles, image, label, key)
+def _sent(algorithm, plan, roles, image, label, key, rates):
+  return inversion.sent(algorithm, plan, roles, image, label, key, rates)
 
 
 def _simulation(config: Config, world) -> driver.Simulation:

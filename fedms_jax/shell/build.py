@@ -37,6 +37,15 @@ def with_rate(c: ClientConfig, rate: float) -> ClientConfig:
   return dataclasses.replace(c, learning_rate=rate) if rate else c
 
 
+def rates(c: ClientConfig, gate: GateConfig) -> dict[str, float]:
+  """The learning rates of clients' optimizers, see `Moment.rates`."""
+  return {
+    'shared': c.learning_rate,
+    'personal': c.personal_learning_rate or c.learning_rate,
+    'gate': gate.learning_rate or c.learning_rate,
+  }
+
+
 def lora_spec(config: LoraConfig) -> Spec:
   """The LoRA of a run."""
   names = config.targets.split(',')
@@ -55,16 +64,14 @@ def setting(
   horizon: int = 0,
 ) -> fedms.Setting:
   """What all algorithms on one backbone have in common. horizon: local steps
-  of the run in all, for rates that follow its clock."""
+  of the run in all, for rates that follow its clock. Learning rates are inputs
+  of a round, see `rates`."""
   course = None
   if c.schedule == 'cosine':
     warmup = max(1, round(c.warmup * horizon))
     course = optimizers.Course(horizon, warmup, c.final_rate)
   optimizer = optimizers.client(
     c.optimizer,
-    shared=c.learning_rate,
-    personal=c.personal_learning_rate or c.learning_rate,
-    gate=gate.learning_rate or c.learning_rate,
     odds=max(gate.odds_rate, 0.0),
     momentum=c.momentum,
     weight_decay=c.weight_decay,
@@ -274,4 +281,5 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
     slots=optimizers.slots(c.optimizer, c.momentum),
     # Sums with noise are divided by a number of clients.
     weights='equal' if config.privacy.on else config.server.weights,
+    rates=rates(c, config.gate),
   )

@@ -108,7 +108,9 @@ def _phases(
 def _local(config: Config, phase: Phase) -> tuple[int, dict[str, Any]]:
   """(rounds of a phase, its own of the simulation's options)."""
   if phase.kind != 'S':
-    own = {'steps': phase.steps or config.client.steps}
+    c = build.with_rate(config.client, config.pretrain.client_rate)
+    own = {'steps': phase.steps or c.steps}
+    own |= {'rates': build.rates(c, config.gate)}
     return phase.rounds, own | pretraining.slots(config.client.state)
   return pretraining.of_server(phase.steps, config.pretrain.batch_size)
 

@@ -205,8 +205,9 @@ def _trained(made, state: StageState, cohort, plans: list[Plan], begin):
   algorithm = made.stages[state.stage].algorithm
   key = seeds.stream(made.options.seed, Stream.CLIENT, _STAGE, cohort.round)
   task = cohorts.Round(
-    algorithm, state.roles, (), (), cohort, plans, key, state.clock
-  )
+    algorithm, state.roles, (), (), cohort, plans, key, state.clock,
+    rates=made.local(state.stage).rates,
+  )  # fmt: skip
   here, _, how = made.here(task, made.plan(state), begin)
   after = execution.train(task, here, how)
   out = {}

@@ -189,5 +189,6 @@ def _scene(task: Round, here: Here) -> needs.Scene:
     task.cohort,
     len(here.places),
     task.channel,
+    task.rates,
   )
   return scene.shapes()

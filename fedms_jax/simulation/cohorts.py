@@ -66,7 +66,7 @@ class Round(NamedTuple):
   """What a round begins with. plans: one per client of the cohort. key: the
   round's. clock: see `Moment`. noise: the channel's key. public: see
   `Received`. rows: of the public set, see `Context`. began: with what clients
-  train that began in an earlier step, by its number."""
+  train that began in an earlier step, by its number. rates: see `Moment`."""
 
   algorithm: Algorithm
   roles: Roles
@@ -80,6 +80,7 @@ class Round(NamedTuple):
   public: Public | None = None
   rows: Any = None
   began: Mapping[int, Began] = {}
+  rates: Mapping[str, float] = {}
 
 
 # (state of the arrivals, round, cost of tasks if they are live) -> the cohort.

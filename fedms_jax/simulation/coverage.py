@@ -44,6 +44,7 @@ def begun(
     public,
     public_rows.draw(simulation, state),
     live.began(simulation, state, cohort),
+    simulation.local(state.stage).rates,
   )
 
 

@@ -196,7 +196,9 @@ def _chunk(
     late = task.cohort.round - began.round
     stale = np.full(len(clients.rows), late, np.float32)
     clients = clients._replace(stale=here.place.split(stale))
-  moment = Moment(np.int32(began.round), zero, zero, np.int32(began.clock))
+  rates = {name: np.float32(rate) for name, rate in task.rates.items()}
+  when = np.int32(began.round), zero, zero, np.int32(began.clock)
+  moment = Moment(*when, rates)
   work = Work(here.table, began.key, moment, task.channel)
   return rounds.train(
     task.algorithm,

@@ -42,6 +42,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
       cohort._replace(rows=rows, steps=np.minimum(cohort.steps, 1)),
       [plan] * count,
       seeds.stream(0, Stream.IMPORTANCE, stage),
+      rates=simulation.local(stage).rates,
     ),
     execution.Here(place, table, translate(rows), own, personal),
     execution.Execution('loop' if place.mesh is None else 'chunk', 1),

@@ -32,7 +32,7 @@ class Search(NamedTuple):
 
 
 def sent(
-  algorithm: Algorithm, plan: Plan, roles: Roles, image, label, key
+  algorithm: Algorithm, plan: Plan, roles: Roles, image, label, key, rates=None
 ) -> Tree:
   """What one local step on one row changes: the part of the shared tree that
   trains.
@@ -41,9 +41,11 @@ def sent(
     image: float32 [H, W, C] in [0, 255].
     label: of the row, int32 [].
     key: of the step.
+    rates: see `Moment`.
   """
   one = jnp.ones((), jnp.int32)
-  start = Start(roles, plan, Moment(one * 0, one * 0, one, one * 0))
+  moment = Moment(one * 0, one * 0, one, one * 0, rates or {})
+  start = Start(roles, plan, moment)
   batch = {
     'inputs': image[None],
     'labels': label[None],
@@ -68,16 +70,17 @@ def invert(
   image,
   label,
   key,
+  rates=None,
 ):
-  """(the image that is found [H, W, C], its distance). message: see `sent`.
-  image: where the search begins."""
-  rates = optax.cosine_decay_schedule(search.rate * WHITE, search.steps)
+  """(the image that is found [H, W, C], its distance). message, rates: see
+  `sent`. image: where the search begins."""
+  falling = optax.cosine_decay_schedule(search.rate * WHITE, search.steps)
   optimizer = optax.chain(
-    optax.scale_by_adam(), optax.scale_by_learning_rate(rates)
+    optax.scale_by_adam(), optax.scale_by_learning_rate(falling)
   )
 
   def distance(x):
-    mine = sent(algorithm, plan, roles, x, label, key)
+    mine = sent(algorithm, plan, roles, x, label, key, rates)
     off = 1 - _cosine(mine, message)
     return off + search.variation * _variation(x / WHITE), off
 

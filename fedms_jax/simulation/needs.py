@@ -6,6 +6,7 @@ not compiled again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -64,7 +65,7 @@ def arguments(
 
 class Scene(NamedTuple):
   """The shapes of a round, and how many of its clients one device has: what
-  programs are compiled for."""
+  programs are compiled for. rates: see `Moment`."""
 
   algorithm: Algorithm
   roles: Roles
@@ -72,6 +73,7 @@ class Scene(NamedTuple):
   cohort: Cohort
   clients: int
   channel: Tree = ()
+  rates: Mapping[str, float] = {}
 
   def shapes(self) -> Scene:
     """The scene without its arrays."""
@@ -115,7 +117,9 @@ def training(
     if cohort.fresh is None
     else jax.ShapeDtypeStruct((width, cohort.fresh.shape[1]), np.int32),
   )
-  moment = Moment(*[jax.ShapeDtypeStruct((), np.int32)] * 4)
+  rates = {x: jax.ShapeDtypeStruct((), np.float32) for x in scene.rates}
+  one = jax.ShapeDtypeStruct((), np.int32)
+  moment = Moment(one, one, one, one, rates)
   key = jax.eval_shape(lambda: jax.random.key(0))
   work = Work(_shapes(scene.table), key, moment, _shapes(scene.channel))
   return arguments(algorithm, plan, given, work, totals, own, together=together)

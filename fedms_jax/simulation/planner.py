@@ -250,8 +250,9 @@ def padding_efficiency(
 
 def _scene(task: Round, table: dict[str, jax.Array], most: int) -> Scene:
   return Scene(
-    task.algorithm, task.roles, table, task.cohort, most, task.channel
-  )
+    task.algorithm, task.roles, table, task.cohort, most, task.channel,
+    task.rates,
+  )  # fmt: skip
 
 
 def _results(scene: Scene) -> float:

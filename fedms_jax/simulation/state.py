@@ -125,7 +125,8 @@ class Options(NamedTuple):
   validations that nobody waits for. metrics: of test rows. stop: what ends a
   stage early; None: nothing. total: local steps of the stage, of which the last
   round takes what is left; 0: `steps` in each round. weights: what the mean
-  over clients weighs: their 'rows', their 'tokens', or clients 'equal'.
+  over clients weighs: their 'rows', their 'tokens', or clients 'equal'. rates:
+  see `Moment.rates`.
   """
 
   seed: int = 0
@@ -160,6 +161,7 @@ class Options(NamedTuple):
   slots: int = 0
   total: int = 0
   weights: str = 'rows'
+  rates: Mapping[str, float] = {}
 
 
 class Flying(NamedTuple):

@@ -55,7 +55,7 @@ def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(runs):
 
 
 @pytest.mark.parametrize(
-  'flag', ['--client.learning_rate=1', '--gate.kind=sigmoid', '--lora.rank=2',
+  'flag', ['--client.momentum=0.5', '--gate.kind=sigmoid', '--lora.rank=2',
            '--server.optimizer=adam', '--fedms.local_loss=own'],
 )  # fmt: skip
 def test_what_an_algorithm_is_made_of_is_not_shared(runs, flag):
@@ -64,11 +64,16 @@ def test_what_an_algorithm_is_made_of_is_not_shared(runs, flag):
   assert algorithms(runs) == first  # and is still there
 
 
-def test_algorithms_of_a_seed_are_shared_but_where_ranks_are_drawn(tmp_path):
+def test_seeds_and_rates_share_algorithms_but_where_ranks_are_drawn(
+  tmp_path,
+):
   shelf = SharedRuns(tmp_path)
   assert algorithms(shelf) == algorithms(shelf, '--seed=1')
   assert algorithms(shelf) == algorithms(shelf, '--schedule=dense')
-  assert algorithms(shelf) != algorithms(shelf, '--client.learning_rate=0.1')
+  assert algorithms(shelf) == algorithms(shelf, '--client.learning_rate=0.1')
+  # Then a gate that is fitted has the clients' learning rate.
+  other = '--gate.learning_rate=0', '--client.learning_rate=0.1'
+  assert algorithms(shelf, other[0]) != algorithms(shelf, *other)
   ranks = ('--algorithm.name=hetlora', '--lora.ranks=1,2')
   first = algorithms(shelf, *ranks)
   assert algorithms(shelf, *ranks) == first

@@ -18,7 +18,7 @@ import pytest
 from fedms_jax.algorithms import fedms
 from fedms_jax.channel import attacks, compression, discrete, protocol, secure
 from fedms_jax.core import columns, reduction, rounds, scoring
-from fedms_jax.core.contract import Work
+from fedms_jax.core.contract import Moment, Work
 from fedms_jax.core.private_gradient import private_gradient
 from fedms_jax.core.wire import Opening
 from fedms_jax.simulation import needs, tangents
@@ -71,7 +71,8 @@ def programs(case, chunk):
   algorithm, plan, roles = case.algorithm, case.plan, shapes(case.roles)
   chunk = shapes(chunk)
   state = jax.eval_shape(lambda r: reduction.begin(algorithm, r, 0), roles)[2]
-  work = Work(table(case), KEY, channel=state)
+  moment = Moment(rates=shapes(family.RATES))
+  work = Work(table(case), KEY, moment, channel=state)
   totals = None
   if algorithm.server.reduction == 'sum':
     totals = reduction.empty_shapes(algorithm, case.roles)

@@ -3,6 +3,7 @@ they are and which options they have."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable
 
 from fedms_jax.core.types import Tree
@@ -52,8 +53,9 @@ def stages(
 ) -> list[Stage]:
   """The stages of the method that the config names, with their schedules.
 
-  Algorithms are interned: two calls that differ in seed, schedule, rounds or
-  data alone get the same ones, so that they share compiled programs.
+  Algorithms are interned: two calls that differ in seed, schedule, rounds,
+  data or clients' learning rates alone get the same ones, so that they share
+  compiled programs.
 
   Raises:
     ValueError: there is no such method, or it does not fit model and data.
@@ -110,10 +112,20 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   mixed = c.lora.mixed or ',' in getattr(own, 'depths', '') or name == 'raffm'
   seed = c.seed if mixed else None
   cosine = c.client.schedule == 'cosine'  # over as many rounds as there are
-  return (name, own, c.client, c.server, c.gate, c.lora, c.model, c.prompt,
+  return (name, own, _client(c), c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, _steps_of(c), population, seed, c.data.masks,
           c.data.mask_fraction, c.algorithm if cosine else None,
           _mixed(c), tasks.identity(c))  # fmt: skip
+
+
+def _client(config: Config) -> tuple[Hashable, ...]:
+  """What of a config's clients algorithms are made of: not the learning rates,
+  which are inputs of each round, unless something else is made of them."""
+  c = config.client
+  bare = dataclasses.replace(c, learning_rate=1.0, personal_learning_rate=1.0)
+  of_gate = 0.0 if config.gate.learning_rate else c.learning_rate
+  added = catalog.find(config.algorithm.name).stages is not None
+  return (bare, of_gate, c if added else None)
 
 
 def _mixed(config: Config) -> tuple[Hashable, ...]:
