@@ -34,6 +34,8 @@ class Stream(enum.Enum):
   LOST = HOST, 10  # which clients of a cohort send nothing
   KEEP = HOST, 11  # which rows `max_rows` keeps
   FOREIGN = HOST, 12  # which public rows a client's gate sees
+  SHIFT = HOST, 0x5F7  # what a client's images look like
+  CONCEPT = HOST, 0xC07  # what a client means by labels
   ORDER = HOST, 0x0DE  # of activation
   RANDOM = HOST, 0x5A1  # when a random schedule goes deeper
   ALLOCATION = HOST, 0xA11

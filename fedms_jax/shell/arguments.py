@@ -14,6 +14,7 @@ import re
 _ALIKE = {
   '': ('break_lock', 'loggers', 'resume', 'seed', 'workdir'),
   'data': (
+    'concept_groups',
     'group_column',
     'image_size',
     'input_column',
@@ -25,6 +26,8 @@ _ALIKE = {
     'public_fraction',
     'public_shift',
     'revision',
+    'shift',
+    'shift_groups',
     'source',
     'subset',
     'target_column',

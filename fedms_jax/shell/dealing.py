@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedms_jax.core.types import Federation
-from fedms_jax.data import classes, inputs, sources, text
+from fedms_jax.data import classes, inputs, shifts, sources, text
 from fedms_jax.data import federation as federations
 from fedms_jax.shell import given, plugged, plugins
 from fedms_jax.shell.config import DataConfig, PartitionConfig
@@ -89,8 +89,8 @@ def _source(
 def _dealt(
   source: sources.Source, d: DataConfig, p: PartitionConfig, seed: int
 ) -> Federation:
-  """The examples, divided among the server and the clients."""
-  return federations.build(
+  """The examples, divided among the server and the clients, who may differ."""
+  data = federations.build(
     source,
     num_clients=p.num_clients,
     unseen_clients=p.unseen_clients,
@@ -110,3 +110,8 @@ def _dealt(
     save=p.save,
     load=p.load,
   )
+  if d.shift:
+    data = shifts.shifted(data, d.shift, d.shift_groups, seed)
+  if d.concept_groups:
+    data = shifts.permuted(data, d.concept_groups, seed)
+  return data

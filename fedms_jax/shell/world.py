@@ -43,6 +43,9 @@ from fedms_jax.shell.watched import Watched
 from fedms_jax.simulation import pretraining
 from fedms_jax.simulation.state import Stage
 
+# Heads that learn the classes of rows.
+CLASSIFIED = ('classification', 'zero_shot')
+
 
 class World(NamedTuple):
   """What a config describes, before anything is computed.
@@ -129,6 +132,12 @@ def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
     reading |= {'answer': foundation.ANSWERS[head]}
   if config.first_model.head == 'masked_lm' != config.model.head:
     _check_masks(config)
+  if config.data.concept_groups and head not in CLASSIFIED:
+    raise ValueError(
+      f'--data.concept_groups={config.data.concept_groups} permutes classes, '
+      f'of which --model.head={head} learns nothing; allowed: '
+      f'{", ".join(CLASSIFIED)}. Leave it out.'
+    )
   return dealing.federation(
     config.data,
     config.partition,

@@ -82,12 +82,48 @@ class DataConfig:
     'domain shift of the public images (digits default: dim)',
     choices=('', 'none', 'rotate', 'transpose', 'flip', 'invert', 'dim'),
   )
+  shift: str = opt(
+    '',
+    'feature shift: how the images of clients differ (rotate: by quarter '
+    'turns; invert: some inverted; blur: three strengths; color: channels '
+    'exchanged; mixed: as they are, turned, inverted, or blurred); public '
+    'images stay, pooled ones are of all kinds; ours',
+    choices=('', 'rotate', 'invert', 'blur', 'color', 'mixed'),
+  )
+  shift_groups: int = opt(
+    0,
+    'clients are dealt to so many groups of like images (0: each draws by '
+    'itself)',
+    low=0,
+    high=1 << 16,
+  )
+  concept_groups: int = opt(
+    0,
+    'concept shift: clients are dealt to so many groups, each of which but the '
+    'first means other classes by the labels, a permutation (0: none)',
+    low=0,
+    high=1 << 16,
+  )
   synthetic_rows: int = opt(
     4000, 'rows of the synthetic source', low=1, high=1 << 31
   )
   synthetic_classes: int = opt(
     10, 'classes of the synthetic source', low=2, high=1 << 20
   )
+
+  def check(self) -> None:
+    """Raises `ValueError` for groups of clients that do not differ."""
+    if self.shift_groups and not self.shift:
+      raise ValueError(
+        f'--data.shift_groups={self.shift_groups} says nothing without '
+        '--data.shift. Give it, or leave this out.'
+      )
+    for name in ('shift_groups', 'concept_groups'):
+      if getattr(self, name) == 1:
+        raise ValueError(
+          f'--data.{name}=1 is one group, which changes nothing; allowed: 0, '
+          'or 2 and more. Leave it out.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
