@@ -147,7 +147,7 @@ def scores(result: dict[str, Any]) -> list[str]:
 def _models(
   result: dict[str, Any], more: dict[str, str] | None = None
 ) -> list[str]:
-  titles = COLUMNS | (more or {})
+  titles = COLUMNS | (more or {}) | _mixed(result)
   columns = {name: share for name in titles}
   head = ['', *titles.values()]
   if result['perplexity']:
@@ -168,6 +168,13 @@ def _models(
   return [title, *grid([head, *body])]
 
 
+def _mixed(result: dict[str, Any]) -> dict[str, str]:
+  """The column of a mixed stream, where it was scored."""
+  if 'mixed_share' not in result:
+    return {}
+  return {'mixed': f'mixed, {100 * result["mixed_share"]:g} % pooled'}
+
+
 def _adapted(result: dict[str, Any]) -> list[str]:
   """The same after adaptation; of newcomers only what is not adapted on."""
   found = result['adapted']
@@ -180,15 +187,15 @@ def _adapted(result: dict[str, Any]) -> list[str]:
 
 def _metrics(result: dict[str, Any]) -> list[str]:
   """A line for each metric and model; of tables none."""
-  rows = []
+  rows, columns = [], METRIC_COLUMNS | _mixed(result)
   for metric, models in result.get('metrics', {}).items():
     for name, found in _in_order(models):
       if 'own_mean' in found:
-        told = [found[key] for key in METRIC_COLUMNS]
+        told = [found.get(key) for key in columns]
         rows.append([metric, MODELS.get(name, name), *map(_number, told)])
   if not rows:
     return []
-  return ['', *grid([['metric', '', *METRIC_COLUMNS.values()], *rows])]
+  return ['', *grid([['metric', '', *columns.values()], *rows])]
 
 
 def _target(result: dict[str, Any]) -> list[str]:

@@ -112,6 +112,7 @@ FLAGS = {
   'Placement.devices': 'engine.devices',
   'Placement.model': 'engine.model_axis',
   'Scope.clients': 'eval.clients',
+  'Scope.mixed': 'eval.mixed',
   'Spec.alpha': 'lora.alpha',
   'Spec.rank': 'lora.rank',
   'Spec.targets': 'lora.targets',

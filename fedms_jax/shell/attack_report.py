@@ -48,7 +48,7 @@ def summary(
       f'--attack.data={a.data} would change no test row, so that its success '
       'cannot be measured. Take other data, or another --attack.target.'
     )
-  scope = scope._replace(metrics=())
+  scope = scope._replace(metrics=(), mixed=0.0)
   told = evaluation.evaluate(made, state, scope)
   success = _by_kind(told, bad)
   for name, model in told['models'].items():

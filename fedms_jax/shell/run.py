@@ -41,6 +41,7 @@ from fedms_jax.simulation import (
   adaptation,
   clock,
   evaluation,
+  mixed,
   observer,
   shares,
   stopping,
@@ -280,6 +281,7 @@ def evaluated(
     width=8 if clients <= evaluation.MOST_LISTED else 64,
     metrics=world.watched.metrics if alike else (),
     readers=e.readers,
+    mixed=e.mixed,
   )
   measure = evaluation.evaluate
   if config.algorithm.label_prior:
@@ -323,8 +325,11 @@ def simulated(
 
 
 def check_shares(config: Config, world: worlds.World) -> None:
-  """Raises `ValueError` for class shares where there are no classes."""
+  """Raises `ValueError` for class shares where there are no classes, and mixed
+  rows where none stands for itself."""
   task = world.stages[-1].algorithm.task
+  if config.eval.mixed:
+    mixed.check(task)
   if config.algorithm.label_prior and task.kind != 'classes':
     raise ValueError(
       f'--algorithm.label_prior={config.algorithm.label_prior} is of classes, '

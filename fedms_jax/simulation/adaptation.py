@@ -94,7 +94,7 @@ def evaluate(
     made, whole, more = _adapted(simulation, state, new, how)
     cost = cost.plus(more)
     left = _of(simulation, split, begin)
-    everyone = scope._replace(clients=len(those))
+    everyone = scope._replace(clients=len(those), mixed=0.0)
     after = measure(made, whole, everyone)['models']
     before = measure(left, state, everyone)['models']
     for name, scores in models.items():

@@ -17,7 +17,7 @@ from fedms_jax.core.metrics import Metric
 from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import cohorts
-from fedms_jax.simulation import execution, scores
+from fedms_jax.simulation import execution, mixed, scores
 from fedms_jax.simulation.scores import Collector, Scores
 
 _MOST_CLASSES = 100  # of which each is looked at
@@ -30,7 +30,8 @@ class Scope(NamedTuple):
 
   width: clients evaluated together. readers: clients whose models read the
   pooled set, of those evaluated; each reads all of it. names: of the models;
-  None: all.
+  None: all. mixed: share of pooled rows in a stream that is scored, too, see
+  `mixed.py`; 0: none is.
   """
 
   clients: int = 200
@@ -38,6 +39,7 @@ class Scope(NamedTuple):
   metrics: tuple[Metric, ...] = ()
   readers: int = 200
   names: tuple[str, ...] | None = None
+  mixed: float = 0.0
 
 
 def limited(federation: Federation, most: int, seed: int) -> Federation:
@@ -57,7 +59,8 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     'gate_weight', 'gate_entropy' if there is a gate, 'clients',
     'pooled_rows', 'unseen_clients', 'client_ids' [n], 'per_client': {name:
     [n]}}, of models, of '<metric>/<model>' and of what else is measured, and
-    'gate_weight_by_class': {class: [n]} of those who read the pooled set.
+    'gate_weight_by_class': {class: [n]} of those who read the pooled set; with
+    `Scope.mixed` what `mixed.add` says.
   """
   federation, seed = simulation.federation, simulation.options.seed
   ids = some(federation.test.num_clients, scope.clients, seed)
@@ -73,13 +76,18 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     new = _scores(simulation, state, scope, None, rows)
   found = _summary(own, whole, new)
   if groups is not None:
-    personal = jax.tree.leaves(inner_state.model(state.roles.personal))
-    clients = among if personal else ids
+    clients = among if _personal(state) else ids
     _add_classes(found, whole.sums, groups, federation, clients)
   for (kind, model), values in own.values.items():
     found['per_client'][f'{kind}/{model}'] = _listed(values)
+  found['metrics'] = scores.summary(scope.metrics, own, whole, new)
+  if scope.mixed:
+    sizes = federation.test.sizes()[ids]
+    read = np.searchsorted(ids, among) if _personal(state) else None
+    stream = mixed.Stream(scope.mixed, read, sizes, len(pooled))
+    each = mixed.add(found, stream, scope.metrics, own, whole)
+    found['per_client'] |= {k: _listed(x) for k, x in each.items()}
   return found | {
-    'metrics': scores.summary(scope.metrics, own, whole, new),
     'clients': len(ids),
     'client_ids': _listed(ids),
     'pooled_rows': len(pooled),
@@ -90,9 +98,14 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
 def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:
   """Those of the clients whose models read the pooled set: one stands for all
   where nothing is personal."""
-  if not jax.tree.leaves(inner_state.model(state.roles.personal)):
+  if not _personal(state):
     return ids[:1]
   return ids[some(len(ids), scope.readers, seed)]
+
+
+def _personal(state) -> bool:
+  """Whether anything of a client's model is its own."""
+  return bool(jax.tree.leaves(inner_state.model(state.roles.personal)))
 
 
 def _grouped(simulation, state, pooled):
@@ -113,7 +126,8 @@ def _grouped(simulation, state, pooled):
 
 def _by_group(simulation, state, scope, ids, groups) -> Scores:
   """What these clients' models score on groups of rows [G, V]."""
-  found = Collector(len(ids), scope.metrics, len(groups))
+  keep = mixed.kept(scope.metrics) if scope.mixed else ()
+  found = Collector(len(ids), scope.metrics, len(groups), keep)
   for chosen, parts in pooled_parts(simulation, state, scope, ids, groups):
     found.add(chosen, jax.device_get(parts))
   return found.scores(simulation.place.peers)
@@ -150,7 +164,7 @@ def _summary(own: Scores, whole: Scores, new: Scores | None) -> dict[str, Any]:
       'pooled_loss': metrics.mean_over_clients(loss.sum(1)),
       'unseen': metrics.mean_over_clients(new.sums[key]) if new else None,
     }
-    models[name] |= _losses(
+    models[name] |= scores.losses(
       own.sums[f'loss/{name}'], new.sums[f'loss/{name}'] if new else None
     )
   stats = {
@@ -166,21 +180,6 @@ def _listed(values: np.ndarray):
   if len(values) > MOST_LISTED:
     return values
   return [x if np.isfinite(x) else None for x in values.tolist()]
-
-
-def _losses(own, new) -> dict[str, float | None]:
-  """Losses over all tokens, or rows, of clients: a sum over a count, so that
-  exp of it is their perplexity; and of the worst tenth of the clients, each by
-  its own mean. own, new: sums [n, 2] of clients, and of unseen ones."""
-  each = metrics.mean(own)
-  each = each[np.isfinite(each)]
-  return {
-    'own_token_loss': float(metrics.mean(own.sum(0))),
-    'own_loss_worst_decile': -metrics.worst_decile(-each),
-    'unseen_token_loss': None
-    if new is None
-    else float(metrics.mean(new.sum(0))),
-  }
 
 
 def _add_classes(found, whole, classes, federation, ids) -> None:
@@ -262,7 +261,8 @@ def _scores(simulation, state, scope: Scope, ids, rows) -> Scores:
   """What clients score on rows [n, V] of their own. ids: whose personal state
   is used; None: the one that everybody starts with. Each process evaluates its
   own."""
-  found = Collector(len(rows), scope.metrics)
+  keep = mixed.kept(scope.metrics) if scope.mixed else ()
+  found = Collector(len(rows), scope.metrics, keep=keep)
   for chosen, sums in own_parts(simulation, state, scope, ids, rows):
     found.add(chosen, [jax.device_get(sums)])
   return found.scores(simulation.place.peers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,27 +19,37 @@ class Scores(NamedTuple):
   sums: name -> float32 [n, 2], or [n, G, 2] of groups of rows. values: name of
   a metric and of a model -> each reader's value, float64 [n], NaN where there
   is none; of metrics that are no table. totals: the same keys, and those of
-  tables -> sums over readers and rows, float64.
+  tables -> sums over readers and rows, float64. kept: the same keys -> sums of
+  each reader over rows, float64 [n, ...], of metrics whose sums are kept.
   """
 
   sums: dict[str, np.ndarray]
   values: dict[tuple[str, str], np.ndarray]
   totals: dict[tuple[str, str], np.ndarray]
+  kept: dict[tuple[str, str], np.ndarray]
 
 
 class Collector:
   """Puts `Scores` together from parts, a few readers at a time.
 
   Sums of metrics, which may be large, are finished as soon as a reader's are
-  all there, and not kept.
+  all there, and not kept, but for those that are named.
   """
 
-  def __init__(self, count: int, asked: Sequence[Metric], groups: int = 0):
-    """groups: of rows, that sums are kept apart for; 0: none."""
+  def __init__(
+    self,
+    count: int,
+    asked: Sequence[Metric],
+    groups: int = 0,
+    keep: Collection[str] = (),
+  ):
+    """groups: of rows, that sums are kept apart for; 0: none. keep: names of
+    metrics whose sums of each reader are kept."""
     self._count = count
     self._asked = {metric.name: metric for metric in asked}
     self._groups = groups
-    self._found = Scores({}, {}, {})
+    self._keep = keep
+    self._found = Scores({}, {}, {}, {})
 
   def add(self, chosen: np.ndarray, parts: Sequence[dict[str, Any]]) -> None:
     """Sums [k or more, ...] by name of the `chosen` readers [k]: one part for
@@ -63,10 +73,28 @@ class Collector:
     if not metric.table:
       values = self._found.values.setdefault(key, np.zeros(self._count))
       values[chosen] = metrics.finished(metric, sums)
+    if kind in self._keep:
+      shape = (self._count, *sums.shape[1:])
+      self._found.kept.setdefault(key, np.zeros(shape))[chosen] = sums
 
   def scores(self, peers) -> Scores:
     """All of it, of all processes, each of which added its own readers."""
     return Scores(*peers.summed(tuple(self._found)))
+
+
+def losses(own, new) -> dict[str, float | None]:
+  """Losses over all tokens, or rows, of clients: a sum over a count, so that
+  exp of it is their perplexity; and of the worst tenth of the clients, each by
+  its own mean. own, new: sums [n, 2] of clients, and of unseen ones."""
+  each = metrics.mean(own)
+  each = each[np.isfinite(each)]
+  return {
+    'own_token_loss': float(metrics.mean(own.sum(0))),
+    'own_loss_worst_decile': -metrics.worst_decile(-each),
+    'unseen_token_loss': None
+    if new is None
+    else float(metrics.mean(new.sum(0))),
+  }
 
 
 def summary(asked: Sequence[Metric], own: Scores, whole: Scores, new) -> dict:

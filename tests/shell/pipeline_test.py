@@ -15,6 +15,7 @@ from fedms_jax.shell import config, flags, main
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import evaluation, observer
+from fedms_jax.simulation import scores as scoring
 from fedms_jax.simulation.state import Preempted
 from fedms_jax.systems import cost
 from tests import folders, world
@@ -279,7 +280,7 @@ def test_perplexity_is_of_all_tokens():
   """Two tokens of one nat and one of four: exp 2, and neither the mean of the
   rows' perplexities nor that of their losses."""
   own = np.array([[[2.0, 2.0]], [[4.0, 1.0]]], np.float32)[:, 0]
-  found = evaluation._losses(own, None)
+  found = scoring.losses(own, None)
   assert math.exp(found['own_token_loss']) == pytest.approx(7.389, rel=1e-3)
   assert found['own_loss_worst_decile'] == 4.0
 

@@ -20,6 +20,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   snapshot = Snapshot(config.workdir)
   try:
     world = worlds.world(config)
+    runner.check_shares(config, world)
     watch = observer.Observers()
     simulation = runner.simulated(config, world, snapshot, watch)
     state = snapshot.restore(simulation)

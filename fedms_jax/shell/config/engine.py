@@ -103,6 +103,14 @@ class EvalConfig:
     low=0,
     high=1_000_000,
   )
+  mixed: float = opt(
+    0.0,
+    "also score each client's models on a stream of its own test rows and, "
+    'with this share, rows of the pooled test set, as a device may meet them '
+    '(0: not)',
+    low=0.0,
+    high=1.0,
+  )
   validation_rows: int = opt(
     64, 'most validation rows of a client per round', low=1, high=1 << 20
   )
