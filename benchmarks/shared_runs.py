@@ -32,7 +32,9 @@ _TRAINING = (
   'pretrain.', 'privacy.', 'time.', 'select.', 'on_nan',
   *(f'{name}.' for name in catalog.METHODS),
 )  # fmt: skip
-_ROWS = ('seed', 'attack.')  # what rows depend on, but no model
+# What rows depend on, but no model.
+_ROWS = ('seed', 'attack.', 'data.shift', 'data.concept_groups',
+         'data.public_shift', 'partition.name', 'partition.alpha')  # fmt: skip
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
                 'seed')  # fmt: skip

@@ -26,6 +26,9 @@ ROWS = {
     'device': {'cores', 'shape', 'dtype', 'batch', 'milliseconds',
                'gflops_per_second', 'utilization', 'of_own_products'},
   },
+  'search_cost': {
+    'method': {'rates', 'shared_seconds', 'apart_seconds', 'ratio'},
+  },
   'versus_torch': {'what': {'cores', 'seconds', 'speedup'}},
   'versus_peers': {
     'peer': {'missing'},
@@ -67,7 +70,7 @@ ROWS = {
   },
 }  # fmt: skip
 # These train whole models.
-LONG = {'pretraining', 'black_box', 'time', 'continual'}
+LONG = {'pretraining', 'black_box', 'time', 'continual', 'search_cost'}
 # Others run the same code in little.
 LONG |= {'devices', 'depth_cost', 'versus_peers', 'population',
          'stage2_cost', 'overhead'}  # fmt: skip

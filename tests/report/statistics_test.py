@@ -93,3 +93,53 @@ def test_the_front_is_what_nothing_beats_and_beats_all_else(seed):
   assert set(found) == {i for i, p in enumerate(points) if not beaten(p)}
   costs = [points[i][0] for i in found]
   assert costs == sorted(costs)
+
+
+def test_a_difference_has_the_interval_and_p_of_the_paired_test():
+  rng = np.random.default_rng(3)
+  a, b = rng.normal(0.3, 1, 7), rng.normal(0, 1, 7)
+  found = statistics.difference(a, b)
+  wanted = stats.ttest_rel(a, b)
+  assert found.p == pytest.approx(wanted.pvalue, rel=1e-9)
+  interval = wanted.confidence_interval(0.95)
+  assert (found.low, found.high) == pytest.approx(
+    (interval.low, interval.high), rel=1e-9
+  )
+  assert found.mean == pytest.approx(np.mean(a - b))
+  for same in ([0.1], [0.1, 0.1]):
+    assert statistics.difference(same, [0.0] * len(same)) == (
+      0.1, 0.1, 0.1, None
+    )  # fmt: skip
+
+
+def test_of_several_tests_each_pays_for_those_that_are_left():
+  found = statistics.holm([0.01, 0.04, None, 0.03, 0.005])
+  assert found == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+  assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+  assert statistics.holm([None]) == [None]
+
+
+def test_holm_gives_no_false_alarm_more_often_than_it_says():
+  rng = np.random.default_rng(0)
+  alarms = [min(statistics.holm(list(rng.random(8)))) for _ in range(4000)]
+  assert abs(np.mean(np.array(alarms) < 0.05) - 0.05) < 0.012
+
+
+def test_a_hypervolume_is_the_share_of_the_square_that_some_point_covers():
+  rng = np.random.default_rng(1)
+  points = [tuple(x) for x in rng.random((9, 2))]
+  spots = (np.arange(400) + 0.5) / 400
+  x, y = np.meshgrid(spots, spots)
+  covered = np.any([(x <= a) & (y <= b) for a, b in points], axis=0)
+  found = statistics.volume_under(points)
+  assert found == pytest.approx(covered.mean(), abs=5e-3)
+  front = statistics.undominated(points)
+  assert 1 < len(front) < 9
+  kept = [points[i] for i in front]
+  assert statistics.volume_under(kept) == pytest.approx(found)
+  for i in range(len(points)):
+    assert (i in front) == (
+      statistics.volume_under(points[:i] + points[i + 1 :]) < found - 1e-12
+    )
+  points = [(1, 2), (1, 2), (1, 1), (0, 2)]
+  assert statistics.undominated(points) == [0, 1]
