@@ -25,6 +25,13 @@ COSTS: dict[str, Cost] = {
     views.seconds,
   ),
 }
+# Of methods that take no gradient; see `costs`.
+QUERIES: dict[str, Cost] = {
+  'rows whose loss was asked for': (
+    lambda run: run.summary['total'].get('queries') or 0.0,
+    '{:,.0f}'.format,
+  ),
+}
 # The costs of the table, by the titles of its columns.
 BEHIND: dict[str, Cost] = {
   'bytes': COSTS['bytes of all clients, up and down'],
@@ -43,6 +50,13 @@ _SPLIT = {
   'new_classes': "nobody's classes",
   'base_new_harmonic': 'harmonic mean',
 }
+
+
+def costs(rows: Sequence[Row]) -> dict[str, Cost]:
+  """The costs that rows are drawn over: queries only if some row has any."""
+  get, _ = next(iter(QUERIES.values()))
+  asked = any(get(run) for row in rows for run in row.runs)
+  return COSTS | QUERIES if asked else COSTS
 
 
 def promises(rows: Sequence[Row]) -> dict[str, list[str]]:

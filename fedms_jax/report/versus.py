@@ -31,7 +31,7 @@ def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
     families.section(rows),
     page.section(
       f'{score.capitalize()} against costs',
-      page.charts([_cost(rows, title) for title in ranking.COSTS]),
+      page.charts([_cost(rows, *cost) for cost in ranking.costs(rows).items()]),
       page.paragraph(
         'Numbers are those of the table; bars are one standard deviation over '
         'seeds. Filled points are on the Pareto front: no other row has more '
@@ -77,8 +77,8 @@ def _missing(compared: Comparison) -> str:
   return page.section('Without a result', f'<ul class="missing">{items}</ul>')
 
 
-def _cost(rows: Sequence[Row], title: str) -> str:
-  get, show = ranking.COSTS[title]
+def _cost(rows: Sequence[Row], title: str, cost: ranking.Cost) -> str:
+  get, show = cost
   points = []
   for i, row in enumerate(rows):
     found = statistics.spread([run.score for run in row.runs])

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fedms_jax.persistence import writers
-from fedms_jax.report import markdown, ranking, runs
+from fedms_jax.report import markdown, ranking, runs, versus
 from fedms_jax.shell import config, flags, main
 from fedms_jax.shell.commands import report
 from tests.report import finished
@@ -111,6 +111,20 @@ def test_every_figure_is_there_once_for_each_row(page):
   bubbles = page.all('circle', 'bubble')
   assert 30 < len(bubbles) < 48  # a client without a class has no circle
   assert len(page.all('use')) == 3 + 2
+
+
+def test_queries_are_a_cost_where_somebody_asks(tmp_path):
+  rows = []
+  for label, asked in (('gradient', 0.0), ('losses', 500.0)):
+    run = runs.read(finished.run(tmp_path / label))
+    run.summary['total']['queries'] = asked
+    rows.append(runs.Row(label, [run]))
+  (title,) = ranking.QUERIES
+  shown = Page(versus.report(runs.Comparison('both', rows), {}))
+  assert len(shown.pictures(f'score in % against {title}')) == 1
+  assert '2. losses: 500, ' in str(shown.elements)
+  shown = Page(versus.report(runs.Comparison('one', rows[:1]), {}))
+  assert not shown.pictures(f'score in % against {title}')
 
 
 def test_the_front_is_named(page):
