@@ -1,20 +1,26 @@
 """How far do losses alone take a prompt, for how many queries and bytes?
 
     python -m benchmarks.black_box [--quick] [--rows=gradient,mezo,...] \\
-      [--seeds=0] [--out=FILE] -- <fedms flags>
+      [--seeds=0..2] [--search_seeds=10,11] [--out=FOLDER] -- <fedms flags>
 
 Trains a soft prompt, and the head where the model has one, of one pre-trained
 model: by gradients, by differences of losses, and by evolution strategies whose
 searches stay with the clients (bbt), are averaged, or are ranked by the server;
-and with one client a round. Prints a line of JSON for each look at the test
-rows, four in a run, with what it had cost by then: rows whose loss was asked
-for, FLOPs and bytes of all clients. The line of round 0 is the model as it was.
-Rows of --out that are there already are not run again.
+with one client a round; and an image that is added to images, with the gains of
+SPSA-GC. A client passes its batch through the model 20 times in a round of
+every row, a gradient counted as three passes.
+
+The setting of each row is the best of three on validation rows of other seeds.
+Writes search.json, results.csv, results.parquet, report.html and table.md into
+--out, and prints a line of JSON for each look at the test rows, four in a run,
+with what it had cost by then: rows whose loss was asked for, FLOPs and bytes of
+all clients. The line of round 0 is the model as it was. A second start goes on
+where the first was killed.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -22,52 +28,144 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+from benchmarks import contest, search_and_seeds, tuning
+from benchmarks.contest import Axis, Contest, Entry, Flags, Job
+from benchmarks.search_and_seeds import Championship, Rules
 from benchmarks.shared_runs import SharedRuns
-from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags, program_cache
-from fedms_jax.shell import run as runner
-from fedms_jax.simulation import evaluation, observer
+from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.launch import command, grid
+from fedms_jax.persistence.files import write_atomic
+from fedms_jax.report import runs
+
+# Of the values of each row; None: a run that diverged.
+Scores = dict[str, dict[str, float | None]]
 
 LOOKS = 4
-_SEARCH = ('--fedbpt.dimension=50', '--fedbpt.sigma=0.3', '--fedbpt.scale=0.3')
-ROWS: dict[str, tuple[str, ...]] = {
-  'gradient': ('--algorithm.name=promptfl',),
-  'mezo': ('--algorithm.name=mezo', '--client.learning_rate=3e-4'),
-  'spsa': (
-    '--algorithm.name=mezo', '--client.learning_rate=3e-4', '--mezo.kind=spsa',
-    '--mezo.directions=5',
-  ),
-  'fedkseed': ('--algorithm.name=fedkseed', '--fedkseed.rate=1e-4',
-               '--fedkseed.step=0.01'),
-  'bbt': ('--algorithm.name=bbt', '--bbt.dimension=50', '--bbt.sigma=0.3',
-          '--bbt.scale=0.3', '--bbt.population=5'),
-  'average': ('--algorithm.name=fedbpt', *_SEARCH),
-  'rank': ('--algorithm.name=fedbpt', *_SEARCH, '--fedbpt.server=rank'),
-  'one_client': ('--algorithm.name=fedbpt', *_SEARCH, '--cohort.size=1'),
-}  # fmt: skip
-QUICK = (
-  '--flagfile=launch/presets/smoke.flags', '--algorithm.stage1_rounds=4',
-  '--algorithm.stage2_rounds=0', '--prompt.length=2', '--client.epochs=1',
-  '--client.batch_size=64',
+PASSES = 20  # of a client's batch through the model, in a round
+USUAL = (
+  '--data.source=digits', '--data.public_fraction=0.3',
+  '--partition.num_clients=10', '--partition.unseen_clients=2',
+  '--cohort.size=5', '--model.blocks=2', '--model.width=32', '--model.heads=2',
+  '--prompt.length=4', '--pretrain.epochs=20', '--client.batch_size=32',
+  '--algorithm.stage1_rounds=16', '--algorithm.stage2_rounds=0',
 )  # fmt: skip
-_SPENT: tuple[str, ...] = ('queries', 'client_flops', 'bytes_up', 'bytes_down')
+QUICK = (
+  '--model.width=16', '--pretrain.epochs=1', '--partition.num_clients=4',
+  '--partition.unseen_clients=1', '--cohort.size=2', '--prompt.length=2',
+  '--algorithm.stage1_rounds=4', '--client.batch_size=8',
+)  # fmt: skip
+# As its paper has it: estimates are not scaled by how large they were.
+_PLAIN: Flags = {
+  'client.optimizer': 'sgd',
+  'client.momentum': '0',
+  'client.max_norm': '0',
+}
+_RATE = 'client.learning_rate'
+_SPENT = ('queries', 'client_flops', 'bytes_up', 'bytes_down')
 
 
-def looks(words: Sequence[str], shared: SharedRuns) -> Iterator[dict[str, Any]]:
+def _of(name: str, steps: int, axis: Axis, note: str, **more: Any) -> Entry:
+  """A row of a method, which begins at the middle of its axis."""
+  flags = {'algorithm.name': name, 'client.steps': str(steps)}
+  flags |= {axis.flag: axis.values[len(axis.values) // 2]}
+  options = {f'{name}.{key}': str(value) for key, value in more.items()}
+  return Entry(name, flags | options, note, axis)
+
+
+def _searched(name: str, note: str, **more: Any) -> Entry:
+  axis = Axis(f'{name}.scale', ('0.1', '0.3', '1'))
+  return _of(name, 4, axis, note, dimension=50, population=5, **more)
+
+
+def entries(rounds: int, cohort: int) -> dict[str, Entry]:
+  """All rows, of so many rounds; with one client a round, as many rounds as
+  ask for as much."""
+  rate = Axis(_RATE, ('3e-3', '1e-2', '3e-2'))
+  gradient = _of('promptfl', 7, rate, 'gradients, Adam')
+  slow = Axis(_RATE, ('3e-4', '1e-3', '3e-3'))
+  mezo = _of('mezo', 10, slow, 'MeZO: one normal direction a step')
+  fast = Axis(_RATE, ('3e-3', '1e-2', '3e-2'))
+  spsa = _of('mezo', 2, fast, 'SPSA, five directions a step', kind='spsa',
+             directions=5)  # fmt: skip
+  gains = Axis('blackvip.rate', ('3e-3', '1e-2', '3e-2'))
+  numbers = Axis('fedkseed.rate', ('1e-4', '3e-4', '1e-3'))
+  average = _searched('fedbpt', 'CMA-ES, clients averaged')
+  alone = {
+    'cohort.size': '1',
+    'algorithm.stage1_rounds': str(rounds * cohort),
+  }
+  return {
+    'gradient': gradient,
+    'mezo': mezo._replace(flags=mezo.flags | _PLAIN),
+    'spsa': spsa._replace(flags=spsa.flags | _PLAIN),
+    'spsa_gc': _of(
+      'blackvip', 2, gains, 'an image, by SPSA with the gains of SPSA-GC'
+    ),
+    'fedkseed': _of(
+      'fedkseed', 10, numbers, 'directions of seeds', step=0.01, seeds=1024
+    ),
+    'bbt': _searched('bbt', 'CMA-ES, each client alone'),
+    'average': average,
+    'rank': _searched('fedbpt', 'CMA-ES, clients ranked', server='rank'),
+    'one_client': average._replace(
+      flags=average.flags | alone, note='CMA-ES, one client a round'
+    ),
+  }
+
+
+def tuned(
+  game: Contest, rows: Sequence[Entry], seeds: Sequence[str]
+) -> tuple[list[Entry], Scores]:
+  """(the rows at the best values of their axes, the scores of all values).
+
+  A score is the mean over seeds of the mean validation score in the last
+  quarter of a run.
+  """
+  every: dict[str, dict[str, list[float | None]]] = {
+    entry.label: {value: [] for value in _axis(entry).values} for entry in rows
+  }
+  for seed in seeds:  # outermost: runs of a seed share its data
+    for entry in rows:
+      found = _tries(game, entry, seed)
+      for value, score in found.items():
+        every[entry.label][value].append(score)
+  scores, out = {}, []
+  for entry in rows:
+    scores[entry.label] = {
+      value: None if None in found else float(np.mean(found))
+      for value, found in every[entry.label].items()
+    }
+    best = tuning.best(scores[entry.label])
+    more = {} if best is None else {_axis(entry).flag: best}
+    out.append(entry._replace(flags=entry.flags | more))
+  return out, scores
+
+
+def _axis(entry: Entry) -> Axis:
+  assert entry.axis is not None  # all rows have one
+  return entry.axis
+
+
+def _tries(game: Contest, entry: Entry, seed: str) -> dict[str, float | None]:
+  """The validation scores of a row's values with a seed."""
+  flag, values = _axis(entry)
+  jobs = [
+    Job(
+      entry.label,
+      f'search/{tuning.name(entry.label)},{flag}={value},seed={seed}',
+      entry.flags | {flag: value, 'seed': seed, 'eval.validate_every': '1'},
+    )
+    for value in values
+  ]
+  return tuning.search(game, jobs, values)
+
+
+def looks(run: runs.Run) -> Iterator[dict[str, Any]]:
   """Scores of a run in % beside its cost so far: at its start, and then by the
   round."""
-  config = flags.parse(['fedms', *words])
-  rounds = config.algorithm.stage1_rounds + config.algorithm.stage2_rounds
-  every = max(1, rounds // LOOKS)
-  config = flags.parse(['fedms', *words, f'--eval.every={every}'])
-  records, keep = observer.Recorder(), run_store.Memory()
-  source: Any = shared  # has what is asked of the module
-  simulation = runner.simulated(
-    config, shared.world(config), keep, observer.Observers(records), source
-  )
-  state = simulation.run()
-  scores = evaluation.evaluate(simulation, state, evaluation.Scope())
-  before = scores['models']['pretrained']
+  before = run.summary['models']['pretrained']
   start = {
     kind: before.get(name)
     for kind, name in (
@@ -76,7 +174,7 @@ def looks(words: Sequence[str], shared: SharedRuns) -> Iterator[dict[str, Any]]:
   }  # fmt: skip
   spent: dict[str, float] = dict.fromkeys(_SPENT, 0.0)
   yield _line(0, spent, start)
-  for record in records.records:
+  for record in run.records:
     if 'depth' not in record:
       continue
     spent = {name: spent[name] + record[name] for name in _SPENT}
@@ -100,56 +198,85 @@ def _line(round: int, spent: dict[str, float], scores: dict[str, Any]):
   }
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  words = list(argv)
-  cut = words.index('--') if '--' in words else len(words)
-  parser = argparse.ArgumentParser(allow_abbrev=False)
-  parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--rows', default='')
-  parser.add_argument('--seeds', default='0')
-  parser.add_argument('--out', default='')
-  return parser.parse_args(words[:cut]), words[cut + 1 :]
+def _parser():
+  parser = command.parser('benchmarks.black_box', 'Prompts by losses alone.')
+  add = parser.add_argument
+  add('--quick', action='store_true', help='its numbers mean nothing')
+  add('--rows', default='', help='such as gradient,mezo (empty: all)')
+  add('--seeds', default='', help='0,1,7 (empty: 0..2, quick: 0)')
+  add('--search_seeds', default='10,11', help='of the search; empty: none')
+  add('--out', default='', help='folder of the results (empty: none is kept)')
+  return parser
 
 
-def _known(out: str) -> set[tuple[str, int]]:
-  """Rows that a file has already."""
-  if not out or not pathlib.Path(out).is_file():
-    return set()
-  lines = pathlib.Path(out).read_text().splitlines()
-  return {(r['row'], r['seed']) for r in map(json.loads, lines)}
+def _play(game: Contest, rows: Sequence[Entry], seeds, search, title: str):
+  """Searches, runs all seeds, writes the page."""
+  if search:
+    rows, scores = tuned(game, rows, search)
+    text = json.dumps(scores, indent=2)
+    write_atomic(game.root / 'search.json', text + '\n')
+  for i, entry in enumerate(rows):
+    config = game.config(Job(entry.label, 'check', entry.flags))
+    every = max(1, config.algorithm.stage1_rounds // LOOKS)
+    more = entry.flags | {'eval.every': str(every)}
+    rows = [*rows[:i], entry._replace(flags=more), *rows[i + 1 :]]
+  field = Championship(game, rows, Rules(seeds, [], 1.0, 'passes', ''), title)
+  try:
+    field.play()
+  finally:
+    field.write()
 
 
-def main(argv: Sequence[str]) -> int:
+def _rows(options, config) -> list[Entry]:
+  """The rows that are asked for."""
+  rounds, cohort = config.algorithm.stage1_rounds, config.cohort.size
+  known = {
+    label: entry._replace(label=label)
+    for label, entry in entries(rounds, cohort).items()
+  }
+  few = ('gradient', 'mezo', 'average')
+  default = few if options.quick else tuple(known)
+  return search_and_seeds.chosen(options.rows, known, 'rows', default)
+
+
+def main(argv: Sequence[str], runner=None) -> int:
   """Runs the benchmark; gives the exit code."""
-  options, own = _options(argv)
-  wanted = [name for name in options.rows.split(',') if name]
-  for name in wanted:
-    if name not in ROWS:
-      raise ValueError(
-        f'--rows has {name!r}, which is none; allowed: {", ".join(ROWS)}.'
-      )
-  if options.quick:
-    own = [*QUICK, *own]
-    wanted = wanted or ['gradient', 'mezo', 'average']
-  known = _known(options.out)
-  with tempfile.TemporaryDirectory() as folder:
-    shared = SharedRuns(pathlib.Path(folder))
-    for seed in map(int, options.seeds.split(',')):
-      for name in wanted or ROWS:
-        if (name, seed) in known:
-          continue
-        words = ['--noprogress', *own, *ROWS[name], f'--seed={seed}']
-        lines = [
-          json.dumps({'row': name, 'seed': seed} | look)
-          for look in looks(words, shared)
-        ]
-        print('\n'.join(lines), flush=True)
-        if options.out:
-          with open(options.out, 'a') as file:
-            file.write('\n'.join(lines) + '\n')
-  return 0
+  own, flags = command.split(argv)
+  options = _parser().parse_args(own)
+  base = [*USUAL, *(QUICK if options.quick else ()), *flags]
+  config = command.check(base)
+  rows = _rows(options, config)
+  seeds = options.seeds or ('0' if options.quick else '0..2')
+  seeds = grid.axis(f'seed={seeds}')[1]
+  search = '' if options.quick else options.search_seeds
+  search = grid.axis(f'seed={search}')[1] if search else []
+  with contextlib.ExitStack() as kept:
+    out = options.out or kept.enter_context(tempfile.TemporaryDirectory())
+    root = pathlib.Path(out).absolute()
+    runner = runner or contest.in_process(SharedRuns(root / 'pretrained'))
+    contest.settle(root, base, {'search seeds': search})
+    game = Contest(root, base, runner)
+    try:
+      # Its words are no lines of JSON.
+      with contextlib.redirect_stdout(sys.stderr):
+        title = f'Prompts by losses alone on {config.data.source}'
+        _play(game, rows, seeds, search, title)
+    except contest.Stopped:
+      print(f'stopped; the same command goes on with {root}', file=sys.stderr)
+      return EXIT_SAVED
+    _tell(root, rows, seeds)
+  return 1 if game.crashed else 0
+
+
+def _tell(root: pathlib.Path, rows: Sequence[Entry], seeds: Sequence[str]):
+  """Prints the looks of all runs that are there."""
+  for entry in rows:
+    for seed in seeds:
+      folder = root / f'runs/{tuning.name(entry.label)},seed={seed}'
+      if (folder / 'summary.json').exists():
+        for look in looks(runs.read(folder)):
+          print(json.dumps({'row': entry.label, 'seed': int(seed)} | look))
 
 
 if __name__ == '__main__':
-  program_cache.begin()
-  raise SystemExit(main(sys.argv[1:]))
+  sys.exit(command.run(main))

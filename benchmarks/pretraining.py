@@ -1,42 +1,44 @@
 """What federated pre-training costs in perplexity, and saves in bytes.
 
     python -m benchmarks.pretraining [--quick] [--steps=500] \\
-      [--every=10,50,250] [--rows=central,mean,...] [--seeds=0] \\
-      [--out=FILE] -- <fedms flags>
+      [--every=10,50,250] [--rows=central,mean,...] [--seeds=0..2] \\
+      [--out=FOLDER] -- --data.source=<texts> <fedms flags>
 
 Every row trains one model from random weights for as many steps in a row: the
 server alone on public rows (central), or clients, whose updates meet every H
 local steps, under an outer optimizer, with inner optimizers that are kept or
-reset; or both in turn (two_phases). Flags are of a language model on texts,
-such as
+reset; one client a round (one_client); or the server first, then clients
+(two_phases), or both in turn, twice (alternating). The data are texts with a
+column `genre`, of which a client has one; other flags may say otherwise.
+--quick makes texts of its own.
 
-    --data.source=<texts> --data.group_column=document \\
-      --partition.name=natural --data.pack --data.max_tokens=128 \\
-      --model.name=gpt --model.head=causal_lm
-
---quick makes texts of its own. Prints a line of JSON for each row and appends
-it to --out; rows that are there already are not run again.
+Writes results.csv, results.parquet, report.html and table.md into --out, and
+prints a line of JSON for each run. A second start goes on where the first was
+killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags, language, program_cache
-from fedms_jax.shell import run as runner
+from benchmarks import contest, tuning
+from benchmarks.contest import Contest, Entry
+from benchmarks.search_and_seeds import Championship, Rules
+from fedms_jax.cluster.signals import EXIT_SAVED
+from fedms_jax.launch import command, grid
+from fedms_jax.persistence import writers
+from fedms_jax.report import runs
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
-from fedms_jax.simulation import evaluation, observer
 
 OUTER = {
   'mean': ('--server.optimizer=mean', '--server.learning_rate=1'),
@@ -49,16 +51,24 @@ OUTER = {
 }
 INNER = (
   '--client.optimizer=adamw', '--client.beta2=0.95', '--client.schedule=cosine',
-  '--client.weight_decay=0.1', '--client.learning_rate=1e-3',
-  '--pretrain.learning_rate=1e-3', '--pretrain.weight_decay=0.1',
+  '--client.weight_decay=0.1', '--client.learning_rate=3e-3',
+  '--pretrain.learning_rate=3e-3', '--pretrain.weight_decay=0.1',
+)  # fmt: skip
+USUAL = (
+  '--data.input_column=text', '--data.group_column=genre',
+  '--data.max_tokens=64', '--data.pack', '--data.max_rows=8000',
+  '--partition.name=natural', '--partition.num_clients=4',
+  '--partition.unseen_clients=2', '--partition.test=0.1',
+  '--partition.validation=0.05', '--cohort.size=4', '--model.name=gpt',
+  '--model.head=causal_lm', '--model.tokenizer=bpe', '--model.vocabulary=512',
+  '--model.width=32', '--model.heads=2', '--model.blocks=2',
+  '--client.batch_size=4', '--pretrain.batch_size=16', '--eval.pooled_rows=500',
+  '--eval.validate_every=1000',
 )  # fmt: skip
 QUICK = (
-  '--data.train_split=test', '--data.input_column=text',
-  '--data.group_column=document', '--data.max_tokens=32',
-  '--partition.name=natural', '--partition.num_clients=6',
-  '--partition.unseen_clients=2', '--cohort.size=4', '--model.name=gpt',
-  '--model.head=causal_lm', '--model.width=16', '--model.heads=2',
-  '--model.blocks=2', '--client.batch_size=4', '--pretrain.batch_size=16',
+  '--data.train_split=test', '--data.max_tokens=32', '--data.max_rows=0',
+  '--partition.num_clients=6', '--model.tokenizer=bytes',
+  '--model.vocabulary=1024', '--model.width=16',
 )  # fmt: skip
 
 
@@ -84,38 +94,61 @@ def rows(steps: int, every: Sequence[int]) -> Iterator[Row]:
         yield Row(outer, h, state, own)
     one = (federated, '--cohort.size=1', *OUTER['nesterov'])
     yield Row('one_client', h, 'reset', one)
-    half = f'--stages=S{steps // 2},F{max(1, rounds // 2)}x{h}'
+    both = rounds // 2, steps // 2
+    half = f'--stages=S{both[1]},F{max(1, both[0])}x{h}'
     yield Row('two_phases', h, 'reset', (half, *OUTER['nesterov']))
+    if rounds >= 4:
+      turns = ','.join(
+        f'S{server},F{clients}x{h}'
+        for clients, server in zip(*map(_halves, both), strict=True)
+      )
+      words = (f'--stages={turns}', *OUTER['nesterov'])
+      yield Row('alternating', h, 'reset', words)
 
 
-def measured(config: Config, like: worlds.World | None):
-  """(the numbers of a run, its world)."""
-  start = time.perf_counter()
-  world = worlds.world(config, like)
-  records = observer.Recorder()
-  watch = observer.Observers(records)
-  keep = run_store.Memory()
-  simulation = runner.simulated(config, world, keep, watch)
-  state = simulation.run()
-  scores = evaluation.evaluate(
-    simulation, state, evaluation.Scope(config.eval.clients)
-  )
-  language.add_bits(config, world, simulation.federation.pooled, scores)
-  (found,) = scores['models'].values()
-  last = records.records[-1]
-  sent = sum(entry.bytes_up for entry in simulation.ledgers.values())
+def _halves(n: int) -> tuple[int, int]:
+  """Two whole numbers that add up to n, the larger one first."""
+  return n - n // 2, n // 2
+
+
+class OneWorld:
+  """Stands for the module `shell.world` in `shell.run.run`: runs of one seed
+  share data and model, which no row changes."""
+
+  initial = staticmethod(worlds.initial)
+  pretrained = staticmethod(worlds.pretrained)
+
+  def __init__(self):
+    self._seed: int | None = None
+    self._like: worlds.World | None = None
+
+  def world(self, config: Config) -> worlds.World:
+    """As `world.world`."""
+    like = self._like if config.seed == self._seed else None
+    self._like, self._seed = worlds.world(config, like), config.seed
+    return self._like
+
+  def prepare(self, config: Config) -> None:
+    """Makes ready what runs share, so that a run's seconds are its own."""
+    self.world(config)
+
+
+def measured(run: runs.Run) -> dict[str, Any]:
+  """The numbers of a run."""
+  (found,) = run.summary['models'].values()
+  last = run.records[-1]
   return {
     'own_perplexity': float(np.exp(found['own_token_loss'])),
     'worst_decile_perplexity': float(np.exp(found['own_loss_worst_decile'])),
     'pooled_perplexity': float(np.exp(found['pooled_loss'])),
     'unseen_perplexity': float(np.exp(found['unseen_token_loss'] or 0.0)),
     'bits_per_byte': found.get('bits_per_byte'),
-    'megabytes_up': sent / 1e6,
-    'tokens': sum(r.get('tokens', 0.0) for r in records.records),
+    'megabytes_up': run.summary['total']['bytes_up'] / 1e6,
+    'tokens': sum(r.get('tokens', 0.0) for r in run.records),
     'last_drift': last.get('drift'),
     'last_cosine': last.get('cosine'),
-    'seconds': time.perf_counter() - start,
-  }, world
+    'seconds': run.summary['run_seconds'],
+  }
 
 
 def texts(folder: pathlib.Path) -> None:
@@ -124,67 +157,89 @@ def texts(folder: pathlib.Path) -> None:
 
   rng = np.random.default_rng(0)
   words = [''.join(rng.choice(list('aeioubdklmnrst'), 4)) for _ in range(40)]
-  lines, documents = [], []
+  lines, genres = [], []
   for document in range(8):
     likely = rng.dirichlet(np.full(len(words), 0.2))
     for _ in range(40):
       lines.append(' '.join(rng.choice(words, 6, p=likely)))
-      documents.append(f'd{document}')
-  found = {'text': lines, 'document': documents}
+      genres.append(f'd{document}')
+  found = {'text': lines, 'genre': genres}
   datasets.Dataset.from_dict(found).to_parquet(folder / 'test.parquet')
 
 
-def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  words = list(argv)
-  cut = words.index('--') if '--' in words else len(words)
-  parser = argparse.ArgumentParser(allow_abbrev=False)
-  parser.add_argument('--quick', action='store_true')
-  parser.add_argument('--steps', type=int, default=500)
-  parser.add_argument('--every', default='10,50,250')
-  parser.add_argument('--rows', default='')
-  parser.add_argument('--seeds', default='0')
-  parser.add_argument('--out', default='')
-  return parser.parse_args(words[:cut]), words[cut + 1 :]
+def entries(steps: int, every: Sequence[int]) -> dict[str, tuple[Row, Entry]]:
+  """The rows by their labels."""
+  found = {}
+  for row in rows(steps, every):
+    label = f'{row.name}, H={row.every}, {row.state}' if row.every else row.name
+    flags = writers.parse_flags('\n'.join(row.words))
+    found[label] = row, Entry(label, flags)
+  return found
 
 
-def _known(out: str) -> set[tuple[Any, ...]]:
-  """Rows that a file has already."""
-  if not out or not pathlib.Path(out).is_file():
-    return set()
-  lines = pathlib.Path(out).read_text().splitlines()
-  found = [json.loads(line) for line in lines]
-  return {(r['row'], r['every'], r['state'], r['seed']) for r in found}
+def _parser() -> argparse.ArgumentParser:
+  parser = command.parser('benchmarks.pretraining', 'Federated pre-training.')
+  add = parser.add_argument
+  add('--quick', action='store_true', help='its numbers mean nothing')
+  add('--steps', type=int, default=500, help='local steps in a row')
+  add('--every', default='10,50,250', help='values of H')
+  add('--rows', default='', help='names, such as central,mean (empty: all)')
+  add('--seeds', default='', help='0,1,7 (empty: 0..2, quick: 0)')
+  add('--out', default='', help='folder of the results (empty: none is kept)')
+  return parser
 
 
-def main(argv: Sequence[str]) -> int:
-  options, own = _options(argv)
+def main(argv: Sequence[str], runner=None) -> int:
+  """Runs the benchmark; gives the exit code."""
+  own, flags = command.split(argv)
+  options = _parser().parse_args(own)
   steps, every = options.steps, [int(h) for h in options.every.split(',')]
   wanted = [name for name in options.rows.split(',') if name]
-  with tempfile.TemporaryDirectory() as folder:
+  with contextlib.ExitStack() as kept:
+    folder = kept.enter_context(tempfile.TemporaryDirectory())
+    base = [*INNER, *USUAL, *flags]
     if options.quick:
       texts(pathlib.Path(folder))
       steps, every = 4, [2]
-      own = [*QUICK, f'--data.source={folder}', *own]
       wanted = wanted or ['central', 'nesterov']
-    known = _known(options.out)
-    for seed in map(int, options.seeds.split(',')):
-      like = None
-      for row in rows(steps, every):
-        key = (row.name, row.every, row.state, seed)
-        if (wanted and row.name not in wanted) or key in known:
-          continue
-        words = [*INNER, '--noprogress', *own, *row.words, f'--seed={seed}']
-        config = flags.parse(['fedms', *words])
-        found, like = measured(config, like)
-        line = dict(zip(('row', 'every', 'state', 'seed'), key, strict=True))
-        text = json.dumps(line | {'steps': steps} | found)
-        print(text, flush=True)
-        if options.out:
-          with open(options.out, 'a') as file:
-            file.write(text + '\n')
-  return 0
+      source = f'--data.source={folder}'
+      base = [*INNER, *USUAL, *QUICK, source, *flags]
+    known = {
+      label: pair
+      for label, pair in entries(steps, every).items()
+      if not wanted or pair[0].name in wanted
+    }
+    root = pathlib.Path(options.out or f'{folder}/runs').absolute()
+    seeds = options.seeds or ('0' if options.quick else '0..2')
+    seeds = grid.axis(f'seed={seeds}')[1]
+    contest.settle(root, base, {'steps': steps})
+    game = Contest(root, base, runner or contest.in_process(OneWorld()))
+    rules = Rules(seeds, [], 1.0, 'passes', '')
+    chosen = [entry for _, entry in known.values()]
+    title = f'Pre-training in {steps} steps'
+    try:
+      # Its words are no lines of JSON.
+      with contextlib.redirect_stdout(sys.stderr):
+        field = Championship(game, chosen, rules, title)
+        field.play()
+        field.write()
+    except contest.Stopped:
+      print(f'stopped; the same command goes on with {root}', file=sys.stderr)
+      return EXIT_SAVED
+    _tell(root, known, seeds, steps)
+  return 1 if game.crashed else 0
+
+
+def _tell(root: pathlib.Path, known, seeds: Sequence[str], steps: int) -> None:
+  """Prints the numbers of all runs that are there."""
+  for label, (row, _) in known.items():
+    for seed in seeds:
+      folder = root / f'runs/{tuning.name(label)},seed={seed}'
+      if (folder / 'summary.json').exists():
+        line = {'row': row.name, 'every': row.every, 'state': row.state}
+        line |= {'seed': int(seed), 'steps': steps}
+        print(json.dumps(line | measured(runs.read(folder))))
 
 
 if __name__ == '__main__':
-  program_cache.begin()
-  raise SystemExit(main(sys.argv[1:]))
+  sys.exit(command.run(main))

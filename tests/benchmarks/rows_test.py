@@ -6,7 +6,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import methods, schedules, search_and_seeds
+from benchmarks import (
+  black_box,
+  methods,
+  pretraining,
+  schedules,
+  search_and_seeds,
+  tuning,
+)
 from fedms_jax.shell import build, config, flags
 from fedms_jax.simulation.state import Handover
 
@@ -176,3 +183,67 @@ def test_only_fedms_activates_its_blocks_one_by_one():
     dense = entry.flags.get('schedule.name') == 'dense'
     own = label.startswith('fedms') and label != 'fedms/no_sal'
     assert dense != own, label
+
+
+PROMPTS = black_box.entries(16, 5)
+
+
+def parsed(entry, usual, **more):
+  flagged = entry.flags | more
+  words = [*usual, *(f'--{k}={v}' for k, v in flagged.items())]
+  return flags.parse(['fedms', *words])
+
+
+@pytest.mark.parametrize('label', PROMPTS)
+def test_a_client_passes_its_batch_as_often_under_every_prompt(label):
+  entry = PROMPTS[label]
+  found = parsed(entry, black_box.USUAL)
+  own = getattr(found.methods, found.algorithm.name, None)
+  if label == 'gradient':
+    each = 3  # forward, and twice as much back
+  elif hasattr(own, 'population'):
+    each = own.population
+  else:
+    each = 2 * getattr(own, 'directions', 1)
+  assert each * found.client.steps == pytest.approx(black_box.PASSES, abs=1)
+  clients = found.algorithm.stage1_rounds * found.cohort.size
+  assert clients == 16 * 5
+  for value in entry.axis.values:
+    config.validate(parsed(entry, black_box.USUAL, **{entry.axis.flag: value}))
+  assert entry.flags[entry.axis.flag] in entry.axis.values
+
+
+def test_a_setting_is_that_of_the_best_mean_over_seeds(monkeypatch):
+  entry = PROMPTS['mezo']._replace(label='mezo')
+  low, middle, high = entry.axis.values
+  told = {'1': {low: 0.9, middle: 0.7, high: None},
+          '2': {low: 0.2, middle: 0.6, high: 0.9}}  # fmt: skip
+
+  def search(game, jobs, values):
+    (seed,) = {job.flags['seed'] for job in jobs}
+    assert [job.flags[entry.axis.flag] for job in jobs] == list(values)
+    return told[seed]
+
+  monkeypatch.setattr(tuning, 'search', search)
+  (found,), scores = black_box.tuned(None, [entry], ['1', '2'])
+  assert found.flags[entry.axis.flag] == middle
+  assert scores['mezo'] == {
+    low: pytest.approx(0.55), middle: pytest.approx(0.65), high: None
+  }  # fmt: skip
+
+
+def test_every_row_of_pretraining_takes_as_many_steps():
+  found = pretraining.entries(40, [4, 10])
+  texts = set()
+  for row, entry in found.values():
+    made = parsed(entry, (*pretraining.INNER, *pretraining.USUAL))
+    config.validate(made)
+    phases, method = made.pipeline
+    assert not method
+    steps = [p.steps * (1 if p.kind == 'S' else p.rounds) for p in phases]
+    assert sum(steps) == 40
+    assert {p.steps for p in phases if p.kind == 'F'} == (
+      {row.every} if row.every else set()
+    )
+    texts.add(flags.to_text(made))
+  assert len(texts) == len(found) == 19
