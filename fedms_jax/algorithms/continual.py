@@ -30,6 +30,7 @@ _LOW = -1e9  # the logit of a class that does not compete
 _STEP, _TEACHER = 'step', 'teacher'
 FISHER, ANCHOR = 'fisher', 'anchor'
 _VISIBLE, _LEARNED, _OLD = 'visible', 'learned', 'old'
+_MASKS = (_VISIBLE, _LEARNED, _OLD)
 
 
 class How(NamedTuple):
@@ -57,18 +58,20 @@ def start(visible, learned, old) -> dict[str, Tree]:
 @functools.lru_cache(maxsize=64)
 def through(algorithm: Algorithm, how: How) -> Algorithm:
   """The algorithm as a stage of each of a sequence of tasks: it goes on with
-  the model of the task before.
+  the model of the task before. Where it learns no classes, none compete.
 
   Raises:
     ValueError: when it begins, where what it would have to remember with is
       part of no model that all clients have.
   """
 
+  masks = _MASKS if algorithm.task.kind == 'classes' else ()
+
   def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
     mine = roles.frozen[KEY]
     found = dict(algorithm.columns(roles, batch, plan))
     at = mine[_STEP], batch[TASK]
-    for name in (_VISIBLE, _LEARNED, _OLD):
+    for name in masks:
       found[name] = mine[name][at]
     if how.taught:
       old = roles._replace(**mine[_TEACHER])
@@ -78,13 +81,15 @@ def through(algorithm: Algorithm, how: How) -> Algorithm:
 
   def predict(roles: Roles, batch: Batch, plan: Plan) -> Prediction:
     found = algorithm.predict(roles, batch, plan)
+    if not masks:
+      return found
     logits = {
       name: jnp.where(batch[_VISIBLE], x, jnp.asarray(_LOW, x.dtype))
       for name, x in found.logits.items()
     }
     return found._replace(logits=logits)
 
-  names = (_VISIBLE, _LEARNED, _OLD, *([_TEACHER] if how.taught else []))
+  names = (*masks, *([_TEACHER] if how.taught else []))
   passes = algorithm.passes
   ahead = passes._replace(ahead=passes.ahead + how.taught)
   return algorithm._replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,17 +37,6 @@ def measured(algorithm: Algorithm, slope: Algorithm, decay: float) -> Algorithm:
   algorithm: of the task, as `continual.through` gives it. slope: the same by
   plain sgd(1).
   """
-  inner = algorithm.server
-
-  def begin(key, before: Roles) -> Roles:
-    del key
-    frozen = {k: x for k, x in before.frozen.items() if k != SERVER}
-    shared = jax.tree.map(jnp.copy, before.shared)
-    return before._replace(frozen=frozen, shared=shared)
-
-  def send(before, message: Message, weight, sender: Sender) -> Message:
-    del before, sender
-    return tree.scale(message, (weight > 0).astype(jnp.float32))
 
   def close(roles: Roles, memory, received: Received, context: Context):
     del context
@@ -60,10 +50,30 @@ def measured(algorithm: Algorithm, slope: Algorithm, decay: float) -> Algorithm:
     new = tree.where(rows > 0, mine | {FISHER: sums, ANCHOR: anchor}, mine)
     return roles._replace(frozen=roles.frozen | {KEY: new}), memory, {}
 
+  return measuring(algorithm, 'fisher', close)._replace(
+    update=_squares(algorithm, slope.update)
+  )
+
+
+def measuring(algorithm: Algorithm, what: str, close: Callable) -> Algorithm:
+  """The stage of one round after a task's, that trains nothing: its server gets
+  sums over all rows. close: as `Server.step`. The update is still the task's
+  own."""
+  inner = algorithm.server
+
+  def begin(key, before: Roles) -> Roles:
+    del key
+    frozen = {k: x for k, x in before.frozen.items() if k != SERVER}
+    shared = jax.tree.map(jnp.copy, before.shared)
+    return before._replace(frozen=frozen, shared=shared)
+
+  def send(before, message: Message, weight, sender: Sender) -> Message:
+    del before, sender
+    return tree.scale(message, (weight > 0).astype(jnp.float32))
+
   return algorithm._replace(
-    name=f'{algorithm.name}_fisher',
+    name=f'{algorithm.name}_{what}',
     begin=begin,
-    update=_squares(algorithm, slope.update),
     server=Server(inner.init, send, 'sum', close, inner.broadcast),
     traffic=None,
   )

@@ -9,6 +9,7 @@ import numpy as np
 from fedms_jax.core.types import Table
 from fedms_jax.data import answers, files, images, inputs, labels, names
 from fedms_jax.data.answers import Answers
+from fedms_jax.data.tasks import DOMAIN
 
 INPUT_NAMES = frozenset(
   'image images img picture pixels pixel_values input inputs x text sentence '
@@ -29,6 +30,7 @@ def read(
   image_size: int,
   encode_text: inputs.EncodeText | None,
   target_column: str = '',
+  domain_column: str = '',
   need_labels: bool = True,
   answer: str = 'classes',
   prepare: images.Prepare | None = None,
@@ -42,7 +44,9 @@ def read(
   splits: the training split first, then others with the same columns.
   target_column: texts that belong to the inputs: completions of texts, which
   `encode_text` gets beside them, or captions of images, which become the
-  column 'texts'. need_labels: without, data that has no labels has one class.
+  column 'texts'. domain_column: says where a row is from; its values become the
+  column 'domain', int32 [M], in the order in which rows have them.
+  need_labels: without, data that has no labels has one class.
   answer: what the label column holds, one of `answers.KINDS`.
   prepare: makes each image what a model wants, in place of `image_size`. The
   groups are int32 [M], -1 outside the training split, or None without a
@@ -50,11 +54,12 @@ def read(
   which images that rows name by a path may lie.
   """
   features = next(iter(splits.values())).features
-  others = (group_column, target_column)
+  others = (group_column, target_column, domain_column)
   if need_labels or label_column or _label_columns(features, others):
     label_column = find_label(features, label_column, *others)
   input_column = find_input(features, input_column, (label_column, *others))
-  used = {'input': input_column, 'label': label_column, 'target': target_column}
+  used = {'input': input_column, 'label': label_column,
+          'target': target_column, 'domain': domain_column}  # fmt: skip
   for name, split in splits.items():
     for flag, column in used.items():
       if column:
@@ -78,7 +83,10 @@ def read(
     progress=progress,
     places=places,
   )
-  return Table(columns | found.columns, found.names, found.outputs), groups
+  columns = columns | found.columns
+  if domain_column:
+    columns[DOMAIN] = _domains(splits, domain_column)
+  return Table(columns, found.names, found.outputs), groups
 
 
 def _classes(splits, column: str, learned: bool):
@@ -129,15 +137,28 @@ def _only(found, features, what, flag):
   )
 
 
-def _groups(splits, column):
-  (name, split), *others = splits.items()
-  names.pick('`group_column`', column, split.features, 'column')
-  values = labels.values(split, column)
+def _values(splits, name: str, column: str, flag: str) -> list:
+  """The values of a column, which every row has."""
+  values = labels.values(splits[name], column)
   if any(value is None for value in values):
     raise ValueError(
       f'column {column!r} of the {name} split has rows without a value. Name '
-      'another: `group_column`.'
+      f'another: `{flag}`.'
     )
+  return list(values)
+
+
+def _domains(splits, column: str) -> np.ndarray:
+  flag = 'domain_column'
+  values = [v for name in splits for v in _values(splits, name, column, flag)]
+  code = {value: i for i, value in enumerate(dict.fromkeys(values))}
+  return np.asarray([code[value] for value in values], np.int32)
+
+
+def _groups(splits, column):
+  (name, split), *others = splits.items()
+  names.pick('`group_column`', column, split.features, 'column')
+  values = _values(splits, name, column, 'group_column')
   code = {value: i for i, value in enumerate(dict.fromkeys(values))}
   groups = [code[value] for value in values]
   return np.asarray(groups + [-1] * sum(len(s) for _, s in others), np.int32)

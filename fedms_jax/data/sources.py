@@ -50,6 +50,7 @@ def load(
   synthetic_classes: int = 10,
   encode_text: inputs.EncodeText | None = None,
   target_column: str = '',
+  domain_column: str = '',
   need_labels: bool = True,
   answer: str = 'classes',
   prepare: images.Prepare | None = None,
@@ -61,8 +62,9 @@ def load(
   are uint8, resized to `image_size` unless 0, or made ready by `prepare`.
   Labels of all splits share one map. Texts become the columns that
   `encode_text` makes of them. What is not embedded is lazy, but for labels
-  and groups. For `target_column`, `need_labels`, `answer` and `progress` see
-  `features.read`; of embedded sources labels are classes, levels, or values.
+  and groups. For `target_column`, `domain_column`, `need_labels`, `answer` and
+  `progress` see `features.read`; of embedded sources labels are classes,
+  levels, or values.
   Raises `ValueError` if the source or a column cannot be found or read.
   """
   if source in EMBEDDED:
@@ -74,6 +76,7 @@ def load(
       label_column=label_column,
       group_column=group_column,
       target_column=target_column,
+      domain_column=domain_column,
     )
     prepare = prepare or images.square(image_size)
     if source == 'digits':
@@ -102,6 +105,7 @@ def load(
     seed=seed,
     encode_text=encode_text,
     target_column=target_column,
+    domain_column=domain_column,
     need_labels=need_labels,
     answer=answer,
     prepare=prepare,

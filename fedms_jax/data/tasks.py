@@ -20,6 +20,8 @@ from fedms_jax.data import draws
 
 MOST_DOMAINS = 8
 ALL = -1  # rows of earlier tasks that a client keeps
+DOMAIN = 'domain'  # the column that says where a row is from
+RANK = 'rank'  # the column that says how soon a client keeps a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +29,16 @@ class Scenario:
   """A sequence of tasks.
 
   kind: 'class' (each has classes of its own), 'domain' (the same classes, other
-  inputs) or 'label' (the same inputs, two classes change places). count: T, of
-  tasks. order: 'same' for all clients; 'per_client' (each has its own), or
-  'staggered' (half of the clients are a task behind). known: whether the task
-  of a row is told where it is scored. arrival: rounds over which the rows of a
-  task arrive; 0: all are there when it begins. window: rounds for which a row
-  stays; 0: to the end of its task. blend: rounds in which a task takes the
-  place of the one before, row by row. repeats: how often all tasks come in
-  turn. memory: rows of earlier tasks that a client keeps; ALL: all of them.
+  inputs), 'label' (the same inputs, two classes change places), or 'column'
+  (some of the domains that a column of the data has). count: T, of tasks.
+  order: 'same' for all clients; 'per_client' (each has its own), or 'staggered'
+  (half of the clients are a task behind). known: whether the task of a row is
+  told where it is scored. arrival: rounds over which the rows of a task arrive;
+  0: all are there when it begins. window: rounds for which a row stays; 0: to
+  the end of its task. blend: rounds in which a task takes the place of the one
+  before, row by row. repeats: how often all tasks come in turn. memory: rows of
+  earlier tasks that a client keeps; ALL: all of them. choice: which ones: at
+  'random', or by 'herding', see `herding.py`.
   """
 
   kind: str
@@ -46,6 +50,7 @@ class Scenario:
   blend: int = 0
   repeats: int = 1
   memory: int = 0
+  choice: str = 'random'
   seed: int = 0
 
   @property
@@ -68,7 +73,9 @@ def made(
 ) -> tuple[Tasks, Table]:
   """(the tasks of a table's rows, the table with its column 'task', and with
   inputs or labels as their task has them). public: rows of the server, which
-  are of the first domain; None: there are none.
+  become rows of the first domain where images are changed; None: there are
+  none. Domains of a column are dealt to tasks in the order in which the data
+  has them.
 
   Raises:
     ValueError: the table has no so many tasks.
@@ -88,18 +95,39 @@ def made(
     for task, group in enumerate(groups):
       classes[task, group] = True
     of = classes.argmax(axis=0)[labels]
+  elif scenario.kind == 'column':
+    of = _of_column(table.columns.get(DOMAIN), count)
   else:
     of = rng.permutation(len(labels)) % count
     if public is not None:
       of[public] = 0
   of = of.astype(np.int32)
-  columns = dict(table.columns)
+  columns = {k: x for k, x in table.columns.items() if k != DOMAIN}
   if scenario.kind == 'domain':
     columns['inputs'] = _in_domain(columns['inputs'], of, count)
   if scenario.kind == 'label':
     columns['labels'] = _swapped(labels, of, size, scenario.seed)
   table = table._replace(columns=columns | {'task': of})
   return Tasks(scenario, of, classes), table
+
+
+def _of_column(domains: np.ndarray | None, count: int) -> np.ndarray:
+  """The task of each row [M], of the number of its domain [M]."""
+  if domains is None:
+    raise ValueError(
+      '`Scenario.kind`=column needs a column of domains, and this source has '
+      'none; allowed: class, domain, label.'
+    )
+  values = int(domains.max(initial=-1)) + 1
+  if count > values:
+    raise ValueError(
+      f'`Scenario.count`={count} tasks of domains of their own is too many; '
+      f'allowed: at most {values}, the values of the column.'
+    )
+  group = np.zeros(values, int)
+  for task, some in enumerate(np.array_split(np.arange(values), count)):
+    group[some] = task
+  return group[domains]
 
 
 def _in_domain(images, of: np.ndarray, count: int) -> np.ndarray:
@@ -176,7 +204,7 @@ def seen(tasks: Tasks, data: Federation, step: int) -> Federation:
   """
   s = tasks.scenario
   order = orders(s, data.train.num_clients)
-  train = _rows(tasks, data.train, data.table.columns['labels'], order, step)
+  train = _rows(tasks, data.train, data.table.columns, order, step)
   now = _now(data.validation, order, tasks.of, step)
   if s.memory == ALL:
     now |= _before(data.validation, order, tasks.of, step)
@@ -184,7 +212,7 @@ def seen(tasks: Tasks, data: Federation, step: int) -> Federation:
 
 
 def _rows(
-  tasks: Tasks, train: Partition, labels, order: np.ndarray, step: int
+  tasks: Tasks, train: Partition, columns, order: np.ndarray, step: int
 ) -> Partition:
   """The training rows of a step, with the rounds in which they are there."""
   s, of = tasks.scenario, tasks.of
@@ -197,7 +225,7 @@ def _rows(
     since[now] = (chance[now] * s.arrival).astype(np.int32)
   if s.window:
     until[now] = since[now] + s.window
-  held = old & _memory(tasks, train, labels, old)
+  held = old & _memory(tasks, train, columns, old)
   if s.blend and step:
     since[now] = np.maximum(since, 1 + (chance * s.blend).astype(np.int32))[now]
     leaving = _now(train, order, of, step - 1) & ~now & ~held
@@ -210,18 +238,19 @@ def _rows(
   return found._replace(since=since[some], until=until[some])
 
 
-def _owners(partition: Partition) -> np.ndarray:
+def owners(partition: Partition) -> np.ndarray:
+  """Whose each of the rows of a partition is, int [n]."""
   return np.repeat(np.arange(partition.num_clients), partition.sizes())
 
 
 def _now(partition: Partition, order, of, step: int) -> np.ndarray:
   """Whether a row is of the task that its client meets in a step."""
-  return of[partition.rows] == order[_owners(partition), step]
+  return of[partition.rows] == order[owners(partition), step]
 
 
 def _before(partition: Partition, order, of, step: int) -> np.ndarray:
   """Whether a row is of a task that its client has met before a step."""
-  mine = order[_owners(partition), :step]
+  mine = order[owners(partition), :step]
   return (of[partition.rows][:, None] == mine).any(axis=1)
 
 
@@ -233,7 +262,13 @@ def _uniform(seed: int, stream: Stream, partition: Partition, step: int):
   return found[: len(partition.rows)]
 
 
-def _memory(tasks: Tasks, train: Partition, labels, old) -> np.ndarray:
+def groups(tasks: Tasks, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """What rows [n] of earlier tasks are kept of: of each class, or of each task
+  where tasks share their classes; int [n]."""
+  return (labels if tasks.scenario.kind == 'class' else tasks.of)[rows]
+
+
+def _memory(tasks: Tasks, train: Partition, columns, old) -> np.ndarray:
   """Which of the old rows a client keeps: of each of its old classes, or of
   each old task where tasks share their classes, as many as fit.
 
@@ -243,12 +278,13 @@ def _memory(tasks: Tasks, train: Partition, labels, old) -> np.ndarray:
   memory = tasks.scenario.memory
   if memory in (0, ALL):
     return np.full(len(old), memory == ALL)
-  group = tasks.of[train.rows]
-  if tasks.scenario.kind == 'class':
-    group = labels[train.rows]
-  owner = _owners(train)
+  group = groups(tasks, train.rows, columns['labels'])
+  owner = owners(train)
   places = np.flatnonzero(old)
-  rank = _uniform(tasks.scenario.seed, Stream.MEMORY, train, 0)[places]
+  if tasks.scenario.choice == 'herding':
+    rank = columns[RANK][train.rows][places]
+  else:
+    rank = _uniform(tasks.scenario.seed, Stream.MEMORY, train, 0)[places]
   places = places[np.lexsort((rank, group[places], owner[places]))]
   pairs = np.stack([owner[places], group[places]])
   new = np.ones(len(places), bool)
@@ -256,8 +292,8 @@ def _memory(tasks: Tasks, train: Partition, labels, old) -> np.ndarray:
   starts = np.flatnonzero(new)
   number = np.cumsum(new) - 1
   within = np.arange(len(places)) - starts[number] if len(places) else number
-  groups = np.bincount(pairs[0][starts], minlength=train.num_clients)
-  share = memory // np.maximum(groups, 1)
+  of_each = np.bincount(pairs[0][starts], minlength=train.num_clients)
+  share = memory // np.maximum(of_each, 1)
   out = np.zeros(len(old), bool)
   out[places] = within < share[pairs[0]]
   return out

@@ -17,6 +17,7 @@ from fedms_jax.core.streams import Stream
 from fedms_jax.data import draws, lazy
 from fedms_jax.data.inputs import PADDING
 from fedms_jax.data.sources import Source
+from fedms_jax.data.tasks import DOMAIN
 
 FILE = 'tokenizer.json'
 DRAWN = 1 << 16  # rows of masks that are drawn at a time
@@ -229,11 +230,11 @@ def _bins(keys, lengths, most: int) -> list[tuple[bool, list[int]]]:
 def pack(source: Source, max_tokens: int) -> Source:
   """Puts whole texts one after another into rows of `max_tokens`.
 
-  Only texts of the same split, label and group share a row, and public ones
-  none with others, so that rows are dealt to clients as texts were, and none is
-  cut in two, one half of which could be a test row. A text sees those before it
-  in its row. The lengths of all texts say which share a row, so all texts are
-  read.
+  Only texts of the same split, label, group and domain share a row, and public
+  ones none with others, so that rows are dealt to clients as texts were, and
+  none is cut in two, one half of which could be a test row. A text sees those
+  before it in its row. The lengths of all texts say which share a row, so all
+  texts are read.
   """
   tokens = lazy.whole(
     {
@@ -245,12 +246,14 @@ def pack(source: Source, max_tokens: int) -> Source:
   lengths = (tokens['inputs'] != PADDING).sum(axis=1)
   labels = source.table.columns['labels']
   groups = source.groups if source.groups is not None else np.zeros_like(labels)
+  domains = source.table.columns.get(DOMAIN, np.zeros_like(labels))
   tested = np.isin(np.arange(len(labels)), source.test_rows)
   public = _among(source.public, len(labels))
   keys = zip(
     tested.tolist(),
     labels.tolist(),
     groups.tolist(),
+    domains.tolist(),
     public.tolist(),
     strict=True,
   )
@@ -262,6 +265,8 @@ def pack(source: Source, max_tokens: int) -> Source:
   }
   first = np.array([rows[0] for rows in members], np.int64)
   columns['labels'] = labels[first]
+  if DOMAIN in source.table.columns:
+    columns[DOMAIN] = domains[first]
   count = sum(not test for test, _ in bins)
   numbers = np.arange(len(members), dtype=np.int32)
   return source._replace(

@@ -22,30 +22,42 @@ COLUMNS = {
 _MOST = 20  # tasks that a printed matrix has
 
 
+def _shown(found: Mapping[str, Any]):
+  """How a score is written: in %, or in nats."""
+  if not found.get('nats'):
+    return views.percent
+  return lambda value: '–' if value is None else f'{value:.3f}'
+
+
+def _unit(found: Mapping[str, Any]) -> str:
+  return 'in nats of a token, negative' if found.get('nats') else 'in %'
+
+
 def _served(found: Mapping[str, Any], kind: str) -> list[list[float | None]]:
   """R of the served model, [S][T]."""
   return [step[kind][found['served']] for step in found['steps']]
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-  """The lines on what summary.json holds under `tasks`, in %."""
-  out = []
+  """The lines on what summary.json holds under `tasks`, in % or nats."""
+  out, shown = [], _shown(found)
   for kind, what in KINDS.items():
     for name, numbers in found['scores'][kind].items():
       told = ', '.join(
-        f'{title} {views.percent(numbers[key])}'
-        for key, title in COLUMNS.items()
+        f'{title} {shown(numbers[key])}' for key, title in COLUMNS.items()
       )
       out.append(f'tasks, {name} on {what}: {told}')
   if found['tasks'] <= _MOST:
-    out.append('pooled score of the served model, by step and task:')
+    out.append(
+      f'pooled score of the served model, by step and task, {_unit(found)}:'
+    )
     for number, row in enumerate(_served(found, 'pooled'), 1):
-      cells = ''.join(f'{views.percent(value):>7}' for value in row)
+      cells = ''.join(f'{shown(value):>7}' for value in row)
       out.append(f'  after {number:<4}{cells}')
   if 'prequential' in found:
     out.append(
       'score on rows as they arrived, before they were trained on: '
-      f'{views.percent(found["prequential"])}'
+      f'{shown(found["prequential"])}'
     )
   out.append(
     f'rows of earlier tasks that a client keeps: at most '
@@ -64,7 +76,8 @@ def section(found: Mapping[str, Any] | None) -> str:
     for formula in found['formulas'].values()
   ]
   for kind, what in KINDS.items():
-    parts.append(_matrix(found, kind, f'{what}, served model, in %'))
+    title = f'{what}, served model, {_unit(found)}'
+    parts.append(_matrix(found, kind, title))
   parts.append(page.charts([page.figure(_courses(_served(found, 'pooled')))]))
   if 'prequential_sliding' in found:
     course = [[value] for value in found['prequential_sliding']]
@@ -75,7 +88,7 @@ def section(found: Mapping[str, Any] | None) -> str:
 def _numbers(found: Mapping[str, Any]) -> str:
   rows = [
     [html.escape(f'{name}, {what}')]
-    + [views.percent(numbers[key]) for key in COLUMNS]
+    + [_shown(found)(numbers[key]) for key in COLUMNS]
     for kind, what in KINDS.items()
     for name, numbers in found['scores'][kind].items()
   ]
@@ -90,7 +103,7 @@ def _matrix(found: Mapping[str, Any], kind: str, title: str) -> str:
     for number, row in enumerate(_served(found, kind), 1)
   ]
   head = [html.escape(title), *(f'task {t + 1}' for t in range(found['tasks']))]
-  body = [[name, *map(views.percent, row)] for name, row in rows]
+  body = [[name, *map(_shown(found), row)] for name, row in rows]
   return page.table(head, body, 'matrix')
 
 

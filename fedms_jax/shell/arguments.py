@@ -58,6 +58,7 @@ FLAGS = {
   'Scenario.count': 'tasks.count',
   'Scenario.kind': 'tasks.name',
   'Tasks.method': 'tasks.method',
+  'domain_column': 'tasks.column',
   'depth': 'encrypted',
   'encode_text': 'model.name',
   'most': 'ffdapt.most',

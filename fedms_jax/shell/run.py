@@ -311,9 +311,11 @@ def simulated(
     lambda: source.pretrained(config, world, before(), watch),
   )
   loaded = {} if 'base' in made else before().frozen
-  simulation = task_run.driver(config, world.data, world.stages, keep)(
-    evaluation.limited(world.data, config.eval.pooled_rows, config.seed),
-    Roles(loaded | made | tasks.frozen(config, world.data), {}, {}),
+  frozen = loaded | made
+  data = task_run.herded(config, world.data, world.model, frozen)
+  simulation = task_run.driver(config, data, world.stages, keep)(
+    evaluation.limited(data, config.eval.pooled_rows, config.seed),
+    Roles(frozen | tasks.frozen(config, data), {}, {}),
     world.stages,
     build.options(config, world.watched),
     run_store=keep,

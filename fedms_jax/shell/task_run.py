@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fedms_jax.core import compile
 from fedms_jax.core.types import Federation
+from fedms_jax.data import herding, lazy
 from fedms_jax.data import tasks as scenarios
+from fedms_jax.models import pretrained
+from fedms_jax.models.family import Model
 from fedms_jax.persistence import files, run_store
 from fedms_jax.shell import tasks
 from fedms_jax.shell.config import Config
@@ -20,6 +26,7 @@ from fedms_jax.simulation import evaluation, lifelong
 from fedms_jax.simulation.state import Stage
 
 FILE = 'tasks.json'
+_AT_A_TIME = 256  # rows of which the base model makes features
 
 
 def driver(config: Config, data: Federation, made: Sequence[Stage], keep):
@@ -57,6 +64,35 @@ def task_list(
     first=met.argmax(axis=0).tolist(),
     after=[names.index(n) for n in ends[per - 1 :: per]],
     stream=bool(t.arrival or t.blend or t.window),
+  )
+
+
+def herded(
+  config: Config, data: Federation, model: Model, frozen: Mapping[str, Any]
+) -> Federation:
+  """The federation in which a client knows which of its rows to keep, by what
+  the base model makes of them; the same where it keeps none, or any."""
+  t = config.tasks
+  if not t.on or t.choice != 'herding':
+    return data
+  found, backbone = tasks.sequence(config, data), model.backbone
+
+  @compile.jit(light=True)
+  def features(base, inputs):  # [n, ...] -> [n, D], of tokens the mean
+    x = pretrained.encode(backbone, base, inputs).astype(jnp.float32)
+    if x.ndim == 2:
+      return x
+    held = backbone.mask(inputs)
+    held = jnp.ones(x.shape[:2]) if held is None else held
+    return jnp.sum(x * held[..., None].astype(x.dtype), axis=1)
+
+  column, rows = {'inputs': data.table.columns['inputs']}, data.train.rows
+  read = [
+    features(frozen['base'], lazy.take(column, part)['inputs'])
+    for part in np.array_split(rows, -(-len(rows) // _AT_A_TIME))
+  ]
+  return herding.ranked(
+    found, data, np.concatenate(jax.device_get(read)), t.memory
   )
 
 

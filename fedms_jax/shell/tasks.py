@@ -10,25 +10,30 @@ from typing import Any
 import numpy as np
 import optax
 
-from fedms_jax.algorithms import analytic, continual, fisher, stacked_lora
+from fedms_jax.algorithms import (
+  analytic,
+  continual,
+  fisher,
+  stacked_lora,
+  subspaces,
+)
 from fedms_jax.algorithms.adapted import Setting
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Federation
 from fedms_jax.data import tasks as scenarios
 from fedms_jax.schedules import orders, schedule, triggers
-from fedms_jax.shell import build
+from fedms_jax.shell import build, task_rules
 from fedms_jax.shell.config import Config
-from fedms_jax.shell.config.tasks import KEEPING, TAUGHT, TasksConfig
-from fedms_jax.shell.config.time import UNIFORM
+from fedms_jax.shell.config.tasks import (
+  APART,
+  KEEPING,
+  SHIELDED,
+  STACKED,
+  TAUGHT,
+)
 from fedms_jax.simulation.state import Stage
 
-SERIES, MEASURED = 'tasks', 'fisher-'
-STACKED = 'orthogonal_lora'
-# Methods whose steps are no gradient of a loss plus what an optimizer adds.
-UNANCHORED = {
-  'scaffold': 'its steps follow control variates',
-  'koala': 'its server trains on public rows, too',
-}
-_COMPUTED = ('ncm', 'ridge')  # heads that no step trains
+SERIES, MEASURED = 'tasks', 'measured-'
 
 
 def scenario(config: Config) -> scenarios.Scenario:
@@ -45,72 +50,21 @@ def scenario(config: Config) -> scenarios.Scenario:
     blend=t.blend,
     repeats=t.repeats,
     memory=scenarios.ALL if t.method == 'joint' else memory,
+    choice=t.choice,
     seed=config.seed,
   )
 
 
-def check(config: Config) -> None:
-  """Raises `ValueError` for what does not go with a sequence of tasks."""
-  t, name = config.tasks, config.algorithm.name
-  if not t.on:
-    return
-  wrong = {
-    f'--stages={config.stages}': config.stages and 'its phases have no tasks',
-    f'--privacy.mode={config.privacy.mode}': config.privacy.on
-    and 'who meets a row in several tasks is not accounted',
-    f'--eval.adapt={config.eval.adapt}': config.eval.adapt
-    and 'clients would adapt to rows of all tasks at once',
-    f'--model.head={config.model.head}': config.model.head != 'classification'
-    and 'a task is some of its classes',
-    f'--partition.load={config.partition.load}': config.partition.load
-    and t.name != 'class'
-    and 'rows are given to tasks after they are dealt',
-  }
-  c, alone = config, 'it is not followed over several tasks'
-  wrong |= {
-    f'--attack.data={c.attack.data}': c.attack.data != 'none' and alone,
-    f'--attack.update={c.attack.update}': c.attack.update != 'none' and alone,
-    f'--time.policy={c.time.policy}': c.time.on and alone,
-    f'--select.name={c.select.name}': c.select.name != UNIFORM and alone,
-    f'--secagg.mode={c.secagg.mode}': c.secagg.on and alone,
-    f'--compression.up={c.compression.up}': c.compression.on and alone,
-  }
-  for flag, why in wrong.items():
-    if why:
-      raise ValueError(
-        f'{flag} does not go with --tasks.count={t.count}: {why}. Leave it out.'
-      )
-  if t.method in ('ewc', STACKED) and name in UNANCHORED:
-    raise ValueError(
-      f'--tasks.method={t.method} does not go with --algorithm.name={name}: '
-      f'{UNANCHORED[name]}; allowed: finetune, joint, replay, lwf, glfc.'
-    )
-  if name in _COMPUTED:
-    _check_once(config)
-
-
-def _check_once(config: Config) -> None:
-  """Raises `ValueError` where a head that is a sum over rows would miss some
-  of them, or count some twice."""
-  t, plain = config.tasks, TasksConfig()
-  for name in ('method', 'order', 'arrival', 'window', 'blend', 'repeats'):
-    value = getattr(t, name)
-    if (name, value) == ('order', 'per_client'):
-      continue
-    if value != getattr(plain, name):
-      raise ValueError(
-        f'--tasks.{name}={value} does not go with --algorithm.name='
-        f'{config.algorithm.name}, whose head is a sum over all rows, each '
-        f'once; allowed: {getattr(plain, name)}.'
-      )
-
-
 def dealt(config: Config, data: Federation) -> Federation:
-  """The federation with its rows' tasks; the same without a sequence."""
+  """The federation with its rows' tasks; the same without a sequence. The
+  server has rows of the first domain alone."""
   if not config.tasks.on:
     return data
-  _, table = scenarios.made(scenario(config), data.table, data.public)
-  return data._replace(table=table)
+  made, table = scenarios.made(scenario(config), data.table, data.public)
+  public = data.public
+  if config.tasks.name == 'column':
+    public = public[made.of[public] == 0]  # the others are nobody's
+  return data._replace(table=table, public=public)
 
 
 def sequence(config: Config, data: Federation) -> scenarios.Tasks:
@@ -144,7 +98,7 @@ def setting(config: Config, plain: Setting) -> Setting:
 def identity(config: Config) -> tuple[Any, ...]:
   """What of --tasks algorithms are made of."""
   t = config.tasks
-  return (t.on, t.method, t.weight, t.temperature, t.head)
+  return (t.count, t.method, t.weight, t.temperature, t.head, t.share)
 
 
 def frozen(config: Config, data: Federation) -> dict[str, Any]:
@@ -186,7 +140,7 @@ def stages(
   t = config.tasks
   if not t.on:
     return list(made)
-  _check_stages(config, made)
+  task_rules.check_stages(config, made)
   tasks, out = sequence(config, data), []
   for step in range(tasks.scenario.steps):
     for index, stage in enumerate(made):
@@ -204,19 +158,26 @@ def stages(
         view=functools.partial(_view, tasks, step, stage.view),
         series=f'{SERIES}-{stage.name}' if len(made) > 1 else SERIES,
       )
-      if t.method == STACKED:
-        made_of = build.lora_spec(config.lora)
-        stack = functools.partial(stacked_lora.stacked, spec=made_of)
-        some = some._replace(
-          algorithm=stack(some.algorithm),
-          probe=some.probe and stack(some.probe),
-          rebased=step > 0,
-        )
+      if t.method in APART:
+        some = _apart(config, some)._replace(rebased=step > 0)
       out.append(some)
     last = step + 1 == tasks.scenario.steps
-    if t.method == 'ewc' and t.weight and not last:
+    if (t.method == 'ewc' and t.weight or t.method == SHIELDED) and not last:
       out.append(_measuring(config, out[-1], tasks, step))
   return out
+
+
+def _apart(config: Config, stage: Stage) -> Stage:
+  """The stage with a LoRA for each task."""
+  spec = build.lora_spec(config.lora)
+
+  def apart(algorithm: Algorithm) -> Algorithm:
+    found = stacked_lora.stacked(algorithm, spec)
+    shielded = config.tasks.method == SHIELDED
+    return subspaces.shielded(found) if shielded else found
+
+  probe = stage.probe and apart(stage.probe)
+  return stage._replace(algorithm=apart(stage.algorithm), probe=probe)
 
 
 def _view(tasks, step: int, inner, data: Federation) -> Federation:
@@ -238,15 +199,21 @@ def _measuring(
   def dense(handover):
     return schedule(triggers.dense(blocks), where)
 
-  assert stage.probe is not None
+  if config.tasks.method == SHIELDED:
+    spec, share = build.lora_spec(config.lora), config.tasks.share
+    found = subspaces.measured(stage.algorithm, spec, share)
+  else:
+    assert stage.probe is not None
+    found = fisher.measured(stage.algorithm, stage.probe, config.tasks.decay)
   return Stage(
     f'{MEASURED}{step + 1}',
-    fisher.measured(stage.algorithm, stage.probe, config.tasks.decay),
+    found,
     1,
     dense,
     view=functools.partial(_view, rows, step, None),
     series=stage.series,
     local=_everybody(config) | {'slots': 0},
+    rebased=stage.rebased,
   )
 
 
@@ -265,31 +232,6 @@ def _everybody(config: Config) -> dict[str, Any]:
 def computed(stage: Stage, config: Config) -> Stage:
   """A stage that takes the sums of all rows once."""
   return stage._replace(local=_everybody(config) | {'slots': 0})
-
-
-def _check_stages(config: Config, made: Sequence[Stage]) -> None:
-  t, name = config.tasks, config.algorithm.name
-  why = ''
-  taught = t.method in (*TAUGHT, 'ewc', STACKED)
-  if taught and len(made) > 1:
-    why = 'has stages of several models'
-  elif taught and made[0].algorithm.variant is not None:
-    why = 'has clients of several kinds'
-  elif taught and made[0].algorithm.passes.queries:
-    why = 'takes no gradients'
-  elif t.method == 'ewc' and made[0].probe is None:
-    why = 'has no plain gradient'
-  if why:
-    raise ValueError(
-      f'--tasks.method={t.method} does not go with --algorithm.name={name}, '
-      f'which {why}; allowed: finetune, joint, replay.'
-    )
-  if any(s.open for s in made) or any(s.algorithm.public for s in made):
-    raise ValueError(
-      f'--algorithm.name={name} has stages whose length is not known, or whose '
-      f'server trains on public rows, and --tasks.count={t.count} has not; '
-      'change one of them.'
-    )
 
 
 def head(config: Config) -> analytic.Head:

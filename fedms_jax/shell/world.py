@@ -28,6 +28,7 @@ from fedms_jax.shell import (
   methods,
   pipeline,
   sizes,
+  task_rules,
   tasks,
   timing,
   watched,
@@ -74,7 +75,7 @@ def world(config: Config, like: World | None = None) -> World:
 
   like: the world of a config with the same data and model, to share them.
   """
-  tasks.check(config)
+  task_rules.check(config)
   if like is None:
     sizes.check_flags(config.data, config.model, config.client)
     checkpoint = foundation.checkpoint(config, lambda: _public(config))
@@ -130,6 +131,8 @@ def _federation(config: Config, checkpoint: Checkpoint | None) -> Federation:
     reading |= {'need_labels': True}
   if head in foundation.ANSWERS:
     reading |= {'answer': foundation.ANSWERS[head]}
+  if config.tasks.column:
+    reading |= {'domain_column': config.tasks.column}
   if config.first_model.head == 'masked_lm' != config.model.head:
     _check_masks(config)
   if config.data.concept_groups and head not in CLASSIFIED:

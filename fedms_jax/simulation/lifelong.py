@@ -44,7 +44,8 @@ class Lifelong(driver.Simulation):
 
   found: 'before' and, for each step that is over, 'steps': {'pooled', 'own'},
   scores of each model on each task [T], of pooled rows, and the mean over
-  clients that have such rows of those on their own; 'arriving': of each round
+  clients that have such rows of those on their own (of language models minus
+  the nats of a token, so that more is better); 'arriving': of each round
   of a stream [stage, round, sum of scores, rows], of the rows that arrive in
   it, before anybody has trained on them.
   """
@@ -119,6 +120,7 @@ class Lifelong(driver.Simulation):
       'first': [int(x) for x in self.tasks.first],
       'served': self.stages[-1].algorithm.served,
       'formulas': task_scores.FORMULAS,
+      'nats': self.stages[-1].algorithm.task.perplexity,
       'scores': made,
       **found,
     }
@@ -143,7 +145,7 @@ def scored(simulation: Lifelong, state: StageState) -> dict[str, Any]:
   sums = _pooled(simulation, state, scope, among, groups)
   pooled = {
     name: [_mean(x[:, t]) for t in range(tasks.count)]
-    for name, x in _models(sums).items()
+    for name, x in _models(simulation, sums).items()
   }
   own: dict[str, list[float | None]] = {}
   for task in range(tasks.count):
@@ -169,7 +171,7 @@ def _own(simulation, state, scope, ids, rows) -> dict[str, np.ndarray]:
   found = Collector(len(ids), ())
   for chosen, sums in evaluation.own_parts(simulation, state, scope, ids, rows):
     found.add(chosen, [jax.device_get(sums)])
-  return _models(found.scores(simulation.place.peers).sums)
+  return _models(simulation, found.scores(simulation.place.peers).sums)
 
 
 def _mean(sums) -> float | None:
@@ -178,10 +180,15 @@ def _mean(sums) -> float | None:
   return found if np.isfinite(found) else None
 
 
-def _models(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The scores of models, by their names."""
-  start = 'score/'
-  return {k[len(start) :]: v for k, v in sums.items() if k.startswith(start)}
+def _models(simulation, sums) -> dict[str, np.ndarray]:
+  """The scores of models, by their names; of language models the losses, as
+  less than nothing."""
+  losses = simulation.stages[-1].algorithm.task.perplexity
+  start = 'loss/' if losses else 'score/'
+  sign = np.array([-1, 1] if losses else [1, 1], np.float32)
+  return {
+    k[len(start) :]: v * sign for k, v in sums.items() if k.startswith(start)
+  }
 
 
 def _padded(groups: Sequence[np.ndarray]) -> np.ndarray:

@@ -160,6 +160,19 @@ def test_a_known_task_s_classes_alone_compete():
   np.testing.assert_array_equal(said // 2, found['task'])
 
 
+def test_where_no_classes_are_learned_none_compete():
+  inner = general.probe(world.setting())._replace(task=tasks.causal_lm())
+  algorithm = continual.through(inner, continual.How())
+  assert algorithm.derived == inner.derived
+  frozen = {continual.KEY: {'step': jnp.int32(0)}}
+  _, roles = begun(continual.How())
+  roles = roles._replace(frozen=roles.frozen | frozen)
+  found = batch(algorithm, roles)
+  assert 'visible' not in found
+  world.same(algorithm.predict(roles, found, world.DENSE).logits,
+             inner.predict(roles, found, world.DENSE).logits)  # fmt: skip
+
+
 def test_the_teacher_is_the_model_of_the_last_boundary():
   """Its column is what it says when asked, and training moves it nowhere."""
   algorithm, roles = begun(continual.How(taught=True), step=1)

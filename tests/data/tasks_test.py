@@ -172,6 +172,20 @@ def test_what_the_server_has_is_of_the_first_domain():
     )
 
 
+def test_domains_of_a_column_become_tasks_in_their_order():
+  data = federation()
+  domains = (np.arange(ROWS) * 7 % 5).astype(np.int32)
+  table = data.table._replace(columns=data.table.columns | {'domain': domains})
+  made, found = tasks.made(Scenario('column', 3), table)
+  np.testing.assert_array_equal(made.of, np.array([0, 0, 1, 1, 2])[domains])
+  assert made.classes.all() and 'domain' not in found.columns
+  np.testing.assert_array_equal(found.columns['task'], made.of)
+  with pytest.raises(ValueError, match='at most 5'):
+    tasks.made(Scenario('column', 6), table)
+  with pytest.raises(ValueError, match='this source has none'):
+    tasks.made(Scenario('column', 2), data.table)
+
+
 def test_two_labels_change_places_in_later_tasks():
   made, data = dealt(kind='label', count=2)
   old, new = federation().table.columns['labels'], data.table.columns['labels']

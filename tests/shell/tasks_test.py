@@ -1,19 +1,21 @@
 """Runs over a sequence of tasks."""
 
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from fedms_jax.algorithms import subspaces
 from fedms_jax.cluster import memory
 from fedms_jax.report import printed, single
 from fedms_jax.shell import main, task_run
 from fedms_jax.shell import tasks as shell_tasks
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import lifelong, observer
-from tests import world
-from tests.shell.pipeline_test import IMAGES, StopEachRound, made, run
+from tests import folders, world
+from tests.shell.pipeline_test import IMAGES, SMALL, StopEachRound, made, run
 
 PROBE = (*IMAGES, '--data.synthetic_classes=4', '--algorithm.name=linear_probe',
          '--pretrain.epochs=0', '--cohort.size=3')  # fmt: skip
@@ -203,6 +205,21 @@ REFUSED = {
   ('--tasks.count=2', '--tasks.memory=3'): '--tasks.memory=3 is for',
   ('--tasks.count=2', '--tasks.method=replay'): '--tasks.memory=0 is for',
   ('--tasks.count=2', '--tasks.weight=3'): '--tasks.weight=3 is for',
+  ('--tasks.count=2', '--tasks.choice=herding'): (
+    '--tasks.choice=herding is for'
+  ),
+  ('--tasks.count=2', '--tasks.share=0.5'): '--tasks.share=0.5 is for',
+  ('--tasks.count=2', '--tasks.name=column'): '--tasks.column= is for',
+  ('--tasks.count=2', '--tasks.column=x'): '--tasks.column=x is for',
+  ('--tasks.count=2', '--tasks.name=column', '--tasks.column=x'): (
+    "--tasks.column='x' is not for the embedded source"
+  ),
+  ('--tasks.count=2', '--tasks.method=fot', '--algorithm.name=flora'): (
+    'makes the factors of LoRA anew'
+  ),
+  ('--tasks.count=2', '--tasks.method=fot', '--algorithm.name=fedms'): (
+    'several models'
+  ),
   ('--tasks.count=2', '--tasks.decay=0.5'): '--tasks.decay=0.5 is for',
   ('--tasks.count=2', '--tasks.temperature=3'): '--tasks.temperature=3 is for',
   ('--tasks.count=2', '--tasks.name=domain', '--tasks.identity=known'): (
@@ -235,6 +252,84 @@ def test_what_means_nothing_is_refused(words, said, capsys):
   assert main.main(['fedms', *PROBE, *words]) == 2
   err = capsys.readouterr().err
   assert said in err and err.count('\n') == 1
+
+
+LANGUAGE = ('--model.name=gpt', '--model.head=causal_lm', '--tasks.count=2',
+            '--tasks.name=column', '--tasks.column=label')  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('words', 'said'),
+  [
+    ((), '--tasks.head=fresh'),
+    (('--tasks.head=kept', '--tasks.method=lwf'), '--tasks.method=lwf'),
+    (('--tasks.head=kept', '--tasks.name=label', '--tasks.column='),
+     '--tasks.name=label'),
+  ],
+)  # fmt: skip
+def test_what_is_of_classes_is_no_part_of_a_language_model(words, said, capsys):
+  assert main.main(['fedms', *IMAGES, *LANGUAGE, *words]) == 2
+  err = capsys.readouterr().err
+  assert f'{said} does not go with --model.head=causal_lm' in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'words',
+  [
+    ('--tasks.method=fot', '--tasks.share=0.5'),
+    ('--tasks.method=replay', '--tasks.memory=4', '--tasks.choice=herding'),
+    ('--tasks.method=ewc',),
+  ],
+  ids=lambda words: words[0],
+)
+def test_a_language_model_meets_domains(words, tmp_path):
+  folder = folders.texts(tmp_path, 90)
+  found = made(
+    *SMALL, f'--data.source={folder}', '--data.train_split=test',
+    '--data.input_column=text', '--data.max_tokens=24', *LANGUAGE,
+    '--tasks.head=kept', '--algorithm.name=fedit', *words,
+  )  # fmt: skip
+  state, _, simulation = run(found)
+  told = task_run.summary(found, simulation.federation, simulation)['tasks']
+  served = [s['pooled']['global'] for s in told['steps']]
+  assert told['nats'] and np.shape(served) == (2, 2)
+  assert (np.array(served) < -0.5).all()  # minus the loss of a token
+  assert 'in nats' in single.tasks.section(told)
+  assert any('in nats' in line for line in printed.tasks.lines(told))
+  data = simulation.federation
+  of = data.table.columns['task']
+  assert not of[data.public].any() and set(of[data.train.rows]) == {0, 1}
+  if 'herding' in words[-1]:
+    assert data.table.columns['rank'][data.train.rows].min() == 0
+  if words[0] == '--tasks.method=fot':
+    kept = state.roles.frozen['tasks'][subspaces.KEPT]
+    assert all(float(np.trace(x[0])) >= 1 for x in kept.values())
+
+
+@pytest.mark.slow
+def test_shielded_tasks_are_stopped_and_go_on(tmp_path):
+  found = made(*IMAGES, '--data.synthetic_classes=4', '--tasks.count=2',
+               '--algorithm.name=fedit', '--tasks.method=fot',
+               '--client.learning_rate=0.1')  # fmt: skip
+  whole, _, _ = run(found)
+  state = None
+  while state is None:
+    state, *_ = run(found, tmp_path, StopEachRound())
+  world.same(state.roles, whole.roles)
+  # Directions are kept of the first task, and none of the second is needed.
+  kept = whole.roles.frozen['tasks'][subspaces.KEPT]
+  assert all(float(np.trace(x[0])) >= 1 for x in kept.values())
+
+
+def test_losses_are_scores_with_a_minus():
+  sums = {'loss/a': np.array([[6.0, 2.0]]), 'score/a': np.array([[1.0, 2.0]])}
+  for perplexity, expected in ((True, [-6, 2]), (False, [1, 2])):
+    task = types.SimpleNamespace(perplexity=perplexity)
+    stage = types.SimpleNamespace(algorithm=types.SimpleNamespace(task=task))
+    simulation = types.SimpleNamespace(stages=[stage])
+    found = lifelong._models(simulation, sums)
+    assert list(found) == ['a'] and found['a'][0].tolist() == expected
 
 
 def test_a_teacher_needs_a_model_that_all_have(capsys):

@@ -6,8 +6,10 @@ import dataclasses
 
 from fedms_jax.shell.fields import opt
 
+STACKED, SHIELDED = 'orthogonal_lora', 'fot'
+APART = (STACKED, SHIELDED)  # methods with a LoRA for each task
 TAUGHT = ('lwf', 'glfc')  # methods that need the teacher's logits
-WEIGHED = ('ewc', 'lwf', 'orthogonal_lora')  # methods with a term beside
+WEIGHED = ('ewc', 'lwf', STACKED)  # methods with a term beside
 KEEPING = ('replay', 'glfc')  # methods that keep rows of earlier tasks
 
 
@@ -23,8 +25,14 @@ class TasksConfig:
   name: str = opt(
     'class',
     'what sets tasks apart: classes of their own, domains (images inverted and '
-    'turned), or labels of which two change places',
-    choices=('class', 'domain', 'label'),
+    'turned), labels of which two change places, or where rows are from, by '
+    '--tasks.column',
+    choices=('class', 'domain', 'label', 'column'),
+  )
+  column: str = opt(
+    '',
+    'column of the data that says where a row is from; its values, in the '
+    'order in which the data has them, are shared out to the tasks',
   )
   identity: str = opt(
     'unknown',
@@ -64,8 +72,9 @@ class TasksConfig:
     'what is done against forgetting, around any algorithm: nothing, all rows '
     'of earlier tasks (joint), some of them (replay), a pull to the weights '
     'that they depend on (ewc), what the last model says (lwf), some rows and '
-    'the last model with balanced losses (glfc), or a LoRA for each task, '
-    'orthogonal to those before (orthogonal_lora)',
+    'the last model with balanced losses (glfc), a LoRA for each task, '
+    'orthogonal to those before (orthogonal_lora), or to what earlier tasks '
+    'put into its layers (fot)',
     choices=(
       'finetune',
       'joint',
@@ -73,7 +82,8 @@ class TasksConfig:
       'ewc',
       'lwf',
       'glfc',
-      'orthogonal_lora',
+      STACKED,
+      SHIELDED,
     ),
   )
   memory: int = opt(
@@ -82,6 +92,12 @@ class TasksConfig:
     'evenly by classes, or by tasks of the same classes',
     low=0,
     high=1_000_000_000,
+  )
+  choice: str = opt(
+    'random',
+    'which rows those are: at random, or the ones whose mean on the frozen '
+    'base is nearest to that of all (herding)',
+    choices=('random', 'herding'),
   )
   weight: float = opt(
     1.0,
@@ -92,6 +108,13 @@ class TasksConfig:
   decay: float = opt(
     1.0,
     'share of what ewc has measured before that it keeps after each task',
+    low=0.0,
+    high=1.0,
+  )
+  share: float = opt(
+    0.95,
+    'of the squared norm of what a task puts into a layer, the part that lies '
+    'in the directions which fot keeps for it',
     low=0.0,
     high=1.0,
   )
@@ -119,16 +142,25 @@ class TasksConfig:
                  'need it'),
       'weight': (self.weight != default.weight and m not in WEIGHED,
                  'ewc, lwf and orthogonal_lora'),
+      'choice': (self.choice != default.choice and m not in KEEPING,
+                 'replay and glfc'),
+      'share': (self.share != default.share and m != SHIELDED, SHIELDED),
       'decay': (self.decay != default.decay and m != 'ewc', 'ewc'),
       'temperature': (self.temperature != default.temperature and m != 'lwf',
                       'lwf'),
     }  # fmt: skip
     for name, (found, what) in wrong.items():
       if found:
+        value = _said(getattr(self, name))
         raise ValueError(
-          f'--tasks.{name}={getattr(self, name):g} is for --tasks.method of '
-          f'{what}; it is {m}. Change one of them.'
+          f'--tasks.{name}={value} is for --tasks.method of {what}; it is {m}. '
+          'Change one of them.'
         )
+    if bool(self.column) != (self.name == 'column'):
+      raise ValueError(
+        f'--tasks.column={self.column} is for --tasks.name=column, which needs '
+        f'it; it is {self.name}. Change one of them.'
+      )
     if self.name != 'class' and self.identity == 'known':
       raise ValueError(
         f'--tasks.identity=known leaves the classes of a task, and those of '
@@ -142,3 +174,7 @@ class TasksConfig:
           f'--tasks.{field.name}={getattr(self, field.name)} is of a sequence '
           'of tasks, and there is none. Set --tasks.count.'
         )
+
+
+def _said(value: float | str) -> str:
+  return value if isinstance(value, str) else f'{value:g}'
