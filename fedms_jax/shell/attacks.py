@@ -29,6 +29,7 @@ REFUSED = {
   'pfedmoap': 'its clients send prompts, not changes',
   'fedcaf': 'its clients send adapters, not changes',
   'fedkei': 'its clients send adapters, not changes',
+  'fedweit': 'its clients send adapters, not changes',
   'femam': 'its clients send models, not changes',
   'fgl': 'its clients send statistics first',
   'ncm': 'its clients send sums over their rows',

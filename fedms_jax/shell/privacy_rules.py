@@ -29,6 +29,7 @@ REFUSED = {
   'fedpft': 'its clients say how often neurons are at rest',
   'fedcaf': 'its server needs the messages apart',
   'fedkei': 'its server needs the messages apart',
+  'fedweit': 'its server needs the messages apart',
   'femam': 'its server needs the messages apart',
   'fedv': 'what passes in each of its steps has no noise',
   'fedvz': 'what passes in each of its steps has no noise',

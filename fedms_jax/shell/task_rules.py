@@ -72,6 +72,25 @@ def check(config: Config) -> None:
     )
   if name in _COMPUTED:
     _check_once(config)
+  if name == 'fedweit':
+    _check_weighted(t)
+
+
+def _check_weighted(t: TasksConfig) -> None:
+  """Raises `ValueError` where parameters of each task would be of several, or
+  nobody knew of which one a row is."""
+  wrong = {
+    'identity': (t.identity != 'known', 'known'),
+    'method': (t.method != 'finetune', 'finetune'),
+    'blend': (t.blend > 0, '0'),
+  }
+  for name, (found, allowed) in wrong.items():
+    if found:
+      raise ValueError(
+        f'--tasks.{name}={getattr(t, name)} does not go with --algorithm.name='
+        'fedweit, which has parameters for each task, and trains those of one '
+        f'at a time; allowed: {allowed}.'
+      )
 
 
 def _check_language(t: TasksConfig) -> None:

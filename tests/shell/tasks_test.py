@@ -220,6 +220,13 @@ REFUSED = {
   ('--tasks.count=2', '--tasks.method=fot', '--algorithm.name=fedms'): (
     'several models'
   ),
+  ('--tasks.count=2', '--algorithm.name=fedweit'): '--tasks.identity=unknown',
+  (
+    '--tasks.count=2',
+    '--algorithm.name=fedweit',
+    '--tasks.identity=known',
+    '--tasks.method=joint',
+  ): '--tasks.method=joint',
   ('--tasks.count=2', '--tasks.decay=0.5'): '--tasks.decay=0.5 is for',
   ('--tasks.count=2', '--tasks.temperature=3'): '--tasks.temperature=3 is for',
   ('--tasks.count=2', '--tasks.name=domain', '--tasks.identity=known'): (

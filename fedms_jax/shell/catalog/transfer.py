@@ -59,6 +59,33 @@ class FedKei(FedCaf):
 
 
 @dataclasses.dataclass(frozen=True)
+class FedWeit:
+  pool: int = opt(
+    16,
+    'newest parts of tasks of clients that the server keeps, and a client '
+    'mixes',
+    low=1,
+    high=1 << 16,
+  )
+  sparsity: float = opt(
+    1e-3, "weight of the absolute sum of a task's own part", low=0.0
+  )
+  pull: float = opt(
+    100.0, 'pull of the parameters of earlier tasks to what they were', low=0.0
+  )
+  withheld: float = opt(
+    0.3,
+    'share of the outputs of a layer, those that its mask looks at least, that '
+    'a client does not send',
+    low=0.0,
+    high=0.99,
+  )
+  least: float = opt(
+    1e-3, "entries of a task's own part that are smaller are not sent", low=0.0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Fgl:
   per_class: int = opt(
     400,
@@ -146,6 +173,13 @@ METHODS = {
   'fedkei': Method(
     'the same by clusters, with weights within them that are shared',
     'arXiv 2508.10299', FedKei,
+  ),
+  'fedweit': Method(
+    'for each task what all share, masked, and a sparse part of its own with a '
+    "mixture of others'",
+    'arXiv 2003.03196', FedWeit,
+    ours='all parts are LoRA, the head is shared; how masks begin; which parts '
+    'of others a client mixes',
   ),
   'femam': Method(
     'a sum of models by levels: of all, of clusters, of the client',

@@ -12,6 +12,7 @@ from fedms_jax.algorithms import (
   attentive_start,
   feddat,
   fedms,
+  fedweit,
   femam,
   fgl,
   general,
@@ -84,6 +85,30 @@ def _attentive(builder: Builder, choice: attentive_start.Choice):
     return fedms.global_stage(setting, adapter=adapter)
 
   return _stage(builder, builder.setting(merges=True), make, probe)
+
+
+def _fedweit(builder: Builder) -> list[Stage]:
+  _no_pairs(builder, 'has parameters for each task')
+  own, config = builder.own, builder.config
+  if config.lora.init:
+    raise ValueError(
+      f'--lora.init={config.lora.init} does not go with --algorithm.name='
+      'fedweit, whose tasks begin with parts of a fresh LoRA. Leave it out.'
+    )
+  if config.model.head == 'causal_lm':
+    raise ValueError(
+      '--model.head=causal_lm does not go with --algorithm.name=fedweit, which '
+      'tells tasks of classes apart; allowed: classification.'
+    )
+  choice = fedweit.Choice(
+    max(1, config.tasks.count), own.pool, own.sparsity, own.pull, own.withheld,
+    own.least,
+  )  # fmt: skip
+
+  def make(setting: Setting) -> Algorithm:
+    return fedweit.fedweit(setting, choice)
+
+  return _stage(builder, builder.setting(merges=True), make, fedms.global_stage)
 
 
 def _femam(builder: Builder) -> list[Stage]:
@@ -191,6 +216,7 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   'feddat': _feddat,
   'fedcaf': _fedcaf,
   'fedkei': _fedkei,
+  'fedweit': _fedweit,
   'femam': _femam,
   'koala': _koala,
   'fgl': _fgl,
