@@ -31,12 +31,16 @@ _TRAINING = (
   'algorithm.', 'client.', 'server.', 'gate.', 'prompt.', 'cohort.',
   'pretrain.', 'privacy.', 'time.', 'select.', 'on_nan',
   *(f'{name}.' for name in catalog.METHODS),
+  *(f'tasks.{name}' for name in (
+    'method', 'memory', 'choice', 'weight', 'decay', 'share', 'temperature',
+    'head')),
 )  # fmt: skip
 # What rows depend on, but no model.
 _ROWS = ('seed', 'attack.', 'data.shift', 'data.concept_groups',
          'data.public_shift', 'partition.name', 'partition.alpha')  # fmt: skip
 # What the server's pre-training depends on.
 _PRETRAINING = ('data.', 'partition.', 'model.', 'pretrain.', 'lora.init',
+                'tasks.name', 'tasks.count', 'tasks.column',
                 'seed')  # fmt: skip
 
 
