@@ -134,13 +134,18 @@ def tuned(
   scores, out = {}, []
   for entry in rows:
     scores[entry.label] = {
-      value: None if None in found else float(np.mean(found))
-      for value, found in every[entry.label].items()
+      value: _mean(found) for value, found in every[entry.label].items()
     }
     best = tuning.best(scores[entry.label])
     more = {} if best is None else {_axis(entry).flag: best}
     out.append(entry._replace(flags=entry.flags | more))
   return out, scores
+
+
+def _mean(found: Sequence[float | None]) -> float | None:
+  """None if a run has none."""
+  known = [x for x in found if x is not None]
+  return float(np.mean(known)) if len(known) == len(found) else None
 
 
 def _axis(entry: Entry) -> Axis:

@@ -160,7 +160,7 @@ def _writers(mnist: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   from PIL import Image
   from sklearn import datasets as embedded
 
-  digits = embedded.load_digits()
+  digits: Any = embedded.load_digits()
   pixels = (digits.images * 255 / 16).astype(np.uint8)
   rows = datasets.load_dataset(str(mnist), split=f'train[:{len(pixels)}]')
   found = {

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Any
 
 from benchmarks import small_vit, timing
 
@@ -53,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def variants(clients: int, cohort: int, rounds: int):
+def variants(
+  clients: int, cohort: int, rounds: int
+) -> tuple[Any, Any, dict[str, list]]:
   """(data, roles before the first stage, name -> stages)."""
   from fedms_jax import channel
   from fedms_jax.core.contract import identity
@@ -79,7 +82,8 @@ def variants(clients: int, cohort: int, rounds: int):
     waits.append(stage._replace(arrivals=clock))
     algorithm = stage.algorithm._replace(channel=wire)
     passed.append(stage._replace(algorithm=algorithm))
-  found = dict(zip(VARIANTS, (plain, plain, passed, usual, waits), strict=True))
+  every = plain, plain, passed, usual, waits
+  found = {name: x for name, x in zip(VARIANTS, every, strict=True)}
   return data, small_vit.start(model), found
 
 

@@ -14,6 +14,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -33,7 +34,7 @@ def seen(image: np.ndarray, client: int) -> np.ndarray:
 
 def write(folder: pathlib.Path, clients: int) -> None:
   """The folder, with columns image, label and client."""
-  found = load_digits()
+  found: Any = load_digits()
   images = np.round(found['images'] * (_WHITE / 16)).astype(np.uint8)
   owners = np.random.default_rng(0).permutation(len(images)) % clients
   pairs = zip(images, owners, strict=True)

@@ -15,6 +15,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import jax
@@ -93,7 +94,7 @@ def _tokenizer() -> tokenizers.Tokenizer:
 def digits(folder: pathlib.Path, rows: int) -> None:
   """The first digits of scikit-learn as pictures with captions."""
   folder.mkdir(parents=True, exist_ok=True)
-  found = load_digits()
+  found: Any = load_digits()
   images = (found['images'][:rows] * 15.9375).astype(np.uint8)
   labels = [str(x) for x in found['target'][:rows]]
   table = {
