@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
 from benchmarks import small_vit, timing
 
@@ -54,9 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def variants(
-  clients: int, cohort: int, rounds: int
-) -> tuple[Any, Any, dict[str, list]]:
+def variants(clients: int, cohort: int, rounds: int):
   """(data, roles before the first stage, name -> stages)."""
   from fedms_jax import channel
   from fedms_jax.core.contract import identity
@@ -82,8 +79,8 @@ def variants(
     waits.append(stage._replace(arrivals=clock))
     algorithm = stage.algorithm._replace(channel=wire)
     passed.append(stage._replace(algorithm=algorithm))
-  every = plain, plain, passed, usual, waits
-  found = {name: x for name, x in zip(VARIANTS, every, strict=True)}
+  made = (plain, plain, passed, usual, waits)
+  found: dict[str, list] = dict(zip(VARIANTS, made, strict=True))
   return data, small_vit.start(model), found
 
 

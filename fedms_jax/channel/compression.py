@@ -159,13 +159,6 @@ def up(code: Code) -> Channel:
       return {TOLD: jnp.float32(0)}
     return {'round': jax.random.key_data(key)} if code.common else ()
 
-  def decode(state, received: Received, key):
-    del key
-    extras = dict(received.extras)
-    bits = jnp.sum(extras.pop(CODED)['bits'])  # added up, or kept apart
-    each = bits / 8 / jnp.maximum(jnp.sum(received.count), 1)
-    return state | {TOLD: each}, received._replace(extras=extras)
-
   wire = Wire(
     open=opened if code.common else None,
     keep=keep if code.feedback else None,
@@ -174,7 +167,18 @@ def up(code: Code) -> Channel:
   made = identity()._replace(init=init, encode=encode, wire=wire)
   if not code.entropy:
     return made
-  return made._replace(decode=decode, measure=lambda state: {TOLD: state[TOLD]})
+  return made._replace(
+    decode=_counted, measure=lambda state: {TOLD: state[TOLD]}
+  )
+
+
+def _counted(state, received: Received, key):
+  """The decode of what says how long messages are after an entropy coder."""
+  del key
+  extras = dict(received.extras)
+  bits = jnp.sum(extras.pop(CODED)['bits'])  # added up, or kept apart
+  each = bits / 8 / jnp.maximum(jnp.sum(received.count), 1)
+  return state | {TOLD: each}, received._replace(extras=extras)
 
 
 def _weight(message: Message) -> Any:

@@ -77,17 +77,8 @@ def averaged(
 
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
     before = {key: roles.shared[key] for key in received.cover}
-    new, states = {}, {}
-    if aggregator.past is not None:
-      past = memory[_PAST]
-      merged, states[_PAST] = aggregator.past.merge(before, received, past)
-    elif aggregator.draw is None:
-      merged = aggregator.merge(before, received)
-    else:
-      last = {key: memory[_LAST][key] for key in before}
-      merged = aggregator.draw(before, received, last, context.key)
-      moved = tree.subtract(merged, before)
-      states[_LAST] = memory[_LAST] | moved
+    new = {}
+    merged, states = _merged(aggregator, before, received, memory, context.key)
     gradient = tree.subtract(before, merged)
     for key, value in before.items():
       stacked = tree.is_stacked(key)
@@ -105,6 +96,20 @@ def averaged(
     return roles._replace(shared=shared), memory | states, measured
 
   return Server(init, aggregator.send, aggregator.reduction, step)
+
+
+def _merged(
+  aggregator: Aggregator, before: Tree, received: Received, memory: Tree, key
+) -> tuple[Tree, Tree]:
+  """(what an aggregator makes of messages, what of the memory is its own)."""
+  if aggregator.past is not None:
+    merged, past = aggregator.past.merge(before, received, memory[_PAST])
+    return merged, {_PAST: past}
+  if aggregator.draw is None:
+    return aggregator.merge(before, received), {}
+  last = {name: memory[_LAST][name] for name in before}
+  merged = aggregator.draw(before, received, last, key)
+  return merged, {_LAST: memory[_LAST] | tree.subtract(merged, before)}
 
 
 def then(

@@ -32,14 +32,7 @@ def foolsgold(clients: int) -> Aggregator:
   """
 
   def init(shared: Tree) -> Tree:
-    leaves = jax.tree.leaves(shared)
-    size = 4 * clients * sum(x.size for x in leaves)
-    if size > _MOST:
-      raise ValueError(
-        f'`num_clients`={clients} would have FoolsGold remember '
-        f'{size / 2**30:.1f} GiB; allowed: 1 GiB, of at most '
-        f'{clients * _MOST // size}. Lower it, or take another aggregator.'
-      )
+    _check_room(clients, shared)
     return jax.tree.map(
       lambda x: jnp.zeros((clients, *x.shape), jnp.float32), shared
     )
@@ -72,6 +65,16 @@ def foolsgold(clients: int) -> Aggregator:
     return merge(before, received, init(before))[0]
 
   return Aggregator(send, 'stack', first, past=Past(init, merge))
+
+
+def _check_room(clients: int, shared: Tree) -> None:
+  size = 4 * clients * sum(x.size for x in jax.tree.leaves(shared))
+  if size > _MOST:
+    raise ValueError(
+      f'`num_clients`={clients} would have FoolsGold remember '
+      f'{size / 2**30:.1f} GiB; allowed: 1 GiB, of at most '
+      f'{clients * _MOST // size}. Lower it, or take another aggregator.'
+    )
 
 
 def trust(cosines, there):
