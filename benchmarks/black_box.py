@@ -209,7 +209,11 @@ def _parser():
   add('--quick', action='store_true', help='its numbers mean nothing')
   add('--rows', default='', help='such as gradient,mezo (empty: all)')
   add('--seeds', default='', help='0,1,7 (empty: 0..2, quick: 0)')
-  add('--search_seeds', default='10,11', help='of the search; empty: none')
+  add(
+    '--search_seeds',
+    default='auto',
+    help='of the search; auto: 10,11, and with --quick none; empty: none',
+  )
   add('--out', default='', help='folder of the results (empty: none is kept)')
   return parser
 
@@ -253,7 +257,9 @@ def main(argv: Sequence[str], runner=None) -> int:
   rows = _rows(options, config)
   seeds = options.seeds or ('0' if options.quick else '0..2')
   seeds = grid.axis(f'seed={seeds}')[1]
-  search = '' if options.quick else options.search_seeds
+  search = options.search_seeds
+  if search == 'auto':
+    search = '' if options.quick else '10,11'
   search = grid.axis(f'seed={search}')[1] if search else []
   with contextlib.ExitStack() as kept:
     out = options.out or kept.enter_context(tempfile.TemporaryDirectory())

@@ -181,34 +181,43 @@ def _parser() -> argparse.ArgumentParser:
   parser = command.parser('benchmarks.pretraining', 'Federated pre-training.')
   add = parser.add_argument
   add('--quick', action='store_true', help='its numbers mean nothing')
-  add('--steps', type=int, default=500, help='local steps in a row')
-  add('--every', default='10,50,250', help='values of H')
-  add('--rows', default='', help='names, such as central,mean (empty: all)')
+  add('--steps', type=int, default=0, help='in a row (0: 500, quick: 4)')
+  add('--every', default='', help='of H (empty: 10,50,250, quick: 2)')
+  add('--rows', default='', help='such as central,mean (empty: all, quick: 2)')
   add('--seeds', default='', help='0,1,7 (empty: 0..2, quick: 0)')
   add('--out', default='', help='folder of the results (empty: none is kept)')
   return parser
+
+
+def _known(options, found):
+  """Those of the rows, by label, that are asked for."""
+  names = list(dict.fromkeys(row.name for row, _ in found.values()))
+  few = 'central,nesterov' if options.quick else ''
+  wanted = [n for n in (options.rows or few).split(',') if n] or names
+  for name in wanted:
+    if name not in names:
+      raise ValueError(
+        f'--rows has {name!r}, which is none. Allowed: {", ".join(names)}.'
+      )
+  return {
+    label: pair for label, pair in found.items() if pair[0].name in wanted
+  }
 
 
 def main(argv: Sequence[str], runner=None) -> int:
   """Runs the benchmark; gives the exit code."""
   own, flags = command.split(argv)
   options = _parser().parse_args(own)
-  steps, every = options.steps, [int(h) for h in options.every.split(',')]
-  wanted = [name for name in options.rows.split(',') if name]
+  steps = options.steps or (4 if options.quick else 500)
+  every = options.every or ('2' if options.quick else '10,50,250')
+  known = _known(options, entries(steps, [int(h) for h in every.split(',')]))
   with contextlib.ExitStack() as kept:
     folder = kept.enter_context(tempfile.TemporaryDirectory())
     base = [*INNER, *USUAL, *flags]
     if options.quick:
       texts(pathlib.Path(folder))
-      steps, every = 4, [2]
-      wanted = wanted or ['central', 'nesterov']
       source = f'--data.source={folder}'
       base = [*INNER, *USUAL, *QUICK, source, *flags]
-    known = {
-      label: pair
-      for label, pair in entries(steps, every).items()
-      if not wanted or pair[0].name in wanted
-    }
     root = pathlib.Path(options.out or f'{folder}/runs').absolute()
     seeds = options.seeds or ('0' if options.quick else '0..2')
     seeds = grid.axis(f'seed={seeds}')[1]

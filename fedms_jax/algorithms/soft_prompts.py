@@ -68,7 +68,9 @@ def of_inputs(setting: Setting, length: int) -> Form:
   and the 'head' where the model has one that trains.
 
   What the stem makes of an input is derived once. Features are read from the
-  tokens behind the prompt.
+  tokens behind the prompt. A fresh prompt is no neutral one: a block norms its
+  vectors to the size of all others, so that a long one costs accuracy before it
+  is trained.
   """
   backbone = setting.backbone
 
