@@ -68,7 +68,8 @@ class Choice(NamedTuple):
 def fedweit(setting: Setting, choice: Choice) -> Algorithm:
   """FedWeIT on LoRA. Personal is, of each task on a leading axis [T]: 'masks'
   m, 'own' A, 'shares' a, 'goal' W, 'mixed' sum_j a_j A_j, and 'met', 1 if the
-  client has trained on it."""
+  client has trained on it. What a client is served with is 'by_task', which is
+  no one model, and is not exported."""
   plain = fedms.global_stage(setting)
   blocks = setting.backbone.blocks
 
@@ -90,7 +91,7 @@ def fedweit(setting: Setting, choice: Choice) -> Algorithm:
     task = _tasks(batch)
     own = jnp.take_along_axis(each, task[None, :, None], axis=0)[0]
     found = plain.predict(roles, batch, plan).logits
-    return Prediction(found | {'local': own}, {})
+    return Prediction(found | {'by_task': own}, {})
 
   return plain._replace(
     name='fedweit',
@@ -99,7 +100,7 @@ def fedweit(setting: Setting, choice: Choice) -> Algorithm:
     predict=predict,
     server=_server(setting, choice),
     masks=_masks,
-    served='local',
+    served='by_task',
     traffic=_traffic(choice),
   )
 

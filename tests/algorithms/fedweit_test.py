@@ -119,7 +119,7 @@ def test_a_row_is_predicted_by_the_parameters_of_its_task():
   mixed = batch(algorithm, roles, 0)
   mixed['task'] = jnp.arange(8) % 2
   predict = jax.jit(lambda *args: algorithm.predict(*args, world.DENSE))
-  found = predict(roles, mixed).logits['local']
+  found = predict(roles, mixed).logits['by_task']
   theta = fedweit._theta(roles.shared['blocks'], tree.rows(personal, 0))
   first = roles.shared | {'blocks': theta}
   predict = jax.jit(lambda *args: plain.predict(*args, world.DENSE))

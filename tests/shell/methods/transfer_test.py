@@ -16,7 +16,7 @@ MODELS = {
   'feddat': ALL,
   'fedcaf': ALL,
   'fedkei': ALL,
-  'fedweit': ALL,
+  'fedweit': ALL - {'local'} | {'by_task'},
   'fgl': ALL - {'local'},
   'femam': ALL,
   'koala': {'pretrained', 'global', 'small_2'},
