@@ -17,6 +17,8 @@ from fedms_jax.report import (
 )
 from fedms_jax.report.runs import Comparison, Row, command
 
+_NAMED = 8  # rows that are named in a line
+
 
 def report(compared: Comparison, defaults: Mapping[str, str]) -> str:
   """The page of a comparison. defaults: flag values that are left out of
@@ -58,7 +60,9 @@ def _lead(rows: Sequence[Row], score: str) -> str:
   ]
   line = f"Best {score} on clients' own test rows: {best.label}"
   if tied:
-    line += f'; not significantly worse: {", ".join(tied)}'
+    line += f'; not significantly worse: {", ".join(tied[:_NAMED])}'
+    if len(tied) > _NAMED:
+      line += f' and {len(tied) - _NAMED} more'
   seeds = sorted({r.seed for row in rows for r in row.runs})
   every = [run for row in rows for run in row.runs]
   told = f'{len(rows)} rows, seeds {", ".join(map(str, seeds))}.'

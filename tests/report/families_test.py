@@ -114,6 +114,13 @@ def test_the_table_says_families_front_and_what_the_search_spent(root):
     assert row[where['search: client FLOPs']] == '2 GFLOP'
 
 
+def test_of_many_rows_that_are_no_worse_a_few_are_named(tmp_path):
+  alike = {f'row {i}': (0.7, 1.0, {}) for i in range(12)}
+  page = Page(report.text(finished.comparison(tmp_path, (0,), alike)))
+  lead = page.all('p', 'lead')[0][2]
+  assert lead.count('row ') == 9 and lead.endswith('row 8 and 3 more.')
+
+
 def test_few_rows_without_families_have_no_choices(tmp_path):
   plain = Page(report.text(finished.comparison(tmp_path, (0,))))
   assert not plain.all('input') and not plain.all('fieldset')
