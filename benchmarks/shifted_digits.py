@@ -14,7 +14,6 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import numpy as np
@@ -34,17 +33,18 @@ def seen(image: np.ndarray, client: int) -> np.ndarray:
 
 def write(folder: pathlib.Path, clients: int) -> None:
   """The folder, with columns image, label and client."""
-  found: Any = load_digits()
-  images = np.round(found['images'] * (_WHITE / 16)).astype(np.uint8)
+  features, digits = load_digits(return_X_y=True)
+  pixels = np.reshape(features, (-1, 8, 8)) * (_WHITE / 16)
+  images = np.rint(pixels).astype(np.uint8)
   owners = np.random.default_rng(0).permutation(len(images)) % clients
   pairs = zip(images, owners, strict=True)
   table = {
     'image': [Image.fromarray(seen(x, int(k))) for x, k in pairs],
-    'label': [int(x) for x in found['target']],
+    'label': [int(x) for x in digits],
     'client': [f'client {k}' for k in owners],
   }
   names = [str(x) for x in range(10)]
-  features = datasets.Features(
+  columns = datasets.Features(
     {
       'image': datasets.Image(),
       'label': datasets.ClassLabel(names=names),
@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, clients: int) -> None:
     }
   )
   folder.mkdir(parents=True, exist_ok=True)
-  made = datasets.Dataset.from_dict(table, features=features)
+  made = datasets.Dataset.from_dict(table, features=columns)
   made.to_parquet(folder / 'train.parquet')
 
 

@@ -15,7 +15,6 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import jax
@@ -94,19 +93,20 @@ def _tokenizer() -> tokenizers.Tokenizer:
 def digits(folder: pathlib.Path, rows: int) -> None:
   """The first digits of scikit-learn as pictures with captions."""
   folder.mkdir(parents=True, exist_ok=True)
-  found: Any = load_digits()
-  images = (found['images'][:rows] * 15.9375).astype(np.uint8)
-  labels = [str(x) for x in found['target'][:rows]]
+  features, numbers = load_digits(return_X_y=True)
+  pixels = np.rint(np.reshape(features, (-1, 8, 8)) * (255 / 16))
+  images = pixels[:rows].astype(np.uint8)
+  labels = [str(x) for x in numbers[:rows]]
   table = {
     'image': [Image.fromarray(x).convert('RGB') for x in images],
     'caption': [f'a photo of a {label}.' for label in labels],
     'label': labels,
   }
   text = datasets.Value('string')
-  features = datasets.Features(
+  columns = datasets.Features(
     {'image': datasets.Image(), 'caption': text, 'label': text}
   )
-  made = datasets.Dataset.from_dict(table, features=features)
+  made = datasets.Dataset.from_dict(table, features=columns)
   made.to_parquet(folder / 'train.parquet')
 
 

@@ -31,14 +31,14 @@ def front(rows: Sequence[Row]) -> set[str]:
   """Labels of the rows that no other one beats: none scores as much on own and
   on pooled rows for as few bytes, and differs. A row without a pooled score is
   not among them."""
-  known = [(row, _pooled(row)) for row in rows]
-  points = {
-    row.label: (statistics.score(row), pooled, -_bytes(row))
-    for row, pooled in known
-    if pooled is not None
-  }
-  labels = list(points)
-  return {labels[i] for i in statistics.undominated([*points.values()])}
+  labels: list[str] = []
+  points: list[tuple[float, ...]] = []
+  for row in rows:
+    pooled = _pooled(row)
+    if pooled is not None:
+      labels.append(row.label)
+      points.append((statistics.score(row), pooled, -_bytes(row)))
+  return {labels[i] for i in statistics.undominated(points)}
 
 
 def marks(rows: Sequence[Row]) -> list[str]:
