@@ -109,6 +109,19 @@ def parser(
     help='seed of these tries, such as one that is no row of the report '
     '(empty: the first one)',
   )
+  _budget(options)
+  add('--reference', default='', help='row that costs are relative to')
+  add(
+    '--quick',
+    action='store_true',
+    help='few rows, small model, few rounds: its numbers mean nothing',
+  )
+  return options
+
+
+def _budget(options: argparse.ArgumentParser) -> None:
+  """The options of what is equal for all rows."""
+  add = options.add_argument
   add(
     '--budget',
     default='passes',
@@ -130,13 +143,6 @@ def parser(
     help='folder of a benchmark with the same flags and search: its tries of '
     'learning rates are taken, and those that it lacks are left there',
   )
-  add('--reference', default='', help='row that costs are relative to')
-  add(
-    '--quick',
-    action='store_true',
-    help='few rows, small model, few rounds: its numbers mean nothing',
-  )
-  return options
 
 
 def rules(options: argparse.Namespace) -> Rules:
