@@ -142,10 +142,10 @@ def tuned(
   return out, scores
 
 
-def _mean(found: Sequence[float | None]) -> float | None:
-  """None if a run has none."""
-  known = [x for x in found if x is not None]
-  return float(np.mean(known)) if len(known) == len(found) else None
+def _mean(scores: Sequence[float | None]) -> float | None:
+  """None if one of them is missing."""
+  known = [score for score in scores if score is not None]
+  return float(np.mean(known)) if len(known) == len(scores) else None
 
 
 def _axis(entry: Entry) -> Axis:
