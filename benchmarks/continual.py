@@ -160,12 +160,12 @@ def _writers(mnist: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   from PIL import Image
   from sklearn import datasets as embedded
 
-  digits: Any = embedded.load_digits()
-  pixels = (digits.images * 255 / 16).astype(np.uint8)
+  flat, labels = map(np.asarray, embedded.load_digits(return_X_y=True))
+  pixels = (flat.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
   rows = datasets.load_dataset(str(mnist), split=f'train[:{len(pixels)}]')
   found = {
     'image': [*rows['image'], *map(Image.fromarray, pixels)],
-    'label': [int(x) for x in (*rows['label'], *digits.target)],
+    'label': [int(x) for x in (*rows['label'], *labels)],
     'writers': ['mnist'] * len(rows) + ['digits'] * len(pixels),
   }
   out = folder / 'writers'

@@ -118,11 +118,11 @@ def test_a_row_is_predicted_by_the_parameters_of_its_task():
   roles = roles._replace(personal=personal)
   mixed = batch(algorithm, roles, 0)
   mixed['task'] = jnp.arange(8) % 2
-  predict = jax.jit(lambda *args: algorithm.predict(*args, world.DENSE))
+  predict = jax.jit(lambda r, b: algorithm.predict(r, b, world.DENSE))
   found = predict(roles, mixed).logits['by_task']
   theta = fedweit._theta(roles.shared['blocks'], tree.rows(personal, 0))
   first = roles.shared | {'blocks': theta}
-  predict = jax.jit(lambda *args: plain.predict(*args, world.DENSE))
+  predict = jax.jit(lambda r, b: plain.predict(r, b, world.DENSE))
   for task, shared in enumerate((first, roles.shared)):  # 1 was never met
     whole = roles._replace(shared=shared, personal={})
     said = predict(whole, mixed).logits['global']
@@ -175,9 +175,10 @@ def test_what_others_had_of_the_last_task_is_mixed_in_the_next():
     cover = {'blocks': jax.tree.map(jnp.ones_like, base),
              'head': jnp.float32(1)}  # fmt: skip
     extras = {'tasks': {'own': tree.scale(base, own)}}
-    one = jax.tree.map(lambda x: x[None], (update, extras, cover))
-    one = (*one[:2], tree.scale(one[2], weight))
-    received = Received(*one, jnp.float32(1), jnp.float32(0))
+    update, extras, cover = jax.tree.map(
+      lambda x: x[None], (update, extras, tree.scale(cover, weight))
+    )
+    received = Received(update, extras, cover, jnp.float32(1), jnp.float32(0))
     return server(now, memory, received, Context(jax.random.key(0)))[1]
 
   first = closed(0, closed(0, memory, 1.0), 2.0)

@@ -18,6 +18,7 @@ from fedms_jax.core.contract import (
   Sender,
   Work,
 )
+from fedms_jax.core.types import Adapter
 from tests import world
 from tests.algorithms import continual_test as sequence
 from tests.algorithms.stacked_lora_test import fedit
@@ -81,7 +82,7 @@ def test_a_layer_tells_what_goes_into_it():
   y = jax.random.normal(keys[3], (2, 3, 4))
   adapter = layer_inputs.Measured(world.LORA)
 
-  def out(params, x, one=adapter):
+  def out(params, x, one: Adapter = adapter):
     return jnp.sum(jnp.sin(one.apply(params, x, y)))
 
   more = params | {'gram': jnp.ones((5, 5)), 'held': held}
@@ -145,7 +146,9 @@ def moved(algorithm, roles, by=0.3):
   _, memory, _ = reduction.begin(algorithm, roles, 0)
   message = reduction.covered(Message(update))
   sent = algorithm.server.send(roles.shared, message, jnp.float32(1), Sender())
-  received = Received(*sent, jnp.float32(1), jnp.float32(0))
+  received = Received(
+    sent.update, sent.extras, sent.cover, jnp.float32(1), jnp.float32(0)
+  )
   after, *_ = algorithm.server.step(
     roles, memory, received, Context(jax.random.key(0))
   )
