@@ -1,7 +1,7 @@
 """Learning a task beside the directions that earlier tasks use.
 
-FOT (Bakman et al., ICLR 2024, "Federated Orthogonal Training") keeps, for each
-layer, an orthonormal basis U of what earlier tasks put into it. When a task has
+FOT (Bakman et al., ICLR 2024, arXiv 2309.01289) keeps, for each layer, an
+orthonormal basis U of what earlier tasks put into it. When a task has
 ended, clients send sums over their rows, and the server adds the directions in
 which these inputs are large; in each round of a later task it takes of the
 averaged update of a kernel the part orthogonal to U. So what a layer gives for
