@@ -47,7 +47,7 @@ OUTER = {
     '--server.learning_rate=0.7',
     '--server.momentum=0.9',
   ),
-  'adam': ('--server.optimizer=adam', '--server.learning_rate=0.003'),
+  'adam': ('--server.optimizer=adam', '--server.learning_rate=0.03'),
 }
 INNER = (
   '--client.optimizer=adamw', '--client.beta2=0.95', '--client.schedule=cosine',
