@@ -77,6 +77,8 @@ def any_config(seed):
   flat |= {'stages': '', 'pretrain.head': '', 'pretrain.client_rate': 0.0}
   flat |= {'client.schedule': 'constant', 'data.masks': 'once'}
   flat |= {'plugin': ''}  # which is imported
+  flat |= {'data.shift': 'blur', 'data.shift_groups': rng.randint(2, 3)}
+  flat |= {'data.concept_groups': rng.randint(2, 9)}
   flat['algorithm.label_prior'] = rng.choice(['', '0.5', 'validation'])
   flat = {k: v for k, v in flat.items() if k not in unused}
   return config_lib.from_values(flat)
