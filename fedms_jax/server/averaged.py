@@ -78,7 +78,7 @@ def averaged(
   def step(roles: Roles, memory: Tree, received: Received, context: Context):
     before = {key: roles.shared[key] for key in received.cover}
     new = {}
-    merged, states = _merged(aggregator, before, received, memory, context.key)
+    merged, states = _merged(aggregator, before, received, memory, context)
     gradient = tree.subtract(before, merged)
     for key, value in before.items():
       stacked = tree.is_stacked(key)
@@ -99,7 +99,11 @@ def averaged(
 
 
 def _merged(
-  aggregator: Aggregator, before: Tree, received: Received, memory: Tree, key
+  aggregator: Aggregator,
+  before: Tree,
+  received: Received,
+  memory: Tree,
+  now: Context,
 ) -> tuple[Tree, Tree]:
   """(what an aggregator makes of messages, what of the memory is its own)."""
   if aggregator.past is not None:
@@ -108,7 +112,7 @@ def _merged(
   if aggregator.draw is None:
     return aggregator.merge(before, received), {}
   last = {name: memory[_LAST][name] for name in before}
-  merged = aggregator.draw(before, received, last, key)
+  merged = aggregator.draw(before, received, last, now.key)
   return merged, {_LAST: memory[_LAST] | tree.subtract(merged, before)}
 
 
