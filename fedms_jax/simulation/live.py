@@ -248,4 +248,4 @@ def told(cohort: Cohort, arrivals: Any, losses: np.ndarray) -> Any:
 
 
 def _ever(ever: ActiveSet, begun) -> ActiveSet:
-  return tuple(map(any, zip(ever, *begun.values(), strict=True)))
+  return tuple(map(any, zip(ever, *set(begun.values()), strict=True)))

@@ -6,6 +6,7 @@ checkpoint carries the ledger as JSON.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -82,6 +83,10 @@ class Meter:
     self._shapes = jax.eval_shape(lambda r: r, roles)
     self._batch = batch
     self._slots = slots
+    # A clock asks for each client by itself, and few plans are there.
+    self.memory = functools.cache(self.memory)
+    self.handover = functools.cache(self.handover)
+    self._sent = functools.cache(self._sent)
 
   def up(self, plan: Plan) -> int:
     """Bytes that one client sends."""
