@@ -130,8 +130,8 @@ def stages(name: str) -> range:
 CASES = [(name, i) for name in catalog.METHODS for i in stages(name)]
 # One of each kind of step, message and server; the others are slow.
 QUICK = (
-  'fedms fedavg scaffold fedrep ditto flora hetlora lonas pfedmoap prefix '
-  'koala fedvz fedbpt mezo femam raffm ridge'
+  'fedms fedavg scaffold fedrep ditto flora prefix koala fedvz fedbpt mezo '
+  'raffm ridge'
 ).split()
 every = pytest.mark.parametrize(
   ('name', 'stage'),

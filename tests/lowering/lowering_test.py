@@ -226,9 +226,13 @@ def test_a_program_as_accelerators_get_it(case):
       check_types(case, made, accelerator)
 
 
-@pytest.mark.parametrize('storage', ['float32', 'int8'])
+@pytest.mark.parametrize(
+  'storage', ['int8', pytest.param('float32', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('kind', ['train', 'evaluate'])
-@pytest.mark.parametrize('family', ['bert', 'llama'])
+@pytest.mark.parametrize(
+  'family', ['llama', pytest.param('bert', marks=pytest.mark.slow)]
+)
 def test_so_where_logits_are_read_by_chunks(family, kind, storage, monkeypatch):
   """The table is a frozen kernel of every chunk."""
   case = Case(family, kind, 2, 'bfloat16', storage)

@@ -69,7 +69,11 @@ RUNS, TRIGGER = [], triggers.fixed(1, 3, interval=3, step=1)
 
 @pytest.mark.parametrize(
   'options',
-  [{}, {'clients': 'chunk', 'chunk': 2}, {'validate_every': 9}],
+  [
+    {},
+    pytest.param({'clients': 'chunk', 'chunk': 2}, marks=pytest.mark.slow),
+    {'validate_every': 9},
+  ],
 )
 def test_programs_are_compiled_once_in_threads_and_numbers_stay(
   monkeypatch, options
@@ -101,6 +105,7 @@ def masked(stage):
   return stage._replace(algorithm=stage.algorithm._replace(channel=channel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [late, masked])
 def test_what_is_not_known_before_a_round_is_not_compiled_in_vain(
   monkeypatch, change
