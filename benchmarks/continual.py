@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.shared_runs import SharedRuns
+from fedms_jax.cluster import memory
 from fedms_jax.persistence import run_store
 from fedms_jax.shell import flags, program_cache, task_run
 from fedms_jax.shell import run as runner
@@ -258,6 +259,7 @@ def main(argv: Sequence[str]) -> int:
             continue
           words = (*base, *own, *ROWS[key[0]], f'--seed={seed}')
           config = flags.parse(['fedms', '--noprogress', *words])
+          memory.make_room(0.3)  # a run of many stages compiles much
           line = _line(key, *measured(config, source), joint)
           text = json.dumps(line)
           print(text, flush=True)
