@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.adapters import lora
+from fedms_jax.core import tree
 from fedms_jax.core.shapes import tail
 from fedms_jax.core.types import Tree
 
@@ -77,16 +78,18 @@ def refined(factors: Tree, share, pull: float) -> Tree:
   ||sum p_k A_k B_k - A B||_F^2 + pull ||B - mean B||_F^2 by target and block.
   """
   _check(factors, share)
-  found = {}
-  for target, (a, b) in lora.pairs(factors).items():
+
+  def nearest(pair):
+    a, b = pair
     first, middle = mean(a, share), mean(b, share)
     apart = _dot('lir,klis->klrs', first, a - first[None])
     # A'(sum p A_k B_k - A B), of differences alone, which cancel no more.
     missed = _dot('klrs,klso->lro', apart, _scaled(b - middle[None], share))
     gram = _dot('lir,lis->lrs', first, first)
     gram = gram + pull * jnp.eye(gram.shape[-1])[None]
-    found[target] = first, middle + jnp.linalg.solve(gram, missed)
-  return lora.from_pairs(found)
+    return first, middle + jnp.linalg.solve(gram, missed)
+
+  return lora.from_pairs(tree.in_turn(nearest, lora.pairs(factors)))
 
 
 def best(factors: Tree, share, rank: int) -> Tree:
@@ -97,16 +100,18 @@ def best(factors: Tree, share, rank: int) -> Tree:
   columns are the best of rank r.
   """
   _check(factors, share)
-  found = {}
-  for target, (a, b) in lora.pairs(factors).items():
+
+  def decomposed(pair):
+    a, b = pair
     q1, r1 = jnp.linalg.qr(_side_by_side(a))
     q2, r2 = jnp.linalg.qr(_side_by_side(_turned(_scaled(b, share))))
     core = _dot('lir,ljr->lij', r1, r2)
     u, s, v = jnp.linalg.svd(core, full_matrices=False)
     left = _dot('lij,ljr->lir', q1, u[..., :rank])
     right = _dot('lrj,loj->lro', v[..., :rank, :], q2)
-    found[target] = left, s[..., :rank, None] * right
-  return lora.from_pairs(found)
+    return left, s[..., :rank, None] * right
+
+  return lora.from_pairs(tree.in_turn(decomposed, lora.pairs(factors)))
 
 
 def _check(factors: Tree, share=None) -> None:

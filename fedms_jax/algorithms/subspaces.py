@@ -129,7 +129,8 @@ def measured(algorithm: Algorithm, spec: lora.Spec, share: float) -> Algorithm:
     mine = roles.frozen[KEY]
     grow = jax.vmap(functools.partial(grown, share=share))
     grams = received.extras[_SUMS]['grams']
-    new = {t: grow(kept, grams[t]) for t, kept in mine[KEPT].items()}
+    pairs = {t: (kept, grams[t]) for t, kept in mine[KEPT].items()}
+    new = tree.in_turn(lambda pair: grow(*pair), pairs)
     new = tree.where(received.count > 0, new, mine[KEPT])
     frozen = roles.frozen | {KEY: mine | {KEPT: new}}
     return roles._replace(frozen=frozen), memory, {}

@@ -8,7 +8,7 @@ the L transformer blocks (see `types.py`). `narrow` takes their active rows,
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util as traverse
@@ -105,6 +105,26 @@ def equal(a: Tree, b: Tree):
 def where(condition, a: Tree, b: Tree) -> Tree:
   """`a` if the scalar condition holds, else `b`."""
   return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def in_turn(function: Callable[[Any], Tree], parts: dict[str, Any]) -> dict:
+  """`function` of each part by name, the next one when the last one is there.
+
+  For decompositions of several matrices: on XLA:CPU (0.10, two cores) those
+  that run at once may wait for each other's threads, and never end. The values
+  are those that they would be apart, bitwise.
+  """
+  found: dict[str, Tree] = {}
+  last = jnp.float32(0.0)
+  for name, part in parts.items():
+    # Never so, which no compiler knows: that is what makes it wait.
+    wait = last > jnp.inf
+    found[name] = function(
+      jax.tree.map(lambda x, w=wait: jnp.where(w, jnp.zeros_like(x), x), part)
+    )
+    ends = [x.ravel()[0] for x in jax.tree.leaves(found[name])]
+    last = sum(ends, start=jnp.float32(0.0))
+  return found
 
 
 def squared_norm(tree: Tree):
