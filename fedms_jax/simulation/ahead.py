@@ -53,8 +53,8 @@ class Ahead:
   def __init__(self, planner: Planner, tables: Tables):
     self._planner, self._tables = planner, tables
     self._pool = futures.ThreadPoolExecutor(_THREADS, 'compile')
-    # By plan: what has been begun, of which the first begins all others.
-    self._begun: dict[Plan, list[futures.Future]] = {}
+    # By plan: what begins its programs, and these.
+    self._begun: dict[Plan, tuple[futures.Future, list[futures.Future]]] = {}
     self._looked: set[Plan] = set()
     self._met: set[tuple] = set()  # rounds whose programs are there
     self._stop = threading.Event()
@@ -81,9 +81,9 @@ class Ahead:
         self._submit(plans[0], self._training(scene, plans[0], how, scored))
     began = time.perf_counter()
     for plan in set(plans) & set(self._begun):
-      all_of = self._begun.pop(plan)
-      futures.wait(all_of[:1])
-      futures.wait(all_of)
+      beginning, begun = self._begun.pop(plan)
+      futures.wait([beginning])  # then there are no more of them
+      futures.wait(begun)
     waited = time.perf_counter() - began
     jax.monitoring.record_event_duration_secs(clock.WAITED, waited)
 
@@ -128,7 +128,7 @@ class Ahead:
 
   def _submit(self, plan: Plan, programs: Programs) -> None:
     """Begins to compile programs, each in a thread, that are found in one."""
-    begun = self._begun[plan] = []
+    begun: list[futures.Future] = []
 
     def begin():
       # What fails here fails again, and is told, in the round that needs it.
@@ -137,7 +137,7 @@ class Ahead:
           return
         begun.append(self._pool.submit(_compiled, program, args))
 
-    begun.append(self._pool.submit(begin))
+    self._begun[plan] = self._pool.submit(begin), begun
 
   def _next(
     self,
