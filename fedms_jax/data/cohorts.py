@@ -56,6 +56,19 @@ def bucket(n: int) -> int:
   return -(-int(n) // granule) * granule
 
 
+def looked_at(n: int) -> int:
+  """The least extent of rows that are evaluated that is at least `n`.
+
+  Few rows cost less than a program of their own, which a run of another seed
+  or partition would need: up to 128 there are two extents per factor of 2
+  (16, 24, 32, 48, ...), and a `bucket` above.
+  """
+  if n > 128:
+    return bucket(n)
+  granule = max(1 << max((int(n) - 1).bit_length() - 2, 0), 8)
+  return max(-(-int(n) // granule) * granule, 16)
+
+
 def chunks(
   steps: np.ndarray,
   width: int,
@@ -179,13 +192,13 @@ def evaluation_rows(
   """The first rows of each client, `limit` at most (0: all): int32 [K, V].
 
   A client's rows are in random order, so these are a random choice, and the
-  same one each time. -1 is padding; V is a `bucket`.
+  same one each time. -1 is padding; V is as in `looked_at`.
   """
   ids = np.asarray(ids, np.int64)
   sizes = _sizes(partition, ids)
   sizes = np.minimum(sizes, limit) if limit else sizes
   client, place = _ragged(sizes)
-  width = bucket(max(int(sizes.max(initial=0)), 1))
+  width = looked_at(max(int(sizes.max(initial=0)), 1))
   out = np.full((len(ids), width), PADDING, np.int32)
   out[client, place] = partition.rows[partition.offsets[ids[client]] + place]
   return out

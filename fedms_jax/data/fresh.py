@@ -45,7 +45,8 @@ def rows(
 
 
 def _validation(data: Federation, ids: np.ndarray, most: int) -> np.ndarray:
-  width = cohorts.bucket(min(most, int(data.validation.sizes().max(initial=1))))
+  longest = int(data.validation.sizes().max(initial=1))
+  width = cohorts.looked_at(min(most, longest))
   found = cohorts.evaluation_rows(data.validation, ids, most)
   out = np.full((len(ids), max(width, 1)), cohorts.PADDING, np.int32)
   out[:, : found.shape[1]] = found

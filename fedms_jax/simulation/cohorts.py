@@ -119,7 +119,7 @@ def sampler(
   tokens = _tokens(federation) if o.weights == 'tokens' else None
   # One width for all rounds, so that evaluation compiles once per depth.
   most = int(federation.validation.sizes().max(initial=1))
-  width = cohorts.bucket(min(o.validation_rows, most))
+  width = cohorts.looked_at(min(o.validation_rows, most))
 
   made = functools.partial(_batches, federation, o, stage)
 

@@ -118,7 +118,8 @@ def _grouped(simulation, state, pooled):
   if not labelled or not 1 <= len(classes) <= _MOST_CLASSES:
     return None, pooled[None]
   groups = [pooled[labels == c] for c in classes]
-  rows = np.full((len(groups), max(map(len, groups))), -1, np.int32)
+  width = cohorts.looked_at(max(map(len, groups)))
+  rows = np.full((len(groups), width), -1, np.int32)
   for row, group in zip(rows, groups, strict=True):
     row[: len(group)] = group
   return classes, rows

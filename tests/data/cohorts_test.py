@@ -134,6 +134,16 @@ def executed(found, steps, extent):
   return sum(lanes * extent(steps[places].max()) for places, lanes in found)
 
 
+def test_rows_to_look_at_come_in_fewer_extents():
+  """Runs of other seeds then share their programs."""
+  extents = [cohorts.looked_at(n) for n in range(1, 4097)]
+  assert all(n <= extent for n, extent in enumerate(extents, 1))
+  assert extents == sorted(extents)
+  assert sorted(set(extents[:128])) == [16, 24, 32, 48, 64, 96, 128]
+  assert extents[128:] == [cohorts.bucket(n) for n in range(129, 4097)]
+  assert all(cohorts.looked_at(extent) == extent for extent in set(extents))
+
+
 @pytest.mark.parametrize('extent', [cohorts.bucket, int])
 @pytest.mark.parametrize('batch', [1, 8, 64])
 def test_little_is_padded_although_sizes_differ_widely(extent, batch):
@@ -189,7 +199,7 @@ def test_a_client_without_rows_is_refused_by_name():
 
 def test_evaluation_rows_are_the_first_of_each_client():
   rows = cohorts.evaluation_rows(PARTITION, np.asarray([2, 1, 4]), 20)
-  assert rows.shape == (3, 20)
+  assert rows.shape == (3, 24)
   for held, k in zip(rows, (2, 1, 4), strict=True):
     held = held[held != cohorts.PADDING]
     np.testing.assert_array_equal(held, PARTITION.of(k)[:20])
@@ -197,5 +207,5 @@ def test_evaluation_rows_are_the_first_of_each_client():
 
 def test_evaluation_without_limit_takes_all_rows():
   rows = cohorts.evaluation_rows(PARTITION, np.arange(6), 0)
-  assert rows.shape[1] == cohorts.bucket(30)
+  assert rows.shape[1] == cohorts.looked_at(30)
   assert (rows != cohorts.PADDING).sum() == SIZES.sum()
