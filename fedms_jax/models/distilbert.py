@@ -94,7 +94,7 @@ def _embed(t: TransformerConfig, params, inputs):
   ids, _ = bert.split(inputs)
   stem = params['stem']
   x = stem['word'][jnp.maximum(ids, 0)].astype(jnp.float32)
-  x = x + stem['position'][: ids.shape[1]].astype(jnp.float32)[None][None]
+  x = x + stem['position'][: ids.shape[1]].astype(jnp.float32)[None]
   return transformer.normalize(t, stem['norm'], x)
 
 

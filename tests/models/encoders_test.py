@@ -18,6 +18,8 @@ from tests.models.references import tokens, walk, weights
 from tests.persistence.model_files_test import CONFIGS
 from tests.shell.foundation_test import config as config_of
 
+TEXTS = pretrained.WORDS.keys() - {'clip', 'siglip'}  # have images, too
+
 
 def model(kind, **options):
   config, usual = CONFIGS[kind]
@@ -107,6 +109,16 @@ def test_a_tower_alone_has_no_contrast(kind):
   for head in ('contrast', 'zero_shot', 'masked_lm'):
     with pytest.raises(ValueError, match='allowed: classification'):
       model(kind, head=head)
+
+
+@pytest.mark.parametrize(
+  'kind', [kind for kind in CONFIGS if CONFIGS[kind][0]['model_type'] in TEXTS]
+)
+def test_a_text_is_embedded_as_one_row(kind):
+  made, inputs = model(kind), tokens(3, 9)
+  shapes = jax.eval_shape(made.backbone.init, jax.random.key(0))
+  found = jax.eval_shape(made.backbone.embed, shapes, inputs)
+  assert found.ndim == 3 and found.shape[0] == 3
 
 
 def test_scales_of_one_value_stay_as_they_are_in_half_precision():
