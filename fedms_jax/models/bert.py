@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
-from fedms_jax.models import family, linear, transformer
+from fedms_jax.models import class_prompts, family, linear, transformer
 from fedms_jax.models.family import Model, Name, Options, Words
 from fedms_jax.models.settings import Settings
 from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig
 
-HEADS = ('classification', 'masked_lm')
+HEADS = ('classification', 'masked_lm', 'zero_shot')
 POOLINGS = ('cls', 'mean', 'pooler')
 _CLASSES = {'bert': 'Bert', 'roberta': 'Roberta', 'xlm-roberta': 'XLMRoberta'}
 
@@ -54,7 +54,9 @@ def model(config: Settings, options: Options) -> Model:
 
   Features of a classification are the token CLS, the mean of the tokens, or
   the pooler's output: tanh of a linear layer of CLS, which is what the
-  reference classifies.
+  reference classifies. zero_shot: the mean or CLS is compared with the features
+  of class prompts, `params['final']['classes']`, see
+  `class_prompts.text_head`.
   """
   family.choose('`Options.head`', options.head, HEADS)
   config.refuse(position_embedding_type='absolute')
@@ -154,6 +156,9 @@ def outputs(
   if options.head == 'masked_lm':
     readout = family.readout(t, tokens, vocabulary)
     return Outputs(*masked(t, vocabulary, tied), readout, f'{name}ForMaskedLM')
+  if options.head == 'zero_shot':
+    head = class_prompts.text_head(t.width, options.classes)
+    return Outputs(*_compared(t, options), head, '')
   pooling = family.pooling(options, POOLINGS, 'pooler')
   head = family.linear_head(t.width, options.classes)
   same = pooling == 'pooler'
@@ -185,6 +190,16 @@ def pooled(t: TransformerConfig, pooling: str, activation=jnp.tanh):
     if pooling == 'cls':
       return x[:, 0].astype(jnp.float32)
     return activation(linear.apply(params['final']['pooler'], x[:, 0]))
+
+  return final, features
+
+
+def _compared(t: TransformerConfig, options: Options):
+  """(final, features) of what is compared with class prompts."""
+  _, features = pooled(t, class_prompts.pooling(options))
+
+  def final(key) -> Tree:
+    return {'classes': class_prompts.fresh(key, options.classes, t.width)}
 
   return final, features
 

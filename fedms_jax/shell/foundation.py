@@ -6,6 +6,7 @@ the data is read, the shape of its inputs only after.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from fedms_jax.persistence import model_files
 from fedms_jax.persistence.model_files import Checkpoint
 from fedms_jax.shell import (
   built_in,
+  class_texts,
   data_flags,
   own_network,
   plugged,
@@ -294,21 +296,13 @@ def _text_tower(m: ModelConfig, checkpoint: Checkpoint) -> Model:
 def _class_features(
   m: ModelConfig, d: DataConfig, names: Sequence[str], checkpoint: Checkpoint
 ) -> np.ndarray:
-  """The text features [C, P] of CLIP's class prompts."""
-  prompts = class_prompts.class_prompts(m.templates.split('|'), names)
-  quality.check_prompts(names, np.reshape(prompts, (len(names), -1)).tolist())
-  tokens = _encoder(m, d, checkpoint)(prompts)['inputs']
-  options = Options(
-    head='classification',
-    tower='text',
-    padding=side_files.padding(checkpoint),
-  )
-  tower = pretrained.model(checkpoint.config, options, checkpoint.preprocessor)
-  params, _ = model_files.load(tower, checkpoint)
-  encode = jax.jit(lambda p, x: pretrained.encode(tower.backbone, p, x))
-  return np.asarray(
-    class_prompts.class_features(encode(params, tokens), classes=len(names))
-  )
+  """The features [C, P] of the class prompts."""
+  texts = _reads_texts(m, checkpoint)
+  if texts:  # which are cut; what says a class is not
+    most = pretrained.words(checkpoint.config).positions
+    d = dataclasses.replace(d, max_tokens=most)
+  encode = _encoder(m, d, checkpoint)
+  return class_texts.features(m, names, checkpoint, encode, texts=texts)
 
 
 def _reads_images(m: ModelConfig, checkpoint: Checkpoint) -> bool:

@@ -34,6 +34,7 @@ CASES = {
   'vit': ('vit', Options(classes=3)),
   'bert': ('bert', Options(classes=3, pooling='mean')),
   'bert_mlm': ('bert', Options(head='masked_lm')),
+  'bert_zero_shot': ('bert', Options(head='zero_shot', classes=3)),
   'gpt2': ('gpt2', Options(head='causal_lm', remat=True)),
   'llama_int8': ('llama', Options(head='causal_lm', storage='int8')),
   'gemma3': ('gemma3', Options(head='causal_lm', unroll=0)),

@@ -29,13 +29,14 @@ from fedms_jax.shell import build, flags, foundation, methods, pipeline
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.commands import (
   export_built_in,
+  export_heads,
   export_network,
   export_prompts,
 )
 from fedms_jax.shell.config import Config
 from fedms_jax.systems.units import in_bytes
 
-HEAD, PARTS = 'head.safetensors', 'parts.safetensors'
+HEAD, PARTS = export_heads.FILE, 'parts.safetensors'
 # What a model of `Algorithm.models` is asked for by.
 _ALLOWED = {'global': 'global, merged', 'local': 'client:k, merged:k'}
 # What transformers calls them: each step between levels is a label of its own.
@@ -93,6 +94,11 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     models, facts = _models(config, checkpoint, snapshot)
     model, parts = _parts(
       config, models, facts, checkpoint, snapshot, what.client
+    )
+    parts = export_heads.with_classes(
+      model,
+      parts,
+      lambda: _base(config, model, facts, checkpoint, snapshot),
     )
     if what.merged:
       _merged(config, model, facts, checkpoint, snapshot, parts, out)
@@ -256,18 +262,8 @@ def _adapter(
   )
   print(f'wrote {peft.CONFIG} and {peft.WEIGHTS} to {out}')
   if head and not known:
-    _head_beside(head, labels, out, f'load the adapter onto {model.featured}')
-
-
-def _head_beside(head: Tree, labels: Sequence[str], out: str, so: str) -> None:
-  """Writes a head that no class of transformers has, in a file of its own."""
-  leaves = {'weight': np.asarray(head['kernel']).T}
-  leaves |= {k: np.asarray(v) for k, v in head.items() if k == 'bias'}
-  peft.write_tensors(pathlib.Path(out) / HEAD, leaves, labels)
-  print(
-    f'wrote the head to {HEAD}: no class of transformers has a linear layer '
-    f'on this feature, so {so}'
-  )
+    so = f'load the adapter onto {model.featured}'
+    export_heads.beside(model, head, labels, out, so)
 
 
 def _check_lora(config: Config, parts: Tree) -> None:
@@ -332,7 +328,8 @@ def _merged(
   size = in_bytes(tree.nbytes(base))
   print(f'wrote {model_files.WEIGHTS} and config.json to {out}, {size}')
   if head and not known:
-    _head_beside(head, labels, out, f'load the model as {model.featured}')
+    so = f'load the model as {model.featured}'
+    export_heads.beside(model, head, labels, out, so)
 
 
 def _base(config, model: Model, facts, checkpoint, snapshot) -> Tree:

@@ -83,12 +83,15 @@ MODELS: dict[str, Entry] = {
     'checkpoint: images',
     'arXiv 2304.07193, 2309.16588',
   ),
-  'bert': ('checkpoint: texts', 'arXiv 1810.04805'),
+  'bert': ('checkpoint: texts, class prompts, too', 'arXiv 1810.04805'),
   'roberta, xlm-roberta': (
-    'checkpoint: texts',
+    'checkpoint: texts, class prompts, too',
     'arXiv 1907.11692, 1911.02116',
   ),
-  'distilbert': ('checkpoint: texts', 'arXiv 1910.01108'),
+  'distilbert': (
+    'checkpoint: texts, class prompts, too',
+    'arXiv 1910.01108',
+  ),
   'gpt2': ('checkpoint: next tokens', '-'),
   'llama': ('checkpoint: next tokens', 'arXiv 2302.13971'),
   'mistral': ('checkpoint: next tokens', 'arXiv 2310.06825'),

@@ -40,8 +40,8 @@ class ModelConfig:
     'classification',
     'what the model is for: a new linear head on its feature (of classes, '
     'numbers, any number of tags, or levels in an order), next or masked '
-    "tokens, masked patches (vit), CLIP's class prompts, or image-text "
-    'contrast',
+    'tokens, masked patches (vit), class prompts (of CLIP, SigLIP, BERT and '
+    'its kin), or image-text contrast',
     choices=(
       'classification',
       'causal_lm',
@@ -66,8 +66,10 @@ class ModelConfig:
     choices=('image', 'text', 'both'),
   )
   templates: str = opt(
-    'a photo of a {}.',
-    'class prompts for zero_shot, divided by |; their features are averaged',
+    '',
+    'class prompts for zero_shot, divided by |; their features are averaged '
+    "(empty: 'a photo of a {}.' for images, 'This sentence is {}' for texts; "
+    "better say what they are, as in 'a news article about {}.')",
   )
   patch: int = opt(
     2, 'vit: side of a square patch, in pixels', low=1, high=8192

@@ -213,6 +213,10 @@ class Config:
       f'--pretrain.head={p.head}': (
         p.head and not method, 'nothing else follows: it is --model.head'
       ),
+      f'--model.head={self.model.head}': (
+        p.head and self.model.head == 'zero_shot',
+        f'--pretrain.head={p.head} trains a model without class prompts',
+      ),
     }  # fmt: skip
     for flag, (found, why) in wrong.items():
       if found:
