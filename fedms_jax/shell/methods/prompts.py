@@ -135,8 +135,9 @@ def form(builder: Builder, setting) -> Form:
   if config.prompt.words:
     raise ValueError(
       f'--prompt.words={config.prompt.words!r} are words before the names of '
-      f'classes, which --model.head={head} has not; allowed: empty. Leave it '
-      'out, or set --model.head=zero_shot of a CLIP.'
+      f'classes, before which --model.head={head} of this model learns no '
+      'prompt; allowed: empty. Leave it out, or set --model.head=zero_shot of '
+      'a CLIP.'
     )
   return soft_prompts.of_inputs(setting, length)
 
