@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -79,6 +81,30 @@ def test_templates_are_those_of_what_is_classified(root, kind, usual):
     for text in ('', usual)
   )
   np.testing.assert_array_equal(left, said)
+
+
+@pytest.mark.parametrize(
+  ('said', 'feature'),
+  [
+    ({'pooling_mode_cls_token': True, 'pooling_mode_mean_tokens': False},
+     'cls'),
+    ({'pooling_mode_max_tokens': True}, 'pooling_mode_max_tokens'),
+    ({'pooling_mode': 'cls'}, 'cls'),
+  ],
+)  # fmt: skip
+def test_the_feature_that_the_files_say_is_not_passed_over(
+  root, tmp_path, said, feature
+):
+  for file in (root / 'bert').iterdir():
+    (tmp_path / file.name).symlink_to(file)
+  (tmp_path / '1_Pooling').mkdir()
+  file = tmp_path / '1_Pooling' / 'config.json'
+  file.write_text(json.dumps(said))
+  with pytest.raises(ValueError, match=f'sentence is {feature}, and --model'):
+    opened(tmp_path, '')
+  opened(tmp_path, '', pooling='cls')
+  file.write_text(json.dumps({'pooling_mode_mean_tokens': True}))
+  opened(tmp_path, '')
 
 
 def test_an_adapter_leaves_with_the_class_features(root, tmp_path, capsys):
