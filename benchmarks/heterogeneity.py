@@ -9,7 +9,8 @@ own rows, on the pooled rows of all, and on a mixed stream of both, as a device
 meets. Learning rates are searched on validation rows of a seed that is not
 reported; differences are paired over seeds. Each setting gets a folder in --out
 with the runs; table.md holds the tables. A second start goes on where the first
-was killed.
+was killed. --of=FOLDER,FOLDER writes such tables of what `benchmarks.methods`
+has run, at equal bytes or FLOPs, and runs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from benchmarks import contest, heterogeneity_table, search_and_seeds, tuning
 from benchmarks import methods as catalog
-from benchmarks.contest import Axis, Contest, Entry, Flags, Job
+from benchmarks.contest import Contest, Entry, Flags, Job
 from benchmarks.heterogeneity_table import Row, Setting
 from benchmarks.shared_runs import SharedRuns
 from fedms_jax.cluster.signals import EXIT_SAVED
@@ -30,6 +31,7 @@ from fedms_jax.launch import command
 from fedms_jax.persistence.files import write_atomic
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import runs
+from fedms_jax.shell.config import Config
 
 REFERENCE = 'fedms'
 METHODS = ('fedms', 'fedit', 'local', 'ditto', 'fedsa_lora', 'fedper',
@@ -69,13 +71,6 @@ SETTINGS: dict[str, tuple[Flags, str]] = {
   ),
 }  # fmt: skip
 DEFAULT = ('label', 'feature', 'concept', 'domain')
-# A parameter of a method alone that --axes searches at the best learning rate.
-AXES = {
-  'fedms': Axis('schedule.eps', ('0.003', '0.01', '0.03')),
-  'ditto': Axis('ditto.pull', ('0.03', '0.1', '0.3')),
-  'fedrep': Axis('fedrep.head_share', ('0.25', '0.5', '0.75')),
-  'feddpa': Axis('feddpa.scale', ('0.3', '0.5', '0.7')),
-}
 # FedMS with another gate, by what --methods calls them; the local expert has
 # its own loss, so that the gate alone differs.
 _OWN = {'algorithm.name': 'fedms', 'fedms.local_loss': 'own'}
@@ -141,6 +136,8 @@ def parser() -> argparse.ArgumentParser:
       'mixed stream')  # fmt: skip
   add('--adapt', type=int, default=2, help='epochs of adaptation of methods of '
       'one shared model; 0: none')  # fmt: skip
+  add('--of', default='', help='finished folders of benchmarks.methods, run '
+      'with --eval.mixed: tables of these, and no run')  # fmt: skip
   add('--quick', action='store_true', help='few rows, small model, few rounds: '
       'its numbers mean nothing')  # fmt: skip
   return options
@@ -173,18 +170,15 @@ def rules(options: argparse.Namespace) -> Told:
   return Told(found.seeds, found.search, seed, found.share, options.axes)
 
 
-def entries(names: str, options: argparse.Namespace) -> list[Entry]:
+def entries(
+  names: str, options: argparse.Namespace, config: Config
+) -> list[Entry]:
   """The methods that are compared, as `benchmarks.methods` has them."""
   default = QUICK if options.quick else METHODS
-  known = catalog.entries() | GATES
-  out = []
-  for entry in search_and_seeds.chosen(names, known, 'methods', default):
-    if options.axes and entry.label in AXES:
-      axis = AXES[entry.label]
-      flags = entry.flags | {axis.flag: axis.values[1]}
-      entry = entry._replace(flags=flags, axis=axis)
-    out.append(entry)
-  return out
+  known = catalog.entries(config) | GATES
+  if options.axes:
+    known = catalog.with_axes(known, config)
+  return search_and_seeds.chosen(names, known, 'methods', default)
 
 
 def looks(label: str, options: argparse.Namespace) -> Flags:
@@ -283,6 +277,9 @@ def main(argv: Sequence[str], runner: Callable | None = None) -> int:
   stopped it. runner: see `Contest`."""
   own, flags = command.split(argv)
   options = parser().parse_args(own)
+  if options.of:
+    print(_of(options.of.split(',')))
+    return 0
   told, root = rules(options), pathlib.Path(options.out).absolute()
   names = [x.strip() for x in options.settings.split(',') if x.strip()]
   names = names or (['label'] if options.quick else list(DEFAULT))
@@ -292,7 +289,8 @@ def main(argv: Sequence[str], runner: Callable | None = None) -> int:
         f'--settings has {name!r}, which is none. Allowed: '
         f'{", ".join(SETTINGS)}.'
       )
-  rows = entries(options.methods, options)
+  config = command.check(_base(options.quick, names[0], flags))
+  rows = entries(options.methods, options, config)
   if runner is None:
     runner = contest.in_process(SharedRuns(root / 'pretrained'))
   crashed, done = False, []
@@ -314,6 +312,17 @@ def main(argv: Sequence[str], runner: Callable | None = None) -> int:
     write_atomic(root / 'table.md', text)
   print(f'{root}/table.md')
   return 1 if crashed else 0
+
+
+def _of(folders: Sequence[str]) -> str:
+  """The tables of finished folders of `benchmarks.methods`."""
+  found = []
+  for folder in folders:
+    setting, told = heterogeneity_table.finished(pathlib.Path(folder))
+    first = setting.rows[0].runs[0].flags
+    share = float(first['eval.mixed'])
+    found.append(heterogeneity_table.text([setting], REFERENCE, told, share))
+  return '\n'.join(found)
 
 
 def _base(short: bool, name: str, flags: Sequence[str]) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedms_jax.report import curves, statistics
+from benchmarks import contest
+from benchmarks.rules import Rules
+from fedms_jax.persistence import files
+from fedms_jax.report import curves, runs, statistics
 from fedms_jax.report.runs import Run
 from fedms_jax.simulation import adaptation, shares
 from fedms_jax.systems.units import in_bytes, in_flops
@@ -20,6 +24,7 @@ SCORES = {
   'own_worst_decile': 'worst decile',
   'unseen': 'unseen',
 }
+_RATE = 'client.learning_rate'
 _FOLLOWS = 'client.personal_learning_rate'  # what has a ratio to the rate
 COSTS = {'bytes': ('bytes_up', 'bytes_down'), 'FLOPs': ('client_flops',)}
 
@@ -55,6 +60,43 @@ class View(NamedTuple):
     """The mean over seeds; None if it is missing in one."""
     found = statistics.measure([x[key] for x in self.scores.values()])
     return None if found is None else found.mean
+
+
+def finished(root: pathlib.Path) -> tuple[Setting, Rules]:
+  """The rows of a folder of `benchmarks.methods`, and the rules they ran by.
+
+  Raises:
+    ValueError: it is none, nothing in it is finished, or no mixed stream was
+      scored.
+  """
+  rules = root / contest.RULES
+  if not rules.exists():
+    raise ValueError(
+      f'--of has {root}, which holds no benchmark: it has no {contest.RULES}. '
+      'Give the --out of `benchmarks.methods`.'
+    )
+  told = files.read_json(rules)
+  compared = runs.comparison(root)
+  rows = []
+  for row in compared.rows:
+    if row.runs[0].scores.get('mixed') is None:
+      raise ValueError(
+        f'--of has {root}, where {row.label} has no score on a mixed stream. '
+        'Give `--eval.mixed` to `benchmarks.methods`.'
+      )
+    rate = {_RATE: row.runs[0].flags[_RATE]} if told['search'] else {}
+    tried = [x for k, x in compared.search.items()
+             if k.split(': ')[0] == row.label]  # fmt: skip
+    rows.append(Row(row.label, row.runs, rate, sum(map(len, tried))))
+  budget = told['budget']
+  note = compared.title
+  if budget != 'passes':
+    note += f', at the {budget} of {told["reference"]}'
+  found = Rules(
+    [], told['search'], told.get('search_share', 1.0), budget,
+    told.get('reference', ''), search_seed=told.get('search_seed', '0'),
+  )  # fmt: skip
+  return Setting(root.name, note, rows, compared.missing), found
 
 
 def views(row: Row, reference: str) -> list[View]:

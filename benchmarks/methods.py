@@ -2,7 +2,7 @@
 
     python -m benchmarks.methods [--quick] [--methods=fedms,local,...] \\
       [--seeds=0..2] [--search=1e-3,3e-3,1e-2] [--budget=bytes|flops] \\
-      [--out=FOLDER] -- <fedms flags>
+      [--axes] [--out=FOLDER] -- <fedms flags>
 
 Runs many methods, and FedMS with parts left out, on the same data, and writes
 results.csv, results.parquet, report.html and table.md into --out. A second
@@ -49,6 +49,18 @@ _ALONE = {
   'ridge': Axis('ridge.strength', ('0.1', '1', '10')),
   'fgl': Axis('fgl.learning_rate', ('0.003', '0.01', '0.03')),
 }
+# A parameter of a method alone that --axes searches at the best learning rate;
+# the middle value is the default. FedMS has the blocks that it begins with.
+AXES = {
+  'ditto': Axis('ditto.pull', ('0.03', '0.1', '0.3')),
+  'apfl': Axis('apfl.alpha', ('0.25', '0.5', '0.75')),
+  'fedrep': Axis('fedrep.head_share', ('0.25', '0.5', '0.75')),
+  'feddpa': Axis('feddpa.scale', ('0.3', '0.5', '0.7')),
+  'pfedme': Axis('pfedme.pull', ('5', '15', '45')),
+  'pfedlora': Axis('pfedlora.weight', ('0.25', '0.5', '0.75')),
+  'fedprox': Axis('fedprox.mu', ('0.001', '0.01', '0.1')),
+  'fedfn': Axis('fedfn.head_rate', ('3', '10', '30')),
+}
 _ONCE = ('ncm', 'ridge', 'fgl')
 _ABLATION = 'ablation_'
 # As its paper has it, no other method activates its blocks one by one.
@@ -93,6 +105,27 @@ def entries(config: Config | None = None) -> dict[str, Entry]:
   return found
 
 
+def with_axes(known: dict[str, Entry], config: Config) -> dict[str, Entry]:
+  """The rows with what --axes searches of each."""
+  found = {}
+  for label, entry in known.items():
+    axis = _starts(config) if label == 'fedms' else AXES.get(label)
+    if axis is not None and axis.values:
+      value = axis.values[(len(axis.values) - 1) // 2]
+      flags = entry.flags | {axis.flag: value}
+      entry = entry._replace(flags=flags, axis=axis)
+    found[label] = entry
+  return found
+
+
+def _starts(config: Config) -> Axis:
+  """With how many blocks SAL may begin: one, half of them, or all."""
+  known = config.model.blocks if config.model.built_in else 2
+  most = config.schedule.cap or known
+  values = sorted({1, -(-most // 2), most})
+  return Axis('schedule.start', tuple(map(str, values)))
+
+
 def _generated(fgl: Entry, config: Config) -> tuple[Entry, Entry]:
   """FGL in one round of all clients; and with FedAvg in the other rounds."""
   a = config.algorithm
@@ -127,6 +160,11 @@ def parser() -> argparse.ArgumentParser:
     help='rows or families of them, such as fedms,local,prompts; -fedms leaves '
     'one out (empty: all)',
   )
+  options.add_argument(
+    '--axes',
+    action='store_true',
+    help='also search one parameter of each method that has one',
+  )
   options.set_defaults(reference='fedms')
   return options
 
@@ -138,6 +176,8 @@ def main(argv: Sequence[str], runner=None) -> int:
   base = [*(search_and_seeds.QUICK if options.quick else []), *flags]
   config = command.check(base)
   known = entries(config)
+  if options.axes:
+    known = with_axes(known, config)
   default = QUICK if options.quick else tuple(known)
   rows = search_and_seeds.chosen(options.methods, known, 'methods', default)
   title = f'Methods on {config.data.source}'

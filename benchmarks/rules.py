@@ -21,7 +21,8 @@ class Rules(NamedTuple):
   """How all rows of a benchmark are run. seeds, search: as text; share: part
   of the rounds that a try of the search has. reference: label of a row. most:
   times its rounds that a row has at most, to spend a budget. search_seed: of
-  the search; '': the first one."""
+  the search; '': the first one. axes: whether rows search a parameter of
+  their own."""
 
   seeds: list[str]
   search: list[str]
@@ -30,6 +31,7 @@ class Rules(NamedTuple):
   reference: str
   most: float = 8.0
   search_seed: str = ''
+  axes: bool = False
 
   @property
   def seed(self) -> str:
@@ -52,6 +54,7 @@ class Rules(NamedTuple):
     if self.search:
       found['search_share'] = self.share
       found['search_seed'] = self.seed
+      found['axes'] = self.axes or None
     return found
 
   def words(self) -> list[str]:
@@ -184,6 +187,7 @@ def rules(options: argparse.Namespace) -> Rules:
     options.reference,
     options.most,
     _seed(options.search_seed),
+    getattr(options, 'axes', False),
   )
 
 

@@ -145,10 +145,16 @@ def _told(more: Mapping[str, Sequence[str]]) -> str:
 
 
 def columns(rows: Sequence[Row]) -> dict[str, str]:
-  """Scores by class, where classes are split among clients, or held out."""
+  """Scores that not every comparison has: on a mixed stream, and by class,
+  where classes are split among clients, or held out."""
+  found = [run.scores for row in rows for run in row.runs]
+  mixed = all(scores.get('mixed') is not None for scores in found)
+  return ({'mixed': 'mixed stream'} if mixed else {}) | _by_class(rows, found)
+
+
+def _by_class(rows: Sequence[Row], found) -> dict[str, str]:
   flags = rows[0].runs[0].flags
   split = flags.get('partition.name') == 'classes'
-  found = [run.scores for row in rows for run in row.runs]
   new = found[0].get('new_classes') is not None
   if not (split or new or flags.get('data.public_classes')):
     return {}

@@ -42,7 +42,7 @@ def test_validation_rows_are_not_training_rows():
   data = world.federation()
   found = drawn([0, 5], kind='validation')
   assert mine(found[1]) == data.validation.of(5).tolist()
-  assert drawn([0], kind='validation', most=1).shape == (1, 1)
+  assert drawn([0], kind='validation', most=1).shape == (1, 16)
 
 
 def test_public_rows_are_drawn_for_each_client_and_round():
