@@ -144,10 +144,17 @@ def fitted(loss: Callable, gates: Tree, fit: Fit) -> Tree:
     return loss(params) + fit.pull / 2 * away
 
   optimizer = optax.multi_transform(
-    {'gate': optax.adam(fit.rate), 'gate_odds': optax.adam(fit.odds_rate)},
-    {key: jax.tree.map(lambda _, k=key: k, x) for key, x in gates.items()},
+    {'network': optax.adam(fit.rate), 'odds': optax.adam(fit.odds_rate)},
+    jax.tree_util.tree_map_with_path(_part, gates),
   )
   return descent.descended(held, gates, optimizer, jnp.arange(fit.steps))[0]
+
+
+def _part(path, _) -> str:
+  """The part of a gate that a leaf is of: its network, or what is added to the
+  log-odds themselves, a constant and the weights of a few measures."""
+  keys = [entry.key for entry in path]
+  return 'odds' if 'gate_odds' in keys or 'measures' in keys else 'network'
 
 
 def profiled(

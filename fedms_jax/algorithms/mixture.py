@@ -22,8 +22,9 @@ from fedms_jax.models import gate
 
 class Fit(NamedTuple):
   """How a gate is fitted to rows that the local expert has not trained on: so
-  many steps of Adam on all of them, at a rate of the gate and one of its
-  log-odds, held by `pull` to where the gate began."""
+  many steps of Adam on all of them, at a rate of the gate's network and one of
+  its log-odds and of what measures add to them (`gate.MEASURES`), held by
+  `pull` to where the gate began."""
 
   steps: int = 50
   rate: float = 1e-3

@@ -134,9 +134,8 @@ def _check_example(config: Config) -> None:
       f'{said} does not go with --gate.inputs={config.gate.inputs}: a '
       "client's mean feature has no noise; allowed: feature, confidence."
     )
-  rows, own = config.gate.rows, config.methods.fedms.local_loss == 'own'
-  fitted = rows not in ('auto', 'train') or (rows == 'auto' and own)
-  if name == 'fedms' and fitted:
+  rows = config.gate.rows
+  if name == 'fedms' and rows not in ('auto', 'train'):
     raise ValueError(
       f'{said} does not go with --gate.rows={rows}: a gate that is fitted to '
       'rows of its own sees them without noise; allowed: train.'

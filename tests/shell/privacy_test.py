@@ -155,8 +155,8 @@ REFUSED = [
     '--gate.rows=validation',
   ),
   (
-    ('--privacy.mode=example', '--fedms.local_loss=own'),
-    '--gate.rows=auto',
+    ('--privacy.mode=example', '--gate.rows=crossfit'),
+    '--gate.rows=crossfit',
   ),
   (('--schedule.order=f3ocus',), '--schedule.order=f3ocus measures'),
   (('--algorithm.name=fedv',), '--algorithm.name=fedv.*each of its steps'),

@@ -17,8 +17,8 @@ class FedMS:
     was='algorithm.local_start',
   )
   local_loss: str = opt(
-    'mixture',
-    'what trains the local expert: the loss of the mixture, its own, or both',
+    'own',
+    'what trains the local expert: its own loss, that of the mixture, or both',
     choices=('mixture', 'own', 'both'),
     was='algorithm.local_loss',
   )

@@ -198,7 +198,7 @@ class GateConfig:
     choices=('frozen', 'lora'),
   )
   reduction: int = opt(
-    4, 'D over the width of the gate adapter', low=1, high=1 << 16
+    16, 'D over the width of the gate adapter', low=1, high=1 << 16
   )
   level: str = opt(
     'token',
@@ -217,7 +217,7 @@ class GateConfig:
     "of each client's round: validation rows, training rows that are held out, "
     'or held out of a second local expert alone (crossfit); auto: crossfit of '
     'classifiers whose local expert has its own loss, if there is a gate to '
-    'fit, else train; ours',
+    'fit and no --privacy.mode=example, else train; ours',
     choices=('auto', 'train', 'validation', 'holdout', 'crossfit'),
   )
   share: float = opt(
@@ -236,16 +236,18 @@ class GateConfig:
     high=1 << 16,
   )
   inputs: str = opt(
-    'feature',
+    'auto',
     'what the gate reads, comma-separated: the frozen feature, confidence '
     '(entropy and margin of both experts, agreement), likeness (to the '
     "client's own features and to everyone's); empty: nothing, a log-odds "
-    'alone; ours but for the feature',
+    'alone; auto: feature and confidence where there are classes, else '
+    'feature; ours but for the feature',
   )
   odds_rate: float = opt(
     -1.0,
-    "learning rate of a log-odds of the gate's own beside its adapter (0: "
-    'there is none; -1: 0.05 where the gate is fitted to rows of its own, else '
+    "learning rate of a log-odds of the gate's own beside its adapter, and of "
+    'what confidence and likeness add to it where it is fitted (0: there is '
+    'none; -1: 0.05 where the gate is fitted to rows of its own, else '
     'none); ours',
     low=-1.0,
   )

@@ -31,11 +31,16 @@ def resolved(builder: Builder) -> Builder:
   if rows == 'auto':
     fitted = g.kind != 'fixed' and g.tower == 'frozen'
     own = builder.own.local_loss == 'own'
+    # The noise of single rows is in steps of training, and in no fit.
+    fitted = fitted and builder.config.privacy.mode != 'example'
     rows = 'crossfit' if classified and fitted and own else 'train'
   if odds < 0:
     odds = 0.0 if rows == 'train' else _ODDS_RATE
   _check_rows(builder, rows, learned)
-  made = dataclasses.replace(g, rows=rows, odds_rate=odds)
+  inputs = g.inputs
+  if inputs == 'auto':
+    inputs = 'feature,confidence' if _classes(learned) else 'feature'
+  made = dataclasses.replace(g, rows=rows, odds_rate=odds, inputs=inputs)
   config = dataclasses.replace(builder.config, gate=made)
   return builder._replace(config=config)
 
@@ -64,7 +69,14 @@ def fresh_rows(builder: Builder) -> Fresh | None:
   )
 
 
-def _inputs(g: GateConfig, classified: bool) -> tuple[str, ...]:
+def _classes(learned: Task) -> bool:
+  """Whether logits [B, C] are of classes, of which each row has one."""
+  return learned.kind == 'classes' and not (
+    learned.perplexity or learned.within_batch
+  )
+
+
+def _inputs(g: GateConfig, learned: Task) -> tuple[str, ...]:
   """What the gate reads."""
   allowed = ('feature', *gate.MEASURES)
   found = tuple(x.strip() for x in g.inputs.split(',') if x.strip())
@@ -74,10 +86,15 @@ def _inputs(g: GateConfig, classified: bool) -> tuple[str, ...]:
         f'--gate.inputs={g.inputs} names {name!r}; allowed: each once of '
         f'{", ".join(allowed)}.'
       )
-    if name != 'feature' and not classified:
+    if name == 'confidence' and not _classes(learned):
       raise ValueError(
         f'--gate.inputs={g.inputs} has {name}, which is of classes, and there '
-        'are none here; allowed: feature.'
+        'are none here; allowed: feature, likeness.'
+      )
+    if name == 'likeness' and (learned.perplexity or learned.within_batch):
+      raise ValueError(
+        f'--gate.inputs={g.inputs} has {name}, which is of whole inputs, and '
+        f'{learned.name} is not; allowed: feature.'
       )
   if not found and not g.odds_rate and g.kind != 'fixed':
     raise ValueError(
@@ -122,7 +139,7 @@ def spec(builder: Builder) -> gate.GateSpec:
     bias=g.bias,
     mix=g.mix,
     level=level,
-    inputs=_inputs(g, not (learned.perplexity or learned.within_batch)),
+    inputs=_inputs(g, learned),
     odds=g.odds_rate > 0 and g.kind != 'fixed',
   )
 
