@@ -85,9 +85,8 @@ def finished(root: pathlib.Path) -> tuple[Setting, Rules]:
         'Give `--eval.mixed` to `benchmarks.methods`.'
       )
     rate = {_RATE: row.runs[0].flags[_RATE]} if told['search'] else {}
-    tried = [x for k, x in compared.search.items()
-             if k.split(': ')[0] == row.label]  # fmt: skip
-    rows.append(Row(row.label, row.runs, rate, sum(map(len, tried))))
+    tries = _tries(row.label, compared.search)
+    rows.append(Row(row.label, row.runs, rate, tries))
   budget = told['budget']
   note = compared.title
   if budget != 'passes':
@@ -97,6 +96,15 @@ def finished(root: pathlib.Path) -> tuple[Setting, Rules]:
     told.get('reference', ''), search_seed=told.get('search_seed', '0'),
   )  # fmt: skip
   return Setting(root.name, note, rows, compared.missing), found
+
+
+def _tries(label: str, search: Mapping[str, Mapping]) -> int:
+  """How many runs the search of a row took; along its own axis the run of its
+  own value had been there."""
+  own = [k for k in search if k.startswith(f'{label}: ')]
+  both = [search[label]] if label in search else []
+  count = sum(map(len, [*both, *(search[k] for k in own)]))
+  return count - (len(own) if both else 0)
 
 
 def views(row: Row, reference: str) -> list[View]:

@@ -153,6 +153,23 @@ def test_the_fit_is_the_least_of_loss_and_pull():
     assert found == pytest.approx(grid[int(np.argmin(values))], abs=5e-3)
 
 
+def test_a_gate_s_network_has_one_rate_and_what_is_added_another():
+  """A step of Adam moves each leaf by its rate."""
+  spec = world.spec(inputs=ALL, odds=True)
+  gates = {'gate': gate.init(jax.random.key(0), spec), 'gate_odds': jnp.ones(1)}
+
+  def loss(gates):
+    return sum(jnp.sum(x) for x in jax.tree.leaves(gates))
+
+  fit = mixture.Fit(steps=1, rate=1e-3, odds_rate=0.1, pull=0.0)
+  moved = jax.tree.map(jnp.subtract, gates, fresh_gate.fitted(loss, gates, fit))
+  slow, fast = dict(moved['gate']), [moved['gate_odds']]
+  fast.append(slow.pop('measures'))
+  for leaves, rate in ((slow, 1e-3), (fast, 0.1)):
+    for leaf in jax.tree.leaves(leaves):
+      np.testing.assert_allclose(leaf, rate, rtol=1e-3)
+
+
 def test_confidence_is_entropy_margin_and_agreement():
   logits = jnp.log(
     jnp.array([[[0.7, 0.2, 0.1], [0.25, 0.5, 0.25]],

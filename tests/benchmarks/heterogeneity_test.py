@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import heterogeneity, heterogeneity_table
+from benchmarks import heterogeneity, heterogeneity_table, methods
 from benchmarks.shared_runs import SharedRuns
 from fedms_jax.report import runs
 from fedms_jax.shell import config as config_lib
@@ -78,7 +78,7 @@ def test_rates_are_searched_by_validation_on_a_seed_of_their_own(tmp_path):
   reported = [c for c in done if c.seed != 9]
   assert {c.client.learning_rate for c in reported} == {3e-3}
   whole = {c.algorithm.stage1_rounds for c in reported}
-  assert whole == {30} and {c.algorithm.stage1_rounds for c in searched} == {15}
+  assert whole == {40} and {c.algorithm.stage1_rounds for c in searched} == {20}
   # Only what is reported is looked at on the way.
   assert {c.eval.every for c in searched} == {0}
   assert {(c.eval.every, c.eval.mixed) for c in reported} == {(2, 0.5)}
@@ -165,3 +165,30 @@ def test_settings_share_the_model_and_every_row_can_be_built(tmp_path):
     base = heterogeneity._base(True, heterogeneity.DEFAULT[-1], [])
     made = shelf.world(flags.parse(['fedms', *base, *words]))
     assert made.stages
+
+
+def test_tables_are_made_of_what_the_methods_have_run(tmp_path, capsys):
+  """Rows, rules and tries are those of the other benchmark, and nothing is
+  run; without a mixed stream there is no such table."""
+  words = ('--methods=fedms,ditto', '--seeds=0..1', '--search=3e-3,1e-2',
+           '--search_seed=9', '--axes', '--budget=bytes')  # fmt: skip
+  for name, more in (('a', ['--eval.mixed=0.3']), ('b', [])):
+    out = f'--out={tmp_path / name}'
+    assert methods.main([*words, out, '--', *more], Stub()) == 0
+  capsys.readouterr()
+  assert heterogeneity.main([f'--of={tmp_path / "a"}']) == 0
+  text = capsys.readouterr().out
+  head = '### a: Methods on digits, at the bytes of fedms'
+  assert text.startswith(head) and '| ditto | 5' in text
+  # Of both rows two rates, and three values, of which one was run by then.
+  assert '8 runs in all; the reported ones are 4.' in text
+  assert 'validation rows of seed 9' in text and 'have 30 % of' in text
+  summary = tmp_path / 'b' / 'runs' / 'fedms,seed=0' / 'summary.json'
+  told = json.loads(summary.read_text())
+  for scores in told['models'].values():
+    scores.pop('mixed')
+  summary.write_text(json.dumps(told))
+  with pytest.raises(ValueError, match='--of has .*b, where fedms has no'):
+    heterogeneity.main([f'--of={tmp_path / "b"}'])
+  with pytest.raises(ValueError, match='which holds no benchmark'):
+    heterogeneity.main([f'--of={tmp_path}'])

@@ -96,6 +96,26 @@ def test_what_is_left_open_follows_from_the_rest(flags, rows, odds):
   assert ('gate_odds' in there) == (odds > 0)
 
 
+@pytest.mark.parametrize(
+  ('head', 'inputs'),
+  [
+    ('classification', ('feature', 'confidence')),
+    ('regression', ('feature',)),
+    ('ordinal', ('feature',)),
+  ],
+)
+def test_a_gate_reads_the_confidence_of_classes_alone(head, inputs):
+  builder = bench('fedms', **two({'model__head': head}))
+  assert gates.spec(gates.resolved(builder)).inputs == inputs
+  flags = two({'model__head': head, 'gate__inputs': 'confidence'})
+  builder = gates.resolved(bench('fedms', **flags))
+  if head == 'classification':
+    assert gates.spec(builder).inputs == ('confidence',)
+    return
+  with pytest.raises(ValueError, match='confidence, which is of classes'):
+    gates.spec(builder)
+
+
 def test_rows_of_the_gate_are_those_of_the_flags():
   _, stage = built(**FRESH, gate__share=0.5, gate__public=3)
   rows = stage.fresh(world.federation(), np.arange(2), 0)
