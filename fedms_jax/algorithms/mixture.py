@@ -29,7 +29,7 @@ class Fit(NamedTuple):
   steps: int = 50
   rate: float = 1e-3
   odds_rate: float = 0.05
-  pull: float = 1.0
+  pull: float = 10.0
 
 
 class Personal(NamedTuple):

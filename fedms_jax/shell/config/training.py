@@ -34,10 +34,10 @@ READ_BY = {
 class AlgorithmConfig:
   name: str = opt('fedms', 'what is simulated')
   stage1_rounds: int = opt(
-    30, 'rounds of the global expert', low=0, high=1_000_000_000
+    40, 'rounds of the global expert', low=0, high=1_000_000_000
   )
   stage2_rounds: int = opt(
-    20, 'rounds of local experts and gate', low=0, high=1_000_000_000
+    10, 'rounds of local experts and gate', low=0, high=1_000_000_000
   )
   label_prior: str = opt(
     '',
@@ -258,7 +258,7 @@ class GateConfig:
     high=100_000,
   )
   pull: float = opt(
-    1.0,
+    10.0,
     'what holds a gate that is fitted to where its round began, in rows',
     low=0.0,
   )
