@@ -258,7 +258,7 @@ def _at_equal_costs(setting: Setting, reference: str) -> str:
   for cost, names in COSTS.items():
     budgets = [curves.spent(run.records, names)[-1] for run in rows[0].runs]
     budget = float(np.mean(budgets))
-    for key in ('own', 'pooled'):
+    for key in ('own', 'pooled', 'mixed'):
       heads.append(f'{key}, at its {cost}')
       columns.append(
         [_at(row.runs, names, f'eval_{key}', budget) for row in setting.rows]

@@ -275,6 +275,7 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
       config.eval.every,
       config.eval.sample or config.eval.clients,
       config.eval.readers,
+      config.eval.mixed,
     ),
     stop=watched.stop,
     on_nan=config.on_nan,

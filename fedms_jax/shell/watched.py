@@ -127,6 +127,8 @@ def _stop(
         if not metric.table:
           directions[f'eval_{kind}_{metric.name}'] = metric.lower
     directions['eval_own_loss'] = True
+    if config.eval.mixed:
+      directions['eval_mixed'] = False
   if s.metric not in directions:
     more = '' if config.eval.every else '; with --eval.every also eval_own, ...'
     raise ValueError(

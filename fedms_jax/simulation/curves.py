@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from fedms_jax.core import metrics
-from fedms_jax.simulation import evaluation
+from fedms_jax.simulation import evaluation, mixed
+from fedms_jax.simulation.mixed import Stream
 from fedms_jax.simulation.scores import Collector, Scores
 from fedms_jax.simulation.state import Options
 
@@ -23,13 +24,15 @@ from fedms_jax.simulation.state import Options
 class Begun(NamedTuple):
   """Scores that are still on the device: (positions, sums) of clients on their
   own rows, on pooled rows, of newcomers, and on what an attacker aims at; and
-  how many there are of each."""
+  how many there are of each. stream: what a mixed stream is made of, if one is
+  scored."""
 
   own: list
   pooled: list
   unseen: list
   attack: list
   counts: tuple[int, int, int, int]
+  stream: Stream | None = None
 
 
 def due(options: Options, rounds: int, last: bool) -> bool:
@@ -63,15 +66,17 @@ def begin(simulation, state) -> Begun:
     if aimed is None
     else list(evaluation.own_parts(simulation, state, scope, ids, aimed)),
     (len(ids), len(among), len(unseen), 0 if aimed is None else len(ids)),
+    evaluation.stream(simulation, state, options.curve.mixed, ids, among),
   )
 
 
 def finish(begun: Begun, options: Options, served: str, peers) -> dict:
   """What the record of the round says: 'eval_own', 'eval_pooled',
-  'eval_unseen', 'eval_attack', the means over clients of the score,
+  'eval_unseen', 'eval_attack', the means over clients of the score, with
+  `Curve.mixed` 'eval_mixed', of a stream of both, see `mixed.py`,
   'eval_own_loss', and the same of each metric, as 'eval_own_f1'."""
   scope = _scope(options, served)
-  found = {}
+  found, held = {}, {}
   parts = {
     'own': [(chosen, [sums]) for chosen, sums in begun.own],
     'pooled': begun.pooled,
@@ -83,7 +88,12 @@ def finish(begun: Begun, options: Options, served: str, peers) -> dict:
       collector = Collector(count, scope.metrics)
       for chosen, sums in jax.device_get(some):
         collector.add(chosen, sums)
-      found |= _told(kind, collector.scores(peers), served)
+      held[kind] = collector.scores(peers)
+      found |= _told(kind, held[kind], served)
+  if begun.stream is not None:
+    sums = (held[kind].sums[f'score/{served}'] for kind in ('own', 'pooled'))
+    each = mixed.means(begun.stream, *sums)
+    found['eval_mixed'] = float(each[np.isfinite(each)].mean())
   return found
 
 

@@ -81,11 +81,9 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
   for (kind, model), values in own.values.items():
     found['per_client'][f'{kind}/{model}'] = _listed(values)
   found['metrics'] = scores.summary(scope.metrics, own, whole, new)
-  if scope.mixed:
-    sizes = federation.test.sizes()[ids]
-    read = np.searchsorted(ids, among) if _personal(state) else None
-    stream = mixed.Stream(scope.mixed, read, sizes, len(pooled))
-    each = mixed.add(found, stream, scope.metrics, own, whole)
+  made = stream(simulation, state, scope.mixed, ids, among)
+  if made is not None:
+    each = mixed.add(found, made, scope.metrics, own, whole)
     found['per_client'] |= {k: _listed(x) for k, x in each.items()}
   return found | {
     'clients': len(ids),
@@ -93,6 +91,16 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     'pooled_rows': len(pooled),
     'unseen_clients': len(unseen),
   }
+
+
+def stream(simulation, state, share: float, ids, among) -> mixed.Stream | None:
+  """The mixed stream of clients `ids`, of whom those `among` read pooled rows,
+  see `readers`; None: there is none."""
+  if not share:
+    return None
+  data = simulation.federation
+  read = np.searchsorted(ids, among) if _personal(state) else None
+  return mixed.Stream(share, read, data.test.sizes()[ids], len(data.pooled))
 
 
 def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:

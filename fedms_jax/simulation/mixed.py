@@ -74,8 +74,10 @@ def add(
   """
   found['mixed_share'], each = stream.share, {}
   for name, told in found['models'].items():
-    loss = _means(stream, own, whole, f'loss/{name}')
-    score = _means(stream, own, whole, f'score/{name}')
+    score, loss = (
+      means(stream, own.sums[key], whole.sums[key].sum(1))
+      for key in (f'score/{name}', f'loss/{name}')
+    )
     known = score[np.isfinite(score)]
     told['mixed'] = float(known.mean())
     told['mixed_worst_decile'] = metrics.worst_decile(known)
@@ -89,10 +91,10 @@ def add(
   return each
 
 
-def _means(stream: Stream, own: Scores, whole: Scores, key: str) -> np.ndarray:
-  """Of each client evaluated the mean over its stream, [n]."""
-  mine = metrics.mean(own.sums[key])
-  return _mixed(stream, mine, metrics.mean(whole.sums[key].sum(1)))
+def means(stream: Stream, own, pooled) -> np.ndarray:
+  """Of each client evaluated the mean over its stream, [n]; of sums over own
+  rows [n, 2] and over pooled ones [r, 2] of those who read them."""
+  return _mixed(stream, metrics.mean(own), metrics.mean(pooled))
 
 
 def _mixed(stream: Stream, mine: np.ndarray, all_of_them: np.ndarray):

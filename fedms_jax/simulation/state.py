@@ -100,11 +100,13 @@ class Stage(NamedTuple):
 class Curve(NamedTuple):
   """Scores on test rows during a run: every so many rounds of a stage, and
   after its last; 0: never. clients: at most so many, always the same. readers:
-  of these, whose models read the pooled set, at most."""
+  of these, whose models read the pooled set, at most. mixed: see
+  `evaluation.Scope`."""
 
   every: int = 0
   clients: int = 50
   readers: int = 200
+  mixed: float = 0.0
 
 
 class Options(NamedTuple):

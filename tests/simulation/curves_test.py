@@ -80,6 +80,20 @@ def test_the_last_look_is_the_evaluation_of_the_same_clients():
   assert last['eval_unseen_spread'] == pytest.approx(told['unseen'])
 
 
+def test_a_mixed_stream_is_looked_at_as_it_is_evaluated():
+  curve = CURVE._replace(mixed=0.3, readers=3)
+  made, state, records, _ = run(curve=curve)
+  scope = evaluation.Scope(clients=4, readers=3, mixed=0.3)
+  found = evaluation.evaluate(made, state, scope)['models']['it']
+  assert records[-1]['eval_mixed'] == pytest.approx(found['mixed'])
+  # Of fewer clients than have own rows, as these are other numbers.
+  apart = 0.7 * found['own_mean'] + 0.3 * found['pooled']
+  assert abs(found['mixed'] - apart) > 1e-4
+  seen = ['eval_mixed' in record for record in records]
+  assert seen == ['eval_own' in record for record in records]
+  assert 'eval_mixed' not in measured()[2][-1]
+
+
 def test_a_metric_is_of_each_client_and_of_all_rows_together():
   made, state, *_ = measured()
   scope = evaluation.Scope(metrics=(SPREAD,), readers=3)
