@@ -101,7 +101,7 @@ def _begin_personal(setting: Setting, choice: Personal) -> Callable:
       )
     uploads = {'blocks': local['blocks']} if choice.upload else {}
     if choice.rows == 'crossfit':
-      local |= {f'{mixture.APART}{k}': v for k, v in local.items()}
+      local = local | {f'{mixture.APART}{k}': v for k, v in local.items()}
     if choice.likeness:
       nothing = {'gate_profile': jnp.zeros(setting.backbone.width)}
       local, uploads = local | nothing, uploads | nothing

@@ -93,6 +93,14 @@ def test_crossfit_fits_the_gate_as_a_holdout_does():
     world.close(own[f'{mixture.APART}{key}'], alone[key])
 
 
+def test_the_second_expert_is_no_part_of_the_global_one():
+  _, before = world.first_stage()
+  second = fedms.personal_stage(world.setting(), choice('crossfit'))
+  roles = second.begin(jax.random.key(0), before)
+  assert set(roles.frozen['global']) == set(EXPERT)
+  assert {f'{mixture.APART}{k}' for k in EXPERT} < set(roles.personal)
+
+
 def test_validation_rows_are_none_of_the_local_expert_s():
   held = np.array([[60, 61, 62]], np.int32)
   sent, own = client('validation', held=held)

@@ -105,7 +105,7 @@ def test_text_overrides_every_flag_given_before(tmp_path):
 
 
 OLD = """--algorithm.local_start=zero
---algorithm.local_loss=own
+--algorithm.local_loss=both
 --algorithm.stage2_depth=dense
 --algorithm.upload_blocks=0.25
 --algorithm.hetlora_prune=0.5
