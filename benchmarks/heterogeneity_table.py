@@ -250,9 +250,10 @@ def _experts(setting: Setting, reference: str) -> str:
 
 
 def _at_equal_costs(setting: Setting, reference: str) -> str:
-  """Scores at the last look before the costs of the reference are spent."""
+  """Scores at the last look before the costs of the reference are spent; ''
+  if nobody looked."""
   rows = [row for row in setting.rows if row.label == reference]
-  if not rows:
+  if not any('eval_own' in x for row in rows for x in row.runs[0].records):
     return ''
   heads, columns = [], []
   for cost, names in COSTS.items():
