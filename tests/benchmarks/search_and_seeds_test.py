@@ -163,13 +163,13 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed(tmp_path):
   tried = [f'{label},rate={rate}' for label in 'ab' for rate in rates]
   assert [n for n in stub.done if 'rate' in n] == tried
   short = runs.read(tmp_path / 'search' / 'a,rate=1e-2').flags
-  assert (short['seed'], short['algorithm.stage1_rounds']) == ('3', '15')
+  assert (short['seed'], short['algorithm.stage1_rounds']) == ('3', '20')
   for seed in (3, 4):
     found = runs.read(tmp_path / 'runs' / f'b,seed={seed}').flags
     assert found['client.learning_rate'] == '0.001'
     ratio = float(found['client.personal_learning_rate']) / 1e-3
     assert ratio == pytest.approx(1e-3 / 3e-3, rel=1e-4)
-    assert found['algorithm.stage1_rounds'] == '30'
+    assert found['algorithm.stage1_rounds'] == '40'
   assert 'Learning rates' in (tmp_path / 'report.html').read_text()
 
 
@@ -202,7 +202,7 @@ def test_an_axis_of_a_row_is_searched_at_its_best_rate(tmp_path):
   # The row's own value has been tried with the rates.
   assert tried == ['c,rate=1e-2', 'c,rate=1e-3', f'{at}3e-3', f'{at}3e-2']
   short = runs.read(tmp_path / 'search' / f'{at}3e-2').flags
-  assert (short['seed'], short['algorithm.stage1_rounds']) == ('3', '9')
+  assert (short['seed'], short['algorithm.stage1_rounds']) == ('3', '12')
   for label, rate in (('a', '1.0'), ('c', '0.03')):
     for seed in (3, 4):
       found = runs.read(tmp_path / 'runs' / f'{label},seed={seed}').flags
@@ -266,7 +266,7 @@ def test_equal_bytes_are_reached_by_more_rounds(tmp_path):
   rows = {row.label: row for row in runs.comparison(tmp_path).rows}
   assert [len(row.runs) for row in rows.values()] == [2, 2, 2]
   rounds = {run.flags['algorithm.stage1_rounds'] for run in rows['b'].runs}
-  assert rounds == {'100'}
+  assert rounds == {'133'}
   assert statistics.volume(rows['b'].runs[1]) == pytest.approx(10_000, rel=0.05)
 
 
@@ -342,7 +342,7 @@ def test_what_is_asked_once_is_not_stretched(tmp_path):
     runs.read(tmp_path / name).flags['algorithm.stage1_rounds']
     for name in ('search/b,rate=1e-3', 'runs/b,seed=0')
   }
-  assert rounds == {'30'}
+  assert rounds == {'40'}
 
 
 @pytest.mark.parametrize(

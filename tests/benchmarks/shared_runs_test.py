@@ -56,7 +56,7 @@ def test_schedules_lengths_and_seeds_share_algorithms_and_nothing_else(runs):
 
 @pytest.mark.parametrize(
   'flag', ['--client.momentum=0.5', '--gate.kind=sigmoid', '--lora.rank=2',
-           '--server.optimizer=adam', '--fedms.local_loss=own'],
+           '--server.optimizer=adam', '--fedms.local_loss=both'],
 )  # fmt: skip
 def test_what_an_algorithm_is_made_of_is_not_shared(runs, flag):
   first, other = algorithms(runs), algorithms(runs, flag)
