@@ -91,12 +91,14 @@ NAN_ROW = np.setdiff1d(np.arange(1, world.ROWS), ROWS)[0]  # 0 is padding's
 
 
 class Case(NamedTuple):
-  """A stage of a method, at the start of a round; memory: of the server."""
+  """A stage of a method, at the start of a round; memory: of the server.
+  fresh: whether its clients have rows beside those of their steps."""
 
   algorithm: Any
   roles: Any
   memory: Any
   plan: Plan
+  fresh: bool = False
 
 
 @functools.cache
@@ -118,7 +120,8 @@ def case(name: str, stage: int) -> Case:
   roles, memory, _ = reduction.begin(algorithm, roles, 0)
   # Its clients may have the first blocks alone.
   active = PLAN.active[: algorithm.backbone.blocks]
-  return Case(algorithm, roles, memory, Plan(active, PLAN.boundary, variant))
+  plan = Plan(active, PLAN.boundary, variant)
+  return Case(algorithm, roles, memory, plan, made.fresh is not None)
 
 
 def stages(name: str) -> range:
@@ -154,7 +157,8 @@ def table():
 
 def clients(case: Case, rows=ROWS, weights=None, ids=None) -> Clients:
   personal = world.stacked(case.roles.personal, len(rows))
-  return world.clients(rows, personal, weights, ids)
+  made = world.clients(rows, personal, weights, ids)
+  return made._replace(fresh=rows[:, 0]) if case.fresh else made
 
 
 def trained(case: Case, chunk: Clients, how: str = 'vmap'):
