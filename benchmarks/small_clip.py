@@ -2,10 +2,12 @@
 
     python -m benchmarks.small_clip [--quick] [--epochs=60] --out=FOLDER
 
-Writes a CLIP of a few thousand weights with random ones into FOLDER/random, the
-digits of scikit-learn with captions into FOLDER/data, lets the server of
-`fedms` train both towers on them by contrast, and exports what it has learned
-to FOLDER/model: a checkpoint for --model.name, with --model.head=zero_shot.
+Writes a CLIP of a few thousand weights with random ones into FOLDER/random,
+every tenth digit of scikit-learn with its caption into FOLDER/public and the
+others into FOLDER/data, lets the server of `fedms` train both towers on dimmed
+images of the former by contrast, and exports what it has learned to
+FOLDER/model: a checkpoint for --model.name, with --model.head=zero_shot, that
+has seen no row of FOLDER/data, so that something is left to learn.
 """
 
 from __future__ import annotations
@@ -90,13 +92,13 @@ def _tokenizer() -> tokenizers.Tokenizer:
   return out
 
 
-def digits(folder: pathlib.Path, rows: int) -> None:
-  """The first digits of scikit-learn as pictures with captions."""
+def digits(folder: pathlib.Path, rows: np.ndarray) -> None:
+  """These digits of scikit-learn as pictures with captions."""
   folder.mkdir(parents=True, exist_ok=True)
   features, numbers = load_digits(return_X_y=True)
   pixels = np.rint(np.reshape(features, (-1, 8, 8)) * (255 / 16))
-  images = pixels[:rows].astype(np.uint8)
-  labels = [str(x) for x in numbers[:rows]]
+  images = pixels[rows].astype(np.uint8)
+  labels = [str(x) for x in numbers[rows]]
   table = {
     'image': [Image.fromarray(x).convert('RGB') for x in images],
     'caption': [f'a photo of a {label}.' for label in labels],
@@ -115,11 +117,13 @@ def trained(root: pathlib.Path, epochs: int) -> int:
   clients learn in the one round that there must be is next to nothing."""
   run = [
     'fedms', f'--model.name={root / "random"}', '--model.head=contrast',
-    '--model.tower=both', f'--data.source={root / "data"}',
+    '--model.tower=both', f'--data.source={root / "public"}',
     '--data.target_column=caption', '--data.public_fraction=0.9',
+    '--data.public_shift=dim',
     '--pretrain.mode=full', f'--pretrain.epochs={epochs}',
     '--partition.name=iid', '--partition.num_clients=2',
-    '--partition.unseen_clients=0', '--cohort.size=1',
+    '--partition.unseen_clients=0', '--partition.min_rows=3',
+    '--cohort.size=1',
     '--algorithm.name=fedit', '--algorithm.stage1_rounds=1',
     '--algorithm.stage2_rounds=0', '--client.learning_rate=1e-9',
     '--lora.targets=image/attn/q',
@@ -141,7 +145,9 @@ def main(argv: Sequence[str]) -> int:
   own = options.parse_args(argv)
   root = pathlib.Path(own.out).absolute()
   untrained(root / 'random')
-  digits(root / 'data', 200 if own.quick else 1797)
+  rows = np.arange(700 if own.quick else 1797)
+  digits(root / 'public', rows[::10])
+  digits(root / 'data', rows[rows % 10 > 0])
   return trained(root, 1 if own.quick else own.epochs)
 
 
