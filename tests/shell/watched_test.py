@@ -6,7 +6,7 @@ import pytest
 from fedms_jax.core.types import Outputs, Table
 from fedms_jax.data.names import DataWarning
 from fedms_jax.models import tasks
-from fedms_jax.shell import config, watched
+from fedms_jax.shell import build, config, watched
 from fedms_jax.simulation.stopping import Stop
 
 CLASSES = tasks.classification()
@@ -72,6 +72,11 @@ def test_metrics_are_made_for_the_task():
        'eval__every': 3, 'eval__metrics': 'f1'},
       Stop('eval_pooled_f1', 0.9),
     ),
+    (
+      {'stop__target': '.9', 'stop__metric': 'eval_mixed', 'eval__every': 3,
+       'eval__mixed': 0.3},
+      Stop('eval_mixed', 0.9),
+    ),
   ],
 )  # fmt: skip
 def test_what_ends_a_stage_knows_which_way_is_better(values, stop):
@@ -96,11 +101,20 @@ def test_what_ends_a_stage_knows_which_way_is_better(values, stop):
       {'stop__metric': 'eval_own_f1', 'stop__patience': 3, 'eval__every': 2},
       'allowed: .*eval_own, eval_pooled',
     ),
+    (
+      {'stop__metric': 'eval_mixed', 'stop__patience': 3, 'eval__every': 2},
+      "'eval_mixed' is not measured",
+    ),
   ],
 )
 def test_what_is_not_measured_is_refused(values, words):
   with pytest.raises(ValueError, match=words):
     found(**values)
+
+
+def test_the_curve_has_the_share_of_the_mixed_stream():
+  values = config.from_values({'eval.every': 3, 'eval.mixed': 0.3})
+  assert build.options(values).curve.mixed == 0.3
 
 
 def test_patience_on_test_rows_is_warned_of():
