@@ -87,7 +87,7 @@ def finished(root: pathlib.Path) -> tuple[Setting, Rules]:
     rate = {_RATE: row.runs[0].flags[_RATE]} if told['search'] else {}
     tries = _tries(row.label, compared.search)
     rows.append(Row(row.label, row.runs, rate, tries))
-  budget = told['budget']
+  budget = told.get('budget', 'passes')
   note = compared.title
   if budget != 'passes':
     note += f', at the {budget} of {told["reference"]}'
@@ -295,12 +295,13 @@ def _search(setting: Setting, told: Any) -> str:
     for row in setting.rows
   )
   tries = sum(row.tries for row in setting.rows)
-  reported = sum(len(row.runs) for row in setting.rows)
+  reported = [run.seed for row in setting.rows for run in row.runs]
+  whose = 'one of' if int(told.seed) in reported else 'not among'
   return (
     f'Learning rates {", ".join(told.search)} were tried on validation rows of '
-    f'seed {told.seed}, which is not among those reported, in runs of '
+    f'seed {told.seed}, which is {whose} those reported, in runs of '
     f'{100 * told.share:g} % of the rounds, {tries} runs in all; the reported '
-    f'ones are {reported}. Chosen: {chosen}.\n'
+    f'ones are {len(reported)}. Chosen: {chosen}.\n'
   )
 
 

@@ -50,7 +50,8 @@ _ALONE = {
   'fgl': Axis('fgl.learning_rate', ('0.003', '0.01', '0.03')),
 }
 # A parameter of a method alone that --axes searches at the best learning rate;
-# the middle value is the default. FedMS has the blocks that it begins with.
+# the middle value is the default. FedMS has the blocks that it begins with, see
+# `with_axes`.
 AXES = {
   'ditto': Axis('ditto.pull', ('0.03', '0.1', '0.3')),
   'apfl': Axis('apfl.alpha', ('0.25', '0.5', '0.75')),

@@ -168,6 +168,11 @@ def rules(options: argparse.Namespace) -> Rules:
         f'--search={options.search} has {rate!r}, which is no learning rate; '
         'write --search=3e-4,1e-3.'
       )
+  if getattr(options, 'axes', False) and not search:
+    raise ValueError(
+      '--axes searches a parameter at the best learning rate, and --search is '
+      'empty. Give --search=3e-4,1e-3, or leave --axes out.'
+    )
   if not 1 < options.most < math.inf:
     raise ValueError(
       f'--most={options.most} is not allowed; allowed: above 1. Raise it.'

@@ -96,13 +96,14 @@ def check(choice: Personal) -> None:
 
 class Seen(NamedTuple):
   """What a mixture is made of: local logits [B, C], outputs [B, C or D] of the
-  global and the local expert, what the gate reads."""
+  global and the local expert, what the gate reads, the local expert's head."""
 
   local: Any
   pair: Any
   features: Any
   mask: Any
   measures: Any = None
+  head: Any = None
 
 
 APART = 'apart_'  # of keys of the second local expert
@@ -228,6 +229,19 @@ def _measures(setting: Setting, choice: Personal, roles: Roles, batch, pair):
   return jnp.concatenate(found, axis=-1) if found else None
 
 
+def _weights(spec: gate.GateSpec, roles: Roles, seen: Seen):
+  """How the gate of these roles weighs what is seen, see `gate.weights`."""
+  found = gates(roles)
+  return gate.weights(
+    spec,
+    found.get('gate', {}),
+    seen.features,
+    seen.mask,
+    measures=seen.measures,
+    odds=found.get('gate_odds'),
+  )
+
+
 def experts(setting: Setting, choice: Personal) -> Experts:
   """What mixes the two experts."""
   backbone, spec = setting.backbone, choice.gate
@@ -247,6 +261,8 @@ def experts(setting: Setting, choice: Personal) -> Experts:
     base, head = roles.frozen['base'], roles.personal[f'{key}head']
     features = local_features(setting, choice, roles, batch, plan, key)
     local = adapted.logits(backbone, base, head, features)
+    if detach:  # the mixture's loss trains nothing of the local expert
+      head = jax.lax.stop_gradient(head)
     if spec.mix == 'features':
       pair = (batch['global_features'], features)
       pair = jax.lax.stop_gradient(pair) if detach else pair
@@ -260,22 +276,15 @@ def experts(setting: Setting, choice: Personal) -> Experts:
       _gate_features(setting, choice, roles, batch, plan),
       adapted.mask(backbone, batch),
       _measures(setting, choice, roles, batch, pair),
+      head,
     )
 
   def weigh(roles: Roles, seen: Seen):
-    found = gates(roles)
-    weights = gate.weights(
-      spec,
-      found.get('gate', {}),
-      seen.features,
-      seen.mask,
-      measures=seen.measures,
-      odds=found.get('gate_odds'),
-    )
+    weights = _weights(spec, roles, seen)
     if spec.mix == 'features':
-      base, head = roles.frozen['base'], roles.personal['head']
       x = mix(weights, *seen.pair)
-      return weights, adapted.logits(backbone, base, head, x)
+      base = roles.frozen['base']
+      return weights, adapted.logits(backbone, base, seen.head, x)
     by_token = _by_token(weights, seen.pair[0])
     return weights, token_logits.combined(mix, by_token, *seen.pair)
 

@@ -60,12 +60,13 @@ def looked_at(n: int) -> int:
   """The least extent of rows that are evaluated that is at least `n`.
 
   Few rows cost less than a program of their own, which a run of another seed
-  or partition would need: up to 128 there are two extents per factor of 2
-  (16, 24, 32, 48, ...), and a `bucket` above.
+  or partition would need: up to 128 there are at most four extents per factor
+  of 2 (16, 24, 32, 40, ...), so that padding stays under a quarter from 32 on,
+  and a `bucket` above.
   """
   if n > 128:
     return bucket(n)
-  granule = max(1 << max((int(n) - 1).bit_length() - 2, 0), 8)
+  granule = max(1 << max((int(n) - 1).bit_length() - 3, 0), 8)
   return max(-(-int(n) // granule) * granule, 16)
 
 

@@ -52,9 +52,11 @@ def outputs(spec: GateSpec) -> int:
 def init(key, spec: GateSpec) -> Tree:
   """The adapter (D -> D / reduction -> D) and the linear layer; nothing of a
   fixed gate."""
+  if spec.kind == 'fixed':
+    return {}
   measures = sum(MEASURES.get(name, 0) for name in spec.inputs)
   out = {'measures': jnp.zeros(measures)} if measures else {}
-  if spec.kind == 'fixed' or 'feature' not in spec.inputs:
+  if 'feature' not in spec.inputs:
     return out
   d, h, n = spec.width, max(1, spec.width // spec.reduction), outputs(spec)
   down, up = jax.random.split(key)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedms_jax.algorithms import fedms, fresh_gate, mixture
-from fedms_jax.core import reduction, rounds
+from fedms_jax.algorithms import adapted, fedms, fresh_gate, mixture
+from fedms_jax.core import columns, reduction, rounds
 from fedms_jax.core.contract import Clients, Work
 from fedms_jax.data import fresh
 from fedms_jax.models import gate
@@ -22,10 +22,10 @@ ROWS = np.arange(8, dtype=np.int32).reshape(1, 2, 4) + 1  # of one client
 HELD = np.array([[1, 2, 60, -1]], np.int32)  # two of them, and another one
 
 
-def choice(rows='holdout', inputs=ALL, **kwargs):
+def choice(rows='holdout', inputs=ALL, mix='logits', **kwargs):
   return fedms.Personal(
-    world.spec(inputs=inputs, odds=True), local_loss='own', rows=rows, fit=FIT,
-    **kwargs,
+    world.spec(inputs=inputs, odds=True, mix=mix), local_loss='own', rows=rows,
+    fit=FIT, **kwargs,
   )  # fmt: skip
 
 
@@ -99,6 +99,36 @@ def test_the_second_expert_is_no_part_of_the_global_one():
   roles = second.begin(jax.random.key(0), before)
   assert set(roles.frozen['global']) == set(EXPERT)
   assert {f'{mixture.APART}{k}' for k in EXPERT} < set(roles.personal)
+
+
+@pytest.mark.parametrize('rows', ['train', 'crossfit'])
+def test_its_own_loss_alone_trains_the_local_expert(rows):
+  """Whatever is mixed, and so whatever the mixture's loss is."""
+  made = []
+  for mix in ('logits', 'features'):
+    made.append(client(rows, inputs=('feature',), mix=mix)[1])
+  for key in EXPERT:
+    world.close(made[0][key], made[1][key])
+
+
+def test_a_gate_of_features_is_fitted_beside_the_second_head():
+  spec = choice('crossfit', ('feature',), mix='features')
+  _, roles = world.second_stage(spec)
+  experts = mixture.experts(world.setting(), spec)
+  whole = adapted.at_rest(roles, world.backbone().blocks)
+  batch = columns.take(world.table(), jnp.arange(1, 5))
+  algorithm = fedms.personal_stage(world.setting(), spec)
+  batch = columns.complete(algorithm, roles, batch, world.TOP)
+  mixed = []
+  for head in ('head', f'{mixture.APART}head', ''):
+    own = dict(whole.personal)
+    if head:
+      own[head] = jax.tree.map(lambda x: 3.0 * x, own[head])
+    changed = whole._replace(personal=own)
+    seen = experts.see(changed, batch, world.TOP, apart=True)
+    mixed.append(np.asarray(experts.weigh(changed, seen)[1]))
+  np.testing.assert_array_equal(mixed[0], mixed[2])
+  assert np.abs(mixed[1] - mixed[2]).max() > 0.1
 
 
 def test_validation_rows_are_none_of_the_local_expert_s():

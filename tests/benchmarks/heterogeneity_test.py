@@ -183,6 +183,18 @@ def test_tables_are_made_of_what_the_methods_have_run(tmp_path, capsys):
   # Of both rows two rates, and three values, of which one was run by then.
   assert '8 runs in all; the reported ones are 4.' in text
   assert 'validation rows of seed 9' in text and 'have 30 % of' in text
+  assert 'seed 9, which is not among those reported' in text
+  # Those of this benchmark itself are read, too, and a seed of both is told.
+  again = ('--methods=fedms', '--seeds=0..1', '--search=3e-3,1e-2')
+  out = [f'--out={tmp_path / "c"}', '--', '--eval.mixed=0.3']
+  assert methods.main([*again, *out], Stub()) == 0
+  play(tmp_path / 'd', *WORDS, '--seeds=0', '--search=')
+  capsys.readouterr()
+  folders = f'--of={tmp_path / "c"},{tmp_path / "d" / "label"}'
+  assert heterogeneity.main([folders]) == 0
+  text = capsys.readouterr().out
+  assert 'seed 0, which is one of those reported' in text
+  assert '### label: Clients that differ: label' in text
   summary = tmp_path / 'b' / 'runs' / 'fedms,seed=0' / 'summary.json'
   told = json.loads(summary.read_text())
   for scores in told['models'].values():
@@ -192,3 +204,10 @@ def test_tables_are_made_of_what_the_methods_have_run(tmp_path, capsys):
     heterogeneity.main([f'--of={tmp_path / "b"}'])
   with pytest.raises(ValueError, match='which holds no benchmark'):
     heterogeneity.main([f'--of={tmp_path}'])
+
+
+def test_axes_need_a_search(tmp_path):
+  """Else a row would have the value that its search begins with."""
+  for main in (methods.main, heterogeneity.main):
+    with pytest.raises(ValueError, match='--axes .* --search is empty'):
+      main(['--axes', '--search=', f'--out={tmp_path}'], Stub())

@@ -83,3 +83,9 @@ def test_features_masks_and_weights_of_a_wrong_shape_are_refused():
   for shape in ((2, 5, 3, 1), (2, 5, 2, 4), (2, 1)):
     with pytest.raises(AssertionError):
       gate.mix(spec, jnp.zeros(shape), experts)
+
+
+def test_a_fixed_gate_has_nothing_to_learn():
+  inputs = ('feature', 'confidence', 'likeness')
+  spec = gate.GateSpec(width=WIDTH, classes=3, kind='fixed', inputs=inputs)
+  assert gate.init(jax.random.key(0), spec) == {}

@@ -39,7 +39,8 @@ def resolved(builder: Builder) -> Builder:
   _check_rows(builder, rows, learned)
   inputs = g.inputs
   if inputs == 'auto':
-    inputs = 'feature,confidence' if _classes(learned) else 'feature'
+    judged = _classes(learned) and g.mix != 'features' and g.kind != 'fixed'
+    inputs = 'feature,confidence' if judged else 'feature'
   made = dataclasses.replace(g, rows=rows, odds_rate=odds, inputs=inputs)
   config = dataclasses.replace(builder.config, gate=made)
   return builder._replace(config=config)
@@ -90,6 +91,12 @@ def _inputs(g: GateConfig, learned: Task) -> tuple[str, ...]:
       raise ValueError(
         f'--gate.inputs={g.inputs} has {name}, which is of classes, and there '
         'are none here; allowed: feature, likeness.'
+      )
+    if name == 'confidence' and g.mix == 'features':
+      raise ValueError(
+        f'--gate.inputs={g.inputs} has {name}, which is of the logits of both '
+        'experts, and --gate.mix=features mixes what comes before them; '
+        'allowed: feature, likeness. Or choose another --gate.mix.'
       )
     if name == 'likeness' and (learned.perplexity or learned.within_batch):
       raise ValueError(

@@ -28,6 +28,10 @@ def two(flags):
     ({'gate__inputs': 'feature,feature'}, "names 'feature'"),
     ({'gate__inputs': '', 'gate__odds_rate': 0.0}, 'Give --gate.odds_rate'),
     (
+      {'gate__inputs': 'confidence', 'gate__mix': 'features'},
+      '--gate.mix=features mixes what comes before them',
+    ),
+    (
       {'gate__public': 4, 'gate__rows': 'train'},
       '--gate.public=4 says nothing of --gate.rows=train',
     ),
@@ -114,6 +118,14 @@ def test_a_gate_reads_the_confidence_of_classes_alone(head, inputs):
     return
   with pytest.raises(ValueError, match='confidence, which is of classes'):
     gates.spec(builder)
+
+
+@pytest.mark.parametrize(
+  'flags', [{'gate__kind': 'fixed'}, {'gate__mix': 'features'}]
+)
+def test_without_logits_to_judge_a_gate_reads_the_feature_alone(flags):
+  found = gates.spec(gates.resolved(bench('fedms', **two(flags))))
+  assert found.inputs == ('feature',)
 
 
 def test_rows_of_the_gate_are_those_of_the_flags():
