@@ -20,6 +20,7 @@ from fedms_jax.algorithms import adapted, mixture, profiles
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.algorithms.mixture import APART, GATES, Experts, Fit, Personal
 from fedms_jax.core import client, descent, tree
+from fedms_jax.core.activation import Stack
 from fedms_jax.core.contract import ClientUpdate, Start
 from fedms_jax.core.types import Batch, Passes, Plan, Roles, Tree
 from fedms_jax.models.tasks import weighted_mean
@@ -84,26 +85,49 @@ def _own_loss(setting: Setting, choice: Personal) -> Callable:
   """The loss of the local expert by itself, and of its second, if any."""
   backbone, task = setting.backbone, setting.task
 
-  def logits(roles: Roles, batch: Batch, plan: Plan, key: str = ''):
-    x = mixture.local_features(setting, choice, roles, batch, plan, key)
-    base, head = roles.frozen['base'], roles.personal[f'{key}head']
-    return adapted.logits(backbone, base, head, x)
+  def seen(roles: Roles, batch: Batch, plan: Plan):
+    x = mixture.local_features(setting, choice, roles, batch, plan)
+    base, head = roles.frozen['base'], roles.personal['head']
+    local = adapted.logits(backbone, base, head, x)
+    loss = task.loss(local, batch)
+    return loss, adapted.sums(task, local, loss, batch)
 
   def objective(roles: Roles, batch: Batch, key, start: Start):
     del key
-    local = logits(roles, batch, start.plan)
-    loss = values, weights = task.loss(local, batch)
-    sums = adapted.sums(task, local, loss, batch)
-    kept = weights
-    if 'held' in batch:
-      kept = weights * ~batch['held']
-    total = weighted_mean(values, kept if choice.rows == 'holdout' else weights)
     if choice.rows == 'crossfit':
-      other = logits(roles, batch, start.plan, APART)
-      total += weighted_mean(task.loss(other, batch)[0], kept)
-    return total, sums
+      (values, weights), sums = _of_both(
+        lambda now: seen(now, batch, start.plan), roles
+      )
+      kept = weights[1] * ~batch['held'] if 'held' in batch else weights[1]
+      total = weighted_mean(values[0], weights[0])
+      total += weighted_mean(values[1], kept)
+      return total, jax.tree.map(lambda x: x[0], sums)
+    (values, weights), sums = seen(roles, batch, start.plan)
+    if choice.rows == 'holdout' and 'held' in batch:
+      weights = weights * ~batch['held']
+    return weighted_mean(values, weights), sums
 
   return objective
+
+
+def _of_both(function: Callable, roles: Roles):
+  """What a function makes of roles with the local expert and with its second
+  in its place, stacked: one program for both compiles in half of the time."""
+  first, second = (
+    {name: roles.personal[f'{key}{name}'] for name in ('blocks', 'head')}
+    for key in ('', APART)
+  )
+  active = first['blocks'].active
+  arrays = [
+    (x['blocks'].full, x['blocks'].part, x['head']) for x in (first, second)
+  ]
+  stacked = jax.tree.map(lambda *pair: jnp.stack(pair), *arrays)
+
+  def of(full, part, head):
+    own = {'blocks': Stack(full, part, active), 'head': head}
+    return function(roles._replace(personal=roles.personal | own))
+
+  return jax.vmap(of)(*stacked)
 
 
 def _fitted_gate(

@@ -93,6 +93,16 @@ def test_crossfit_fits_the_gate_as_a_holdout_does():
     world.close(own[f'{mixture.APART}{key}'], alone[key])
 
 
+def test_both_experts_train_in_one_program():
+  """A crossfit's second expert is compiled with the first, not beside it."""
+  both, alone = (
+    str(jax.make_jaxpr(lambda rows=rows: client(rows))())
+    for rows in ('crossfit', 'holdout')
+  )
+  found = [x.count('dot_general[') for x in (both, alone)]
+  assert 20 < found[1] <= found[0] < 1.1 * found[1]
+
+
 def test_the_second_expert_is_no_part_of_the_global_one():
   _, before = world.first_stage()
   second = fedms.personal_stage(world.setting(), choice('crossfit'))
