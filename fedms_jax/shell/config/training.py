@@ -211,14 +211,13 @@ class GateConfig:
     1e-4, 'for the gate (0: client.learning_rate)', low=0.0
   )
   rows: str = opt(
-    'auto',
+    'train',
     'rows that the gate learns from: those that the local expert trains on '
     '(train); or rows that it does not, to which the gate is fitted at the end '
     "of each client's round: validation rows, training rows that are held out, "
-    'or held out of a second local expert alone (crossfit); auto: crossfit of '
-    'classifiers whose local expert has its own loss, if there is a gate to '
-    'fit and no --privacy.mode=example, else train; ours',
-    choices=('auto', 'train', 'validation', 'holdout', 'crossfit'),
+    'or held out of a second local expert alone (crossfit); all but train are '
+    'ours',
+    choices=('train', 'validation', 'holdout', 'crossfit'),
   )
   share: float = opt(
     0.25,

@@ -27,13 +27,6 @@ def resolved(builder: Builder) -> Builder:
   g = builder.config.gate
   learned = foundation.task(builder.config.model, builder.model)
   rows, odds = g.rows, g.odds_rate
-  classified = not (learned.perplexity or learned.within_batch)
-  if rows == 'auto':
-    fitted = g.kind != 'fixed' and g.tower == 'frozen'
-    own = builder.own.local_loss == 'own'
-    # The noise of single rows is in steps of training, and in no fit.
-    fitted = fitted and builder.config.privacy.mode != 'example'
-    rows = 'crossfit' if classified and fitted and own else 'train'
   if odds < 0:
     odds = 0.0 if rows == 'train' else _ODDS_RATE
   _check_rows(builder, rows, learned)
@@ -41,7 +34,7 @@ def resolved(builder: Builder) -> Builder:
   if inputs == 'auto':
     judged = _classes(learned) and g.mix != 'features' and g.kind != 'fixed'
     inputs = 'feature,confidence' if judged else 'feature'
-  made = dataclasses.replace(g, rows=rows, odds_rate=odds, inputs=inputs)
+  made = dataclasses.replace(g, odds_rate=odds, inputs=inputs)
   config = dataclasses.replace(builder.config, gate=made)
   return builder._replace(config=config)
 

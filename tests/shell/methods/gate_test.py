@@ -77,14 +77,10 @@ def test_a_weight_of_class_shares_is_a_number_or_learned(text):
 @pytest.mark.parametrize(
   ('flags', 'rows', 'odds'),
   [
-    (OWN, 'crossfit', 0.05),
-    ({'fedms__local_loss': 'mixture'}, 'train', 0.0),
-    ({'fedms__local_loss': 'both'}, 'train', 0.0),
-    ({}, 'crossfit', 0.05),
-    ({'privacy__mode': 'example', 'privacy__noise': 1.0}, 'train', 0.0),
-    (OWN | {'gate__kind': 'fixed'}, 'train', 0.0),
-    (OWN | {'gate__tower': 'lora'}, 'train', 0.0),
-    (OWN | {'gate__rows': 'train', 'gate__odds_rate': 0.2}, 'train', 0.2),
+    ({}, 'train', 0.0),
+    ({'gate__kind': 'fixed'}, 'train', 0.0),
+    ({'gate__odds_rate': 0.2}, 'train', 0.2),
+    (FRESH, 'crossfit', 0.05),
     (OWN | {'gate__rows': 'validation'}, 'validation', 0.05),
   ],
 )
