@@ -72,19 +72,30 @@ SETTINGS: dict[str, tuple[Flags, str]] = {
 }  # fmt: skip
 DEFAULT = ('label', 'feature', 'concept', 'domain')
 # FedMS with another gate, by what --methods calls them; the local expert has
-# its own loss, so that the gate alone differs.
+# its own loss, so that the gate alone differs. What a gate reads tells where it
+# is fitted: at the rate of the experts a few rounds hardly move it.
 _OWN = {'algorithm.name': 'fedms', 'fedms.local_loss': 'own'}
+_FITTED = {'gate.rows': 'crossfit'}
 _GATES: dict[str, tuple[Flags, str]] = {
   'fixed': ({'gate.kind': 'fixed'}, 'both experts weigh the same'),
-  'scalar': ({'gate.inputs': ''}, 'one log-odds, which reads nothing'),
-  'feature': ({'gate.inputs': 'feature'}, 'reads the frozen feature'),
-  'confidence': ({'gate.inputs': 'confidence'}, 'reads how sure experts are'),
-  'likeness': ({'gate.inputs': 'likeness'}, 'reads whose rows are alike'),
-  'all': ({'gate.inputs': 'feature,confidence,likeness'}, 'reads all of it'),
   'train': ({'gate.rows': 'train'}, 'learns from rows the expert trains on'),
-  'crossfit': ({'gate.rows': 'crossfit'}, 'learns from rows held out in turn'),
-  'validation': ({'gate.rows': 'validation'}, 'learns from validation rows'),
-  'local': ({'gate.scope': 'local'}, 'of each client alone'),
+  'validation': ({'gate.rows': 'validation'}, 'fitted to validation rows'),
+  'crossfit': (_FITTED, 'fitted to rows held out of a second local expert'),
+  'scalar': (_FITTED | {'gate.inputs': ''}, 'one log-odds, reads nothing'),
+  'feature': (_FITTED | {'gate.inputs': 'feature'}, 'reads the frozen feature'),
+  'confidence': (
+    _FITTED | {'gate.inputs': 'confidence'},
+    'reads how sure experts are',
+  ),
+  'likeness': (
+    _FITTED | {'gate.inputs': 'likeness'},
+    'reads whose rows are alike',
+  ),
+  'all': (
+    _FITTED | {'gate.inputs': 'feature,confidence,likeness'},
+    'reads all of it',
+  ),
+  'local': (_FITTED | {'gate.scope': 'local'}, 'of each client alone'),
 }
 GATES = {
   f'gate/{name}': Entry(f'gate/{name}', _OWN | flags, note)
