@@ -22,7 +22,7 @@ from fedms_jax.launch import command
 from fedms_jax.persistence import writers
 from fedms_jax.shell import catalog
 from fedms_jax.shell.commands.listing import presets
-from fedms_jax.shell.config import Config
+from fedms_jax.shell.config import ClientConfig, Config
 from fedms_jax.shell.flags import PRESETS
 
 QUICK = ('fedms', 'fedit', 'local', 'fedms/no_sal')
@@ -62,6 +62,11 @@ AXES = {
   'fedprox': Axis('fedprox.mu', ('0.001', '0.01', '0.1')),
   'fedfn': Axis('fedfn.head_rate', ('3', '10', '30')),
 }
+# What presets say of a rate is nothing of these, whose clients refuse it.
+_NO_RATE = {
+  f'client.{name}': str(getattr(ClientConfig(), name))
+  for name in ('learning_rate', 'personal_learning_rate')
+}
 _ONCE = ('ncm', 'ridge', 'fgl')
 _ABLATION = 'ablation_'
 # As its paper has it, no other method activates its blocks one by one.
@@ -77,7 +82,9 @@ def entries(config: Config | None = None) -> dict[str, Entry]:
   found = {
     name: Entry(
       name,
-      {'algorithm.name': name} | (_DENSE if name != 'fedms' else {}),
+      {'algorithm.name': name}
+      | (_DENSE if name != 'fedms' else {})
+      | (_NO_RATE if name in _ALONE else {}),
       method.summary,
       _ALONE.get(name),
       families[name],

@@ -247,3 +247,16 @@ def test_every_row_of_pretraining_takes_as_many_steps():
     )
     texts.add(flags.to_text(made))
   assert len(texts) == len(found) == 19
+
+
+@pytest.mark.parametrize('name', ['fedkseed', 'bbt', 'fedbpt', 'ncm', 'ridge'])
+def test_rates_of_a_preset_are_none_of_rows_that_have_no_rate(name):
+  """Clients that have steps of their own refuse them."""
+  shared = ['--client.learning_rate=7e-4', '--client.personal_learning_rate=2']
+  row = methods.entries()[name].flags
+  words = [f'--{k}={v}' for k, v in row.items()]
+  found = flags.parse(['fedms', *shared, *words]).client
+  assert found == flags.parse(['fedms', *words]).client
+  usual = config.ClientConfig()
+  assert found.learning_rate == usual.learning_rate
+  assert found.personal_learning_rate == usual.personal_learning_rate
