@@ -24,6 +24,7 @@ from fedms_jax.shell import catalog
 from fedms_jax.shell.commands.listing import presets
 from fedms_jax.shell.config import ClientConfig, Config
 from fedms_jax.shell.flags import PRESETS
+from fedms_jax.shell.methods.black_box import DESCENT
 
 QUICK = ('fedms', 'fedit', 'local', 'fedms/no_sal')
 SEARCH = '1e-3,3e-3,1e-2'
@@ -62,10 +63,10 @@ AXES = {
   'fedprox': Axis('fedprox.mu', ('0.001', '0.01', '0.1')),
   'fedfn': Axis('fedfn.head_rate', ('3', '10', '30')),
 }
-# What presets say of a rate is nothing of these, whose clients refuse it.
-_NO_RATE = {
-  f'client.{name}': str(getattr(ClientConfig(), name))
-  for name in ('learning_rate', 'personal_learning_rate')
+# Rows that have no rate do not descend: what shared flags say of descent is
+# nothing of theirs, and some refuse it.
+_IDLE = {
+  f'client.{name}': str(getattr(ClientConfig(), name)) for name in DESCENT
 }
 _ONCE = ('ncm', 'ridge', 'fgl')
 _ABLATION = 'ablation_'
@@ -82,9 +83,7 @@ def entries(config: Config | None = None) -> dict[str, Entry]:
   found = {
     name: Entry(
       name,
-      {'algorithm.name': name}
-      | (_DENSE if name != 'fedms' else {})
-      | (_NO_RATE if name in _ALONE else {}),
+      {'algorithm.name': name} | (_DENSE if name != 'fedms' else {}),
       method.summary,
       _ALONE.get(name),
       families[name],
@@ -110,7 +109,10 @@ def entries(config: Config | None = None) -> dict[str, Entry]:
       flags = {'algorithm.name': 'fedms'} | _flags(PRESETS / f'{name}.flags')
       group = families['fedms']
       found[label] = Entry(label, flags, summary, group=group)
-  return found
+  return {
+    label: entry._replace(flags=entry.flags | _IDLE) if entry.alone else entry
+    for label, entry in found.items()
+  }
 
 
 def with_axes(known: dict[str, Entry], config: Config) -> dict[str, Entry]:

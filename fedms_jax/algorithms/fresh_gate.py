@@ -112,7 +112,7 @@ def _own_loss(setting: Setting, choice: Personal) -> Callable:
 
 def _of_both(function: Callable, roles: Roles):
   """What a function makes of roles with the local expert and with its second
-  in its place, stacked: one program for both compiles in half of the time."""
+  in its place, stacked: both are one program, and not one beside the other."""
   first, second = (
     {name: roles.personal[f'{key}{name}'] for name in ('blocks', 'head')}
     for key in ('', APART)

@@ -249,14 +249,20 @@ def test_every_row_of_pretraining_takes_as_many_steps():
   assert len(texts) == len(found) == 19
 
 
-@pytest.mark.parametrize('name', ['fedkseed', 'bbt', 'fedbpt', 'ncm', 'ridge'])
-def test_rates_of_a_preset_are_none_of_rows_that_have_no_rate(name):
-  """Clients that have steps of their own refuse them."""
-  shared = ['--client.learning_rate=7e-4', '--client.personal_learning_rate=2']
-  row = methods.entries()[name].flags
-  words = [f'--{k}={v}' for k, v in row.items()]
-  found = flags.parse(['fedms', *shared, *words]).client
-  assert found == flags.parse(['fedms', *words]).client
+@pytest.mark.parametrize(
+  'name',
+  'fedkseed bbt fedbpt blackvip ncm ridge fgl fgl/fedavg fedit mezo'.split(),
+)
+def test_what_is_shared_of_descent_is_for_rows_that_descend(name):
+  """Clients with steps of their own refuse it; all others have it."""
+  shared = {'learning_rate': 7e-4, 'personal_learning_rate': 2, 'momentum': 0.5}
+  entry = methods.entries()[name]
+  words = [f'--client.{k}={v}' for k, v in shared.items()]
+  words += [f'--{k}={v}' for k, v in entry.flags.items()]
+  found = flags.parse(['fedms', *words]).client
   usual = config.ClientConfig()
-  assert found.learning_rate == usual.learning_rate
-  assert found.personal_learning_rate == usual.personal_learning_rate
+  for field, value in shared.items():
+    expected = getattr(usual, field) if entry.alone else value
+    assert getattr(found, field) == expected
+  descends = ('fgl/fedavg', 'fedit', 'mezo')
+  assert entry.alone == (name not in descends)

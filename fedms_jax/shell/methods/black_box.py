@@ -21,7 +21,7 @@ from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
 
 # Flags of how a client descends, for methods that do so in their own way.
-_DESCENT = (
+DESCENT = (
   'optimizer', 'learning_rate', 'momentum', 'weight_decay', 'beta1', 'beta2',
   'schedule', 'max_norm', 'personal_learning_rate',
 )  # fmt: skip
@@ -153,7 +153,7 @@ def _check_descent(builder: Builder) -> None:
   """Raises `ValueError` for flags of an optimizer that is not used."""
   given, usual = builder.config.client, ClientConfig()
   name = builder.config.algorithm.name
-  for field in _DESCENT:
+  for field in DESCENT:
     value = getattr(given, field)
     if value != getattr(usual, field):
       raise ValueError(

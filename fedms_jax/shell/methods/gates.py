@@ -26,10 +26,10 @@ def resolved(builder: Builder) -> Builder:
   """
   g = builder.config.gate
   learned = foundation.task(builder.config.model, builder.model)
-  rows, odds = g.rows, g.odds_rate
+  odds = g.odds_rate
   if odds < 0:
-    odds = 0.0 if rows == 'train' else _ODDS_RATE
-  _check_rows(builder, rows, learned)
+    odds = 0.0 if g.rows == 'train' else _ODDS_RATE
+  _check_rows(builder, g.rows, learned)
   inputs = g.inputs
   if inputs == 'auto':
     judged = _classes(learned) and g.mix != 'features' and g.kind != 'fixed'
