@@ -35,6 +35,11 @@ COLUMNS = {
   'pooled': 'pooled test',
   'unseen': 'unseen clients',
 }
+_PERPLEXITIES = {
+  'own_loss': 'own perplexity',
+  'pooled_loss': 'pooled perplexity',
+  'mixed_loss': 'mixed perplexity',
+}
 
 
 def summary(
@@ -151,8 +156,9 @@ def _models(
   columns = {name: share for name in titles}
   head = ['', *titles.values()]
   if result['perplexity']:
-    columns |= {'own_loss': _perplexity, 'pooled_loss': _perplexity}
-    head += ['own perplexity', 'pooled perplexity']
+    asked = perplexities(result)
+    columns |= dict.fromkeys(asked, perplexity)
+    head += asked.values()
     if all('bits_per_byte' in found for found in result['models'].values()):
       columns |= {'bits_per_byte': lambda bits: f'{bits:.3f}'}
       head += ['bits per byte']
@@ -234,7 +240,22 @@ def _in_order(models: dict[str, Any]):
   return [(name, models[name]) for name in ordered(models)]
 
 
-def _perplexity(loss: float) -> str:
+def perplexities(result: dict[str, Any]) -> dict[str, str]:
+  """Titles of the perplexities of a language model's result by the mean loss of
+  a token that each is made of; of another task none."""
+  if not result['perplexity']:
+    return {}
+  return {
+    loss: title
+    for loss, title in _PERPLEXITIES.items()
+    if all(loss in found for found in result['models'].values())
+  }
+
+
+def perplexity(loss: float | None) -> str:
+  """As people read it; what has diverged stays a number."""
+  if loss is None:
+    return '-'
   return f'{math.exp(min(loss, 99.0)):.4g}'
 
 

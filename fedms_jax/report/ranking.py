@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fedms_jax.report import families, page, statistics, views
+from fedms_jax.report import families, page, printed, statistics, views
 from fedms_jax.report.runs import Comparison, Row, Run
 from fedms_jax.report.statistics import LEVEL, Verdict
 
@@ -111,8 +111,8 @@ def section(rows: Sequence[Row], compared: Comparison, score: str) -> str:
 
 
 def further(rows: Sequence[Row], compared: Comparison) -> dict[str, list[str]]:
-  """Columns of a comparison by families, of one that has searched, and on
-  privacy: a cell for each row, by title."""
+  """Columns of a comparison by families, of one that has searched, of language
+  models, and on privacy: a cell for each row, by title."""
   found: dict[str, list[str]] = {}
   if families.families(rows):
     best = families.front(rows)
@@ -120,7 +120,23 @@ def further(rows: Sequence[Row], compared: Comparison) -> dict[str, list[str]]:
     found[FRONT] = ['●' if row.label in best else '' for row in rows]
   if compared.search_costs:
     found[SEARCHED] = [_searched(compared, row) for row in rows]
-  return found | promises(rows)
+  return found | _perplexities(rows) | promises(rows)
+
+
+def _perplexities(rows: Sequence[Row]) -> dict[str, list[str]]:
+  """Columns of language models by title: of the mean loss over seeds."""
+  found = [run.summary for row in rows for run in row.runs]
+  asked = [printed.perplexities(summary) for summary in found]
+  return {
+    title: [_perplexity(row, loss) for row in rows]
+    for loss, title in asked[0].items()
+    if all(loss in known for known in asked)
+  }
+
+
+def _perplexity(row: Row, loss: str) -> str:
+  found = statistics.measure([run.scores[loss] for run in row.runs])
+  return printed.perplexity(found and found.mean)
 
 
 def _searched(compared: Comparison, row: Row) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Mapping
 
 from fedms_jax.report import (
@@ -17,7 +16,13 @@ from fedms_jax.report import (
   timed,
   views,
 )
-from fedms_jax.report.printed import COLUMNS, METRIC_COLUMNS, MODELS
+from fedms_jax.report.printed import (
+  COLUMNS,
+  METRIC_COLUMNS,
+  MODELS,
+  perplexities,
+  perplexity,
+)
 from fedms_jax.report.runs import Row, Run, command
 
 _CLASSES = {
@@ -27,10 +32,6 @@ _CLASSES = {
   'base_classes': "anybody's classes",
   'new_classes': "nobody's classes",
   'base_new_harmonic': 'harmonic mean of these',
-}
-_PERPLEXITIES = {
-  'own_loss': 'own perplexity',
-  'pooled_loss': 'pooled perplexity',
 }
 
 
@@ -151,8 +152,8 @@ def _table(run: Run, models: list[str], summary, more=None) -> str:
   for key, title in _CLASSES.items():
     if any(summary['models'][m].get(key) is not None for m in models):
       columns[key] = title
-  if summary['perplexity']:
-    columns |= _PERPLEXITIES
+  losses = perplexities(summary)
+  columns |= losses
   rows = []
   for model in models:
     found = summary['models'][model]
@@ -161,8 +162,8 @@ def _table(run: Run, models: list[str], summary, more=None) -> str:
       cells[0] += ' <span class="chip first">served</span>'
     for key in columns:
       value = found.get(key)
-      if key in _PERPLEXITIES:
-        cells.append(f'{math.exp(min(value or 99.0, 99.0)):.4g}')
+      if key in losses:
+        cells.append(perplexity(value))
       else:
         cells.append(views.percent(value))
     rows.append(cells)
