@@ -21,7 +21,10 @@ they say of means and covariance stays as it is. A row is a message about
 sqrt(3) long, so that a clip of that times n lets n rows of a client count.
 Classes with next to no rows are taken for noise, and not drawn.
 
-What comes after is FedAvg of the head from there (`tuned`).
+What comes after is FedAvg of the head from there (`tuned`), or any method that
+starts from a head (`before`). That is ours here; a head of class means before
+federated fine-tuning is FedNCM (arXiv 2306.03937), and a head that is fitted
+before the features are tuned, arXiv 2202.10054.
 """
 
 from __future__ import annotations
@@ -105,6 +108,17 @@ def tuned(setting: Setting) -> Algorithm:
     return Roles(frozen, {'head': head}, {})
 
   return plain._replace(name='fgl/tuned', begin=begin)
+
+
+def before(algorithm: Algorithm) -> Algorithm:
+  """An algorithm that starts from the head that `synthesized` has made, as from
+  one that was pre-trained."""
+
+  def begin(key, made: Roles) -> Roles:
+    head = jax.tree.map(jnp.copy, made.shared['head'])
+    return algorithm.begin(key, adapted.start(made.frozen['base'], head))
+
+  return algorithm._replace(begin=begin)
 
 
 def _zeros(roles: Roles, classes: int) -> Tree:

@@ -46,6 +46,14 @@ class AlgorithmConfig:
     "'validation' for the best on validation rows; for any method, and no part "
     'of it (empty: not)',
   )
+  head_start: str = opt(
+    '',
+    'what makes the head that a method starts from, in a round of all clients '
+    'before its own: what FGL makes of the statistics of their classes, by '
+    '--fgl.*; for any method that has a head, and no part of it (empty: the '
+    'head is as it was pre-trained or loaded)',
+    choices=('', 'fgl'),
+  )
 
   @property
   def prior(self) -> float | None:

@@ -17,6 +17,7 @@ from fedms_jax.shell.methods import (
   black_box,
   elastic,
   general,
+  head_start,
   lora,
   mixture,
   networks,
@@ -62,6 +63,8 @@ def stages(
   """
   builder = Builder(config, model, classes, adapter)
   made = _maker(builder)(builder)
+  if config.algorithm.head_start:
+    made = head_start.added(builder, made)
   _check_hiding(config, made)
   key = (_identity(config), model.backbone, classes, id(adapter))
   key += (tuple(stage.name for stage in made), made_by(config))
@@ -115,7 +118,7 @@ def _identity(config: Config) -> tuple[Hashable, ...]:
   return (name, own, _client(c), c.server, c.gate, c.lora, c.model, c.prompt,
           c.cohort, _steps_of(c), population, seed, c.data.masks,
           c.data.mask_fraction, c.algorithm if cosine else None,
-          _mixed(c), tasks.identity(c))  # fmt: skip
+          head_start.identity(c), _mixed(c), tasks.identity(c))  # fmt: skip
 
 
 def _client(config: Config) -> tuple[Hashable, ...]:

@@ -25,6 +25,7 @@ from fedms_jax.core.streams import Stream
 from fedms_jax.data import draws
 from fedms_jax.server import averaged
 from fedms_jax.shell import build
+from fedms_jax.shell.methods import head_start
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.shell.methods.general import needs_head
 from fedms_jax.simulation.state import Stage
@@ -172,11 +173,7 @@ def _koala(builder: Builder) -> list[Stage]:
 
 def _fgl(builder: Builder) -> list[Stage]:
   """A stage of statistics, and one of FedAvg if it has any rounds."""
-  needs_head(builder, 'makes')
-  a, own = builder.config.algorithm, builder.own
-  choice = fgl.Choice(
-    own.per_class, own.epochs, own.learning_rate, builder.classes
-  )
+  a, choice = builder.config.algorithm, head_start.choice(builder)
   setting = builder.setting()
   slope = general.probe(setting._replace(optimizer=optax.sgd(1.0)))
   probe = slope._replace(server=averaged.meaning(slope.server))
