@@ -42,7 +42,8 @@ from fedms_jax.core.types import (
   Tree,
 )
 from fedms_jax.models.tasks import weighted_mean
-from fedms_jax.server.averaged import Aggregator, averaged, with_residual
+from fedms_jax.server.averaged import Aggregator, averaged
+from fedms_jax.server.measures import with_residual
 
 
 class Setting(NamedTuple):

@@ -21,11 +21,11 @@ from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core.contract import Algorithm, Received
 from fedms_jax.core.types import Tree
 from fedms_jax.server.averaged import (
-  RESIDUAL,
   Aggregator,
   as_trained,
   averaged,
 )
+from fedms_jax.server.measures import RESIDUAL
 
 REFINED = 'refined_residual'
 

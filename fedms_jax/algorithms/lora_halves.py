@@ -19,7 +19,7 @@ from fedms_jax.algorithms.adapted import (
 from fedms_jax.core import activation
 from fedms_jax.core.contract import Algorithm, Received, Server
 from fedms_jax.core.types import Plan, Roles, Tree
-from fedms_jax.server import averaged
+from fedms_jax.server import measures
 
 
 def ffa_lora(setting: Setting, *, adapter: Tree | None = None) -> Algorithm:
@@ -111,7 +111,7 @@ def _exact(setting: Setting) -> Server:
 
   def nothing(before: Tree, received: Received):
     del before, received
-    return {averaged.RESIDUAL: jnp.float32(0)}
+    return {measures.RESIDUAL: jnp.float32(0)}
 
   measured = setting.aggregator._replace(measure=nothing)
   return server(setting._replace(aggregator=measured))

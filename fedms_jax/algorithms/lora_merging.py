@@ -24,12 +24,12 @@ from fedms_jax.core.activation import at_rest
 from fedms_jax.core.contract import Algorithm, Context, Received
 from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.server.averaged import (
-  RESIDUAL,
   Aggregator,
   as_trained,
   averaged,
   then,
 )
+from fedms_jax.server.measures import RESIDUAL
 
 
 def flora(

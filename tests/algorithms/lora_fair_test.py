@@ -7,7 +7,7 @@ import pytest
 
 from fedms_jax.adapters import lora, lora_products
 from fedms_jax.algorithms import fedms, lora_fair
-from fedms_jax.server import averaged
+from fedms_jax.server import measures
 from tests import world
 from tests.algorithms import cohort
 from tests.algorithms.lora_cohort import ROWS, SCALE
@@ -77,9 +77,9 @@ def test_a_round_refines_b_and_says_what_is_left():
     assert same == (role == 'a')
   world.close(after.roles.shared['head'], usual.roles.shared['head'])
   missed, left = (
-    after.measured[name] for name in (averaged.RESIDUAL, lora_fair.REFINED)
+    after.measured[name] for name in (measures.RESIDUAL, lora_fair.REFINED)
   )
   np.testing.assert_allclose(
-    missed, usual.measured[averaged.RESIDUAL], rtol=1e-3
+    missed, usual.measured[measures.RESIDUAL], rtol=1e-3
   )
   assert 0 < left < 0.9 * missed and SCALE == 2

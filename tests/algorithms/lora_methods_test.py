@@ -12,7 +12,7 @@ from fedms_jax.core import tree
 from fedms_jax.core.contract import Message, Received, Sender
 from fedms_jax.core.reduction import covered
 from fedms_jax.core.types import Plan
-from fedms_jax.server import averaged
+from fedms_jax.server import averaged, measures
 from fedms_jax.systems import ledger
 from tests import world
 from tests.algorithms import cohort
@@ -113,7 +113,7 @@ def test_the_residual_is_what_averaged_factors_miss(name, plan):
   results = alone(plan)
   mean, other = mean_product(results), product_of_means(results)
   squares = sum(np.square(mean[t] - other[t]).sum() for t in mean)
-  found = after(name, plan).measured[averaged.RESIDUAL]
+  found = after(name, plan).measured[measures.RESIDUAL]
   assert found > 1e-3
   np.testing.assert_allclose(found, SCALE * np.sqrt(squares), rtol=1e-3)
 
@@ -133,7 +133,7 @@ def test_the_residual_of_wide_kernels_is_estimated_without_bias():
     for _ in range(4)
   ]
   before = jax.tree.map(jnp.zeros_like, changes[0])
-  aggregator = averaged.with_residual(averaged.mean(), 0.5)
+  aggregator = measures.with_residual(averaged.mean(), 0.5)
   sent = [
     aggregator.send(before, covered(Message(x)), 1.0, Sender()) for x in changes
   ]
@@ -144,7 +144,7 @@ def test_the_residual_of_wide_kernels_is_estimated_without_bias():
   equal = np.ones(4)
   exact = mean_product(changes, equal)['q']
   exact = 0.5 * np.linalg.norm(exact - product_of_means(changes, equal)['q'])
-  np.testing.assert_allclose(measured[averaged.RESIDUAL], exact, rtol=0.1)
+  np.testing.assert_allclose(measured[measures.RESIDUAL], exact, rtol=0.1)
 
 
 def test_flora_starts_again_where_it_trained_and_nowhere_else():

@@ -13,7 +13,7 @@ from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import inner_state
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.schedules import Schedule, triggers, windows
-from fedms_jax.server import averaged
+from fedms_jax.server import measures
 from fedms_jax.shell.catalog.pretraining import Ffdapt
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Handover, Stage
@@ -48,7 +48,7 @@ def federated(setting: Setting, state: str, alike: bool = True) -> Algorithm:
   how far clients move and, where all train the same blocks, how `alike` is
   measured."""
   if setting.residual:
-    measured = averaged.with_drift(setting.aggregator, alike)
+    measured = measures.with_drift(setting.aggregator, alike)
     setting = setting._replace(aggregator=measured)
   made = full.full_model(setting)
   kinds = {

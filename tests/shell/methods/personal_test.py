@@ -8,7 +8,7 @@ import pytest
 
 from fedms_jax.core import reduction
 from fedms_jax.models.family import Model
-from fedms_jax.server import averaged
+from fedms_jax.server import measures
 from fedms_jax.shell import config, methods
 from fedms_jax.shell.methods import personal
 from fedms_jax.simulation import evaluation
@@ -56,7 +56,7 @@ def test_a_method_runs_the_same_in_the_loop_and_in_wide_vmap(name):
   world.close(state.roles.shared, other.roles.shared)
   world.close(own(simulation, state), own(wide, other))
   assert np.isfinite([record['train_loss'] for record in records]).all()
-  missed = [record.get(averaged.RESIDUAL, 0.0) for record in records]
+  missed = [record.get(measures.RESIDUAL, 0.0) for record in records]
   averages = name not in ('local', 'pfedlora')
   assert (min(missed) > 0) == averages  # LoRA is averaged
   found = evaluation.evaluate(simulation, state, evaluation.Scope())
@@ -84,7 +84,7 @@ def test_stage_2_logs_it_where_it_averages_lora(flags, logged):
   assert ('sketch' in sent.extras) == logged
   if 'algorithm__upload_blocks' in flags:
     *_, records = world.simulate([first, second])
-    assert records[-1][averaged.RESIDUAL] > 0
+    assert records[-1][measures.RESIDUAL] > 0
 
 
 def own(simulation, state):
