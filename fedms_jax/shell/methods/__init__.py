@@ -48,6 +48,14 @@ STAGES: dict[str, Callable[[Builder], list[Stage]]] = {
   **black_box.STAGES,
 }
 
+# Methods that start from the LoRA of --lora.init, beside those that do with
+# --<method>.trains=lora; the others have none, or make their own.
+FROM_LORA = frozenset(
+  'fedms fedit ffa_lora rolora fedsa_lora flora fedex_lora flexlora hetlora '
+  'lora_fair fedprox scaffold fedfn local fedper fedrep ditto apfl pfedme '
+  'feddpa pfedlora fedot fedpft fedv fedvz fedcaf fedkei femam koala'.split()
+)
+
 
 def stages(
   config: Config, model: Model, classes: int, adapter: Tree | None = None
@@ -62,6 +70,7 @@ def stages(
     ValueError: there is no such method, or it does not fit model and data.
   """
   builder = Builder(config, model, classes, adapter)
+  _check_adapter(config)
   made = _maker(builder)(builder)
   if config.algorithm.head_start:
     made = head_start.added(builder, made)
@@ -94,6 +103,20 @@ def _maker(builder: Builder) -> Callable[[Builder], list[Stage]]:
       f'{", ".join(networks.STAGES)}. Change one of them.'
     )
   return networks.STAGES[name]
+
+
+def _check_adapter(config: Config) -> None:
+  """Raises `ValueError` for an adapter that the method would not look at."""
+  name, given = config.algorithm.name, config.lora.init
+  if not given or catalog.find(name).stages is not None:
+    return
+  own = getattr(config.methods, name, None)
+  if name not in FROM_LORA and getattr(own, 'trains', '') != 'lora':
+    raise ValueError(
+      f'--lora.init={given} does not go with --algorithm.name={name}, which '
+      f'starts from no LoRA; allowed: {", ".join(sorted(FROM_LORA))}. Leave it '
+      'out.'
+    )
 
 
 def made_by(config: Config) -> tuple[int, ...]:

@@ -92,11 +92,6 @@ def _blackvip(builder: Builder) -> list[Stage]:
 
 
 def _prefix(builder: Builder) -> list[Stage]:
-  if builder.adapter is not None or builder.config.lora.init:
-    raise ValueError(
-      f'--lora.init={builder.config.lora.init} does not go with '
-      '--algorithm.name=prefix, which has no LoRA. Leave it out.'
-    )
   spec = prefix.Prefix(builder.own.length)
   return builder.alone(
     'global',

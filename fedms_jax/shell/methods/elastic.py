@@ -20,11 +20,6 @@ from fedms_jax.simulation.state import Stage
 def _lonas(builder: Builder) -> list[Stage]:
   own, config = builder.own, builder.config
   setting = builder.setting(ranks=True, merges=True)
-  if builder.adapter is not None or config.lora.init:
-    raise ValueError(
-      f'--lora.init={config.lora.init} does not go with --algorithm.name='
-      'lonas: blocks that do not train yet would keep its rank. Leave it out.'
-    )
   if config.model.head == 'contrast':
     raise ValueError(
       '--algorithm.name=lonas counts rows that are right, and those of '

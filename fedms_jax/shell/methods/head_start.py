@@ -77,6 +77,8 @@ def _check(builder: Builder) -> None:
   wrong = {
     f'--algorithm.name={name}': _REFUSED.get(name, ''),
     f'--model.name={c.model.name}': own and 'it has no head of its own',
+    f'--lora.init={c.lora.init}': c.lora.init
+    and 'statistics are of features without the adapter',
     f'--stages={c.stages}': c.stages and 'its phases train the head',
     f'--tasks.count={c.tasks.count}': c.tasks.on
     and 'it would know the classes of all tasks',

@@ -43,7 +43,6 @@ def _stage(
 
 
 def _feddat(builder: Builder) -> list[Stage]:
-  _no_lora(builder, 'trains bottlenecks')
   _no_pairs(builder, 'compares predictions of classes or tokens')
   own = builder.own
   names = tuple(x.strip() for x in own.targets.split(',') if x.strip())
@@ -91,11 +90,6 @@ def _attentive(builder: Builder, choice: attentive_start.Choice):
 def _fedweit(builder: Builder) -> list[Stage]:
   _no_pairs(builder, 'has parameters for each task')
   own, config = builder.own, builder.config
-  if config.lora.init:
-    raise ValueError(
-      f'--lora.init={config.lora.init} does not go with --algorithm.name='
-      'fedweit, whose tasks begin with parts of a fresh LoRA. Leave it out.'
-    )
   if config.model.head == 'causal_lm':
     raise ValueError(
       '--model.head=causal_lm does not go with --algorithm.name=fedweit, which '
@@ -187,16 +181,6 @@ def _fgl(builder: Builder) -> list[Stage]:
   ]
   # The first stays with no rounds, too: the second goes on from its head.
   return stages if a.stage2_rounds else stages[:1]
-
-
-def _no_lora(builder: Builder, why: str) -> None:
-  """Raises `ValueError` if there is an adapter to start from."""
-  name, given = builder.config.algorithm.name, builder.config.lora.init
-  if given:
-    raise ValueError(
-      f'--lora.init={given} does not go with --algorithm.name={name}, which '
-      f'{why}; allowed: none. Leave it out.'
-    )
 
 
 def _no_pairs(builder: Builder, why: str) -> None:

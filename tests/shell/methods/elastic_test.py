@@ -66,7 +66,6 @@ def test_the_search_looks_at_rows_that_nobody_trains_on():
   [
     ('lonas', {'lonas__ranks': '1,3'}, '--lonas.ranks='),
     ('lonas', {'lonas__ranks': 'two'}, 'no list of ranks'),
-    ('lonas', {'lora__init': 'x'}, '--lora.init=x'),
     ('lonas', {'server__aggregator': 'median'}, '--server.aggregator=median'),
     ('fedot', {'fedot__ends': 2}, 'allowed: 1 to 1'),
     ('fedot', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),

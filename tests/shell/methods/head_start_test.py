@@ -109,6 +109,7 @@ def test_methods_that_differ_in_their_start_share_no_algorithm():
       '--client.schedule=cosine',
     ),
     ({'stages': 'S2,fedit'}, '--stages=S2,fedit'),
+    ({'lora__init': 'x'}, '--lora.init=x'),
   ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(flags, said):
