@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedms_jax.shell.config import Config
+from fedms_jax.shell.config import Config, beside
 from fedms_jax.shell.config.tasks import APART, SHIELDED, TAUGHT, TasksConfig
 from fedms_jax.shell.config.time import UNIFORM
 from fedms_jax.simulation.state import Stage
@@ -52,11 +52,7 @@ def check(config: Config) -> None:
     f'--secagg.mode={c.secagg.mode}': c.secagg.on and alone,
     f'--compression.up={c.compression.up}': c.compression.on and alone,
   }
-  for flag, why in wrong.items():
-    if why:
-      raise ValueError(
-        f'{flag} does not go with --tasks.count={t.count}: {why}. Leave it out.'
-      )
+  beside.refuse(f'--tasks.count={t.count}', wrong)
   if config.model.head == LANGUAGE:
     _check_language(t)
   if t.method == SHIELDED and name in _MERGING:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from fedms_jax.shell import catalog
+from fedms_jax.shell.config import beside
 from fedms_jax.shell.config.attack import AttackConfig
 from fedms_jax.shell.config.data import (
   CohortConfig,
@@ -218,12 +219,10 @@ class Config:
         f'--pretrain.head={p.head} trains a model without class prompts',
       ),
     }  # fmt: skip
-    for flag, (found, why) in wrong.items():
-      if found:
-        raise ValueError(
-          f'{flag} does not go with --stages={self.stages}: {why}. Leave it '
-          'out.'
-        )
+    beside.refuse(
+      f'--stages={self.stages}',
+      {flag: found and why for flag, (found, why) in wrong.items()},
+    )
     self.model.check_head(self.first_model.head, 'pretrain.head')
     self._check_phases()
 

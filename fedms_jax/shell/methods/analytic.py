@@ -17,7 +17,8 @@ def _computed(builder: Builder) -> list[Stage]:
       f'--model.head={kind}; allowed: classification. Change one of them.'
     )
   head = tasks.head(config)
-  made = analytic.analytic(builder.setting(), name, head, builder.classes)
+  setting = builder.setting(merges=True, exact=True)
+  made = analytic.analytic(setting, name, head, builder.classes)
   return [tasks.computed(builder.stage('global', made, 1, 'dense'), config)]
 
 

@@ -20,7 +20,7 @@ from fedms_jax.models.family import Model
 from fedms_jax.schedules import Schedule
 from fedms_jax.server import averaged
 from fedms_jax.shell import aggregators, build, foundation, tasks
-from fedms_jax.shell.config import Config
+from fedms_jax.shell.config import Config, beside
 from fedms_jax.shell.config.privacy import EXAMPLE
 from fedms_jax.shell.config.time import MIX
 from fedms_jax.simulation.state import Handover, Stage
@@ -105,7 +105,7 @@ class Builder(NamedTuple):
       f'--server.optimizer={s.optimizer} and --server.learning_rate='
       f'{s.learning_rate:g}': (
         exact and not usual,
-        'its server sets the mean of the updates; allowed: mean and 1',
+        'its server sets what the messages give; allowed: mean and 1',
       ),
     }
     self._refuse(problems)
@@ -190,13 +190,10 @@ class Builder(NamedTuple):
   def _refuse(self, problems: dict[str, tuple[Any, str]]) -> None:
     """Raises `ValueError` for the first flag that is wrong. problems: (whether
     it is, why) by flag."""
-    for flag, (wrong, why) in problems.items():
-      if wrong:
-        name = self.config.algorithm.name
-        raise ValueError(
-          f'{flag} does not go with --algorithm.name={name}: {why}. Leave it '
-          'out.'
-        )
+    beside.refuse(
+      f'--algorithm.name={self.config.algorithm.name}',
+      {flag: wrong and why for flag, (wrong, why) in problems.items()},
+    )
 
 
 def _private(setting: Setting, config: Config) -> Setting:

@@ -10,7 +10,7 @@ import jax
 
 from fedms_jax.algorithms import fgl
 from fedms_jax.shell import foundation, tasks
-from fedms_jax.shell.config import Config
+from fedms_jax.shell.config import Config, beside
 from fedms_jax.shell.config.time import UNIFORM
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
@@ -61,8 +61,10 @@ def added(builder: Builder, made: Sequence[Stage]) -> list[Stage]:
     ValueError: the method, the model or another flag does not go with it.
   """
   _check(builder)
-  made_head = fgl.synthesized(builder.setting(), choice(builder))
-  before = builder.stage(NAME, made_head, 1, start='dense')
+  # Nothing trains: ranks and kept optimizers are for what comes after.
+  setting = builder.setting(ranks=True, state=True)
+  counted = fgl.synthesized(setting, choice(builder))
+  before = builder.stage(NAME, counted, 1, start='dense')
   first, *rest = made
   probe = None if first.probe is None else fgl.before(first.probe)
   first = first._replace(algorithm=fgl.before(first.algorithm), probe=probe)
@@ -86,6 +88,12 @@ def _check(builder: Builder) -> None:
     and 'what a round of all clients sends is not accounted',
     f'--secagg.mode={c.secagg.mode}': c.secagg.on
     and 'its sums have a range that is not known',
+    f'--compression.up={c.compression.up}': c.compression.up != 'none'
+    and 'its clients send statistics first',
+    f'--compression.down={c.compression.down}': c.compression.down != 'none'
+    and 'its server makes the head first',
+    f'--server.aggregator={c.server.aggregator}': c.server.aggregator != 'mean'
+    and 'statistics are added up, whoever sends them',
     f'--attack.update={c.attack.update}': c.attack.update != 'none'
     and 'its clients send statistics first',
     f'--time.policy={c.time.policy}': c.time.on
@@ -95,9 +103,4 @@ def _check(builder: Builder) -> None:
     f'--client.schedule={c.client.schedule}': c.client.schedule == 'cosine'
     and 'its steps are not among those that learning rates fall over',
   }
-  for flag, why in wrong.items():
-    if why:
-      raise ValueError(
-        f'{flag} does not go with --algorithm.head_start={start}: {why}. Leave '
-        'one of them out.'
-      )
+  beside.refuse(f'--algorithm.head_start={start}', wrong)

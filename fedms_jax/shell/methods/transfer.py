@@ -168,7 +168,7 @@ def _koala(builder: Builder) -> list[Stage]:
 def _fgl(builder: Builder) -> list[Stage]:
   """A stage of statistics, and one of FedAvg if it has any rounds."""
   a, choice = builder.config.algorithm, head_start.choice(builder)
-  setting = builder.setting()
+  setting = builder.setting(merges=True)
   slope = general.probe(setting._replace(optimizer=optax.sgd(1.0)))
   probe = slope._replace(server=averaged.meaning(slope.server))
   made = {

@@ -79,6 +79,19 @@ def test_the_round_looks_at_every_row_once_and_a_run_resumes(tmp_path):
   assert json.dumps(again) == json.dumps(result)
 
 
+@pytest.mark.parametrize(
+  ('name', 'flags'),
+  [
+    ('hetlora', {'lora__ranks': '1,2'}),
+    ('fdapt', {'client__state': 'kept'}),
+    ('fedit', {'server__optimizer': 'adam'}),
+  ],
+)
+def test_what_a_method_may_have_it_may_have_after_the_round(name, flags):
+  (before, *rest), _ = stages(name, **flags)
+  assert before.name == 'head' and rest
+
+
 def test_methods_that_differ_in_their_start_share_no_algorithm():
   found = [
     stages('fedit')[0],
@@ -110,6 +123,9 @@ def test_methods_that_differ_in_their_start_share_no_algorithm():
     ),
     ({'stages': 'S2,fedit'}, '--stages=S2,fedit'),
     ({'lora__init': 'x'}, '--lora.init=x'),
+    ({'compression__up': 'top_k'}, '--compression.up=top_k'),
+    ({'compression__down': 'uniform'}, '--compression.down=uniform'),
+    ({'server__aggregator': 'median'}, '--server.aggregator=median'),
   ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(flags, said):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from fedms_jax.shell import build
-from fedms_jax.shell.methods import transfer
+from fedms_jax.shell.methods import analytic, transfer
 from fedms_jax.simulation.state import Preempted
 from tests import world
 from tests.shell.methods.methods_test import Stop, bench, simulate
@@ -54,6 +54,7 @@ def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
       '--model.head=contrast',
     ),
     ('feddat', {'lora__ranks': '1,2'}, '--lora.ranks=1,2'),
+    ('fgl', {'server__aggregator': 'median'}, '--server.aggregator=median'),
     ('fedcaf', {'server__aggregator': 'median'}, '--server.aggregator=median'),
     ('femam', {'femam__clusters': 65}, '--femam.clusters=65'),
     ('femam', {'server__optimizer': 'adam'}, '--server.optimizer=adam'),
@@ -68,6 +69,17 @@ def test_what_does_not_fit_is_refused(name, flags, said):
   with pytest.raises(ValueError) as error:
     transfer.STAGES[name](bench(name, **flags))
   assert said in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['ncm', 'ridge'])
+@pytest.mark.parametrize(
+  'flag', ['server.aggregator=median', 'server.optimizer=adam']
+)
+def test_a_head_that_is_computed_has_no_other_server(name, flag):
+  option, value = flag.split('=')
+  made = bench(name, **{option: value})
+  with pytest.raises(ValueError, match=f'--{flag}'):
+    analytic.STAGES[name](made)
 
 
 @pytest.mark.parametrize('name', ['fgl', 'femam'])
