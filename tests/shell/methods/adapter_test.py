@@ -8,6 +8,7 @@ from fedms_jax.algorithms import adapted
 from fedms_jax.models.family import Model
 from fedms_jax.shell import build, catalog, config, methods
 from tests import world
+from tests.shell.methods.interned_test import PLAIN
 from tests.shell.methods.methods_test import USUAL
 
 WITH = {'hetlora': {'hetlora.prune': 1.0}}  # an adapter has one rank
@@ -24,20 +25,26 @@ def built(name, **more):
   return methods.stages(found, model, world.CLASSES, adapter), adapter
 
 
+def begins_with(name, **flags):
+  """Whether what a method begins with has all of an adapter."""
+  (first, *_), adapter = built(name, **flags)
+  key, backbone = jax.random.key(0), world.backbone()
+  start = adapted.start(backbone.init(key), backbone.init_head(key))
+  roles = first.algorithm.begin(key, start)
+  held = [np.asarray(x) for x in jax.tree.leaves(roles)]
+  return all(
+    any(x.shape == leaf.shape and (x == np.asarray(leaf)).all() for x in held)
+    for leaf in jax.tree.leaves(adapter)
+  )
+
+
 @pytest.mark.parametrize(
   ('name', 'flags'),
   [(name, WITH.get(name, {})) for name in sorted(methods.FROM_LORA)]
   + [(name, {f'{name}.trains': 'lora'}) for name in BLACK_BOX],
 )
 def test_an_adapter_is_where_a_method_begins(name, flags):
-  (first, *_), adapter = built(name, **flags, **{'lora.init': 'a folder'})
-  key, backbone = jax.random.key(0), world.backbone()
-  start = adapted.start(backbone.init(key), backbone.init_head(key))
-  roles = first.algorithm.begin(key, start)
-  held = [np.asarray(x) for x in jax.tree.leaves(roles)]
-  for leaf in jax.tree.leaves(adapter):
-    alike = [x for x in held if x.shape == leaf.shape]
-    assert any((x == np.asarray(leaf)).all() for x in alike)
+  assert begins_with(name, **flags, **{'lora.init': 'a folder'})
 
 
 @pytest.mark.parametrize(
@@ -46,3 +53,5 @@ def test_an_adapter_is_where_a_method_begins(name, flags):
 def test_a_method_that_would_not_look_at_it_refuses_it(name):
   with pytest.raises(ValueError, match='--lora.init=a folder'):
     built(name, **{'lora.init': 'a folder'})
+  if name in PLAIN:  # the flag alone tells that there is one
+    assert not begins_with(name)
