@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.core import compile, seeds, tree
+from fedms_jax.core import arrays, compile, seeds, tree
 from fedms_jax.core.contract import (
   PLAIN,
   Algorithm,
@@ -107,9 +107,7 @@ def _encoded(
 
 def empty(algorithm: Algorithm, roles: Roles) -> Received:
   """What no client sends, of all blocks; of 'stack' without the axis K."""
-  leaves, structure = jax.tree.flatten(empty_shapes(algorithm, roles))
-  leaves = _zeros(tuple((x.shape, jnp.dtype(x.dtype)) for x in leaves))
-  return jax.tree.unflatten(structure, leaves)
+  return arrays.zeros(empty_shapes(algorithm, roles))
 
 
 def empty_shapes(algorithm: Algorithm, roles: Roles) -> Received:
@@ -131,12 +129,6 @@ def empty_shapes(algorithm: Algorithm, roles: Roles) -> Received:
   extras = {name: role(part) for name, part in extras.items()}
   number = jax.ShapeDtypeStruct((), jnp.float32)
   return Received(role(update), extras, role(cover), number, number)
-
-
-@compile.jit(static=(0,), light=True)
-def _zeros(shapes):
-  """Arrays of zeros of these (shape, dtype), by one program."""
-  return [jnp.zeros(*shape) for shape in shapes]
 
 
 def message_shapes(algorithm: Algorithm, roles: Roles):
@@ -228,7 +220,7 @@ def begin(algorithm: Algorithm, roles: Roles, seed: int):
   """(roles with what clients see of it, memory, channel's state) before the
   first round of a stage."""
   keys = (seeds.stream(seed, Stream.SERVER, n) for n in range(2))
-  memory = algorithm.server.init(next(keys), roles)
+  memory = _memory(algorithm, next(keys), roles)
   roles = broadcast(algorithm, roles, memory)
   state = algorithm.channel.init(
     next(keys), message_shapes(algorithm, roles)[0]
@@ -236,6 +228,11 @@ def begin(algorithm: Algorithm, roles: Roles, seed: int):
   if algorithm.channel.wire.begin is not None:
     state = algorithm.channel.wire.begin(state, roles.shared)
   return roles, memory, state
+
+
+@compile.jit(static=(0,), light=True)
+def _memory(algorithm: Algorithm, key, roles: Roles) -> Tree:
+  return algorithm.server.init(key, roles)
 
 
 @compile.jit(static=(0,), light=True)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.cluster import memory
-from fedms_jax.core import seeds, tree
+from fedms_jax.core import arrays, seeds, tree
 from fedms_jax.core.alone import alone, personal
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Plan, Roles, Tree
@@ -139,9 +139,7 @@ class _Beginning:
     self._shared, self._own = shared, own
 
   def gather(self, ids: np.ndarray) -> Tree:
-    copies = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), self._shared
-    )
+    copies = arrays.repeated(self._shared, len(ids))
     return personal(copies, self._own.gather(ids))
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import inner_state, metrics
+from fedms_jax.core import arrays, inner_state, metrics
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
@@ -326,10 +325,7 @@ class _Readers:
     if not inner_state.model(self._state.roles.personal):
       return {}  # what clients keep is no part of their models
     if self._ids is None or not len(chosen):
-      return jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (width, *x.shape)),
-        self._state.roles.personal,
-      )
+      return arrays.repeated(self._state.roles.personal, width)
     return self._store.gather(self._ids[np.resize(chosen, width)])
 
 

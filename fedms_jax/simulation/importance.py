@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.core import reduction, seeds, tree
+from fedms_jax.core import arrays, reduction, seeds, tree
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Plan, Roles
 from fedms_jax.simulation import execution, live
@@ -29,9 +29,7 @@ def block_importance(simulation, stage: int, roles: Roles) -> list[float]:
   place, count = simulation.place, len(cohort.ids)
   own = place.mine(cohort.ids, simulation.federation.train.num_clients)
   table, translate = simulation.tables.view(algorithm, roles, rows[own], plan)
-  personal = jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (len(own), *x.shape)), roles.personal
-  )
+  personal = arrays.repeated(roles.personal, len(own))
   before, memory, channel = reduction.begin(algorithm, roles, 0)
   after = execution.train(
     Round(

@@ -14,12 +14,11 @@ import collections
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.cluster import memory
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import compile, tree
+from fedms_jax.core import arrays, compile, tree
 from fedms_jax.core.types import Federation, Tree
 from fedms_jax.simulation.state import Options
 
@@ -64,8 +63,10 @@ class Recent:
   def __init__(self, store: Any, one: Tree, slots: int, cohort: int):
     self._store = store
     self._slots, self._cohort = slots, cohort
-    self._states = _empty(
-      tuple((slots, *x.shape) for x in jax.tree.leaves(one)), one
+    self._states = arrays.zeros(
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), one
+      )
     )
     # The place of each client that is there, the longest unused first.
     self._places: collections.OrderedDict[int, int] = collections.OrderedDict()
@@ -126,13 +127,6 @@ class Recent:
       )
       places = np.append(places, np.full(fill, self._slots, np.int32))
     self._states = _written(self._states, places, stacked)
-
-
-@compile.jit(static=(0,), light=True)
-def _empty(shapes, one: Tree) -> Tree:
-  leaves, structure = jax.tree.flatten(one)
-  zeros = [jnp.zeros(s, x.dtype) for s, x in zip(shapes, leaves, strict=True)]
-  return jax.tree.unflatten(structure, zeros)
 
 
 @compile.jit(donate=(0,), light=True)

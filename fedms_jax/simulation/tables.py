@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedms_jax.cluster import memory
-from fedms_jax.core import columns, tree
+from fedms_jax.core import arrays, columns, tree
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Plan, Roles, Tree
 from fedms_jax.data import lazy
@@ -301,10 +301,14 @@ class Tables:
 
   def _empty(self, shapes, blocks: int) -> TableDict:
     return self._sent(
-      {
-        name: jnp.zeros((blocks * self.block, *x.shape[1:]), x.dtype)
-        for name, x in shapes.items()
-      }
+      arrays.zeros(
+        {
+          name: jax.ShapeDtypeStruct(
+            (blocks * self.block, *x.shape[1:]), x.dtype
+          )
+          for name, x in shapes.items()
+        }
+      )
     )
 
   def _fill(self, algorithm, roles, derived, blocks, places, plan, keep=None):
