@@ -235,8 +235,9 @@ def stages(rounds_each=3, trigger=None, **kwargs):
 
 
 def simulate(
-  stages, *, keep=None, watch=None, state=None, data=None, **options
-):
+  stages, *, keep=None, watch=None, state=None, data=None, final=None,
+  **options
+):  # fmt: skip
   """(simulation, final state, records)."""
   usual = {'cohort': 3, 'batch_size': 4, 'block': 32, 'rates': RATES}
   options = usual | options
@@ -246,6 +247,7 @@ def simulate(
     data or federation(), start(), stages, Options(**options),
     run_store=keep or run_store.Memory(), observer=watchers,
   )  # fmt: skip
+  simulation.final = final
   return simulation, simulation.run(state), records.records
 
 

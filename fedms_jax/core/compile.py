@@ -66,6 +66,10 @@ class Jitted:
     return self.program()(*args)
 
 
+# A function, and what it is called with: arrays, or shapes to compile it for.
+Program = tuple[Jitted, tuple]
+
+
 @functools.cache
 def _options(light: bool) -> dict[str, Any] | None:
   """Compiler options, None if this back-end or version takes none of ours."""

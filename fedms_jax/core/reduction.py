@@ -219,12 +219,26 @@ def _placed(had: Tree | None, new: Tree, mask, blocks: int) -> Tree:
 def begin(algorithm: Algorithm, roles: Roles, seed: int):
   """(roles with what clients see of it, memory, channel's state) before the
   first round of a stage."""
-  keys = (seeds.stream(seed, Stream.SERVER, n) for n in range(2))
-  memory = _memory(algorithm, next(keys), roles)
-  roles = broadcast(algorithm, roles, memory)
-  state = algorithm.channel.init(
-    next(keys), message_shapes(algorithm, roles)[0]
+  keys = [seeds.stream(seed, Stream.SERVER, n) for n in range(2)]
+  return _with_memory(
+    algorithm, roles, keys, _memory(algorithm, keys[0], roles)
   )
+
+
+def begin_shapes(algorithm: Algorithm, roles: Roles):
+  """Shapes of `begin`. roles: arrays or shapes."""
+
+  def begun(roles: Roles, key):
+    memory = algorithm.server.init(key, roles)
+    return _with_memory(algorithm, roles, [key, key], memory)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(begun, roles, key)
+
+
+def _with_memory(algorithm: Algorithm, roles: Roles, keys, memory: Tree):
+  roles = broadcast(algorithm, roles, memory)
+  state = algorithm.channel.init(keys[1], message_shapes(algorithm, roles)[0])
   if algorithm.channel.wire.begin is not None:
     state = algorithm.channel.wire.begin(state, roles.shared)
   return roles, memory, state
@@ -297,7 +311,7 @@ def rewrites(algorithm: Algorithm, roles: Roles) -> bool:
   The step is traced: what it gives back as it got it is the same variable. A
   value that is computed anew counts as changed, even if it is equal.
   """
-  roles, memory, _ = jax.eval_shape(lambda r: begin(algorithm, r, 0), roles)
+  roles, memory, _ = begin_shapes(algorithm, roles)
   received = empty_shapes(algorithm, roles)
   if algorithm.server.reduction == 'stack':
     received = jax.tree.map(

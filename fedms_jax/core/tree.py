@@ -150,6 +150,14 @@ def all_finite(tree: Tree):
   return jax.lax.cummin(found)[-1] > 0
 
 
+def shapes(tree: Tree, count: int | None = None) -> Tree:
+  """Shapes and types of a tree's leaves; of `count` such trees [count, ...]."""
+  lead = () if count is None else (count,)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), tree
+  )
+
+
 def size(tree: Tree) -> int:
   """Number of elements; works on shapes, too."""
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))

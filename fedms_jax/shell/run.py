@@ -265,17 +265,16 @@ def _aims(config: Config, world: worlds.World, state, records, result):
   return found | {name: x for name, x in more.items() if x is not None}
 
 
-def evaluated(
-  config: Config, world: worlds.World, simulation, state
-) -> dict[str, Any]:
-  """The scores of the models of a state; with --eval.adapt also those after
-  adaptation, as 'adapted'."""
+def _scope(
+  config: Config, world: worlds.World, stage: int = -1
+) -> evaluation.Scope:
+  """How much is evaluated after a stage."""
   e = config.eval
   clients = min(e.clients, world.data.test.num_clients)
   # A run that has not come to its last stage may learn something else so far.
-  kinds = [world.stages[i].algorithm.task.kind for i in (state.stage, -1)]
+  kinds = [world.stages[i].algorithm.task.kind for i in (stage, -1)]
   alike = kinds[0] == kinds[1]
-  scope = evaluation.Scope(
+  return evaluation.Scope(
     e.clients,
     # Of so many clients none has a large model or many rows.
     width=8 if clients <= evaluation.MOST_LISTED else 64,
@@ -283,6 +282,14 @@ def evaluated(
     readers=e.readers,
     mixed=e.mixed,
   )
+
+
+def evaluated(
+  config: Config, world: worlds.World, simulation, state
+) -> dict[str, Any]:
+  """The scores of the models of a state; with --eval.adapt also those after
+  adaptation, as 'adapted'."""
+  e, scope = config.eval, _scope(config, world, state.stage)
   measure = evaluation.evaluate
   if config.algorithm.label_prior:
     prior = shares.Shares(config.algorithm.prior)
@@ -323,6 +330,8 @@ def simulated(
     place=place,
   )
   simulation.aimed = attacks.aimed(world.data, world.poison)
+  if not config.algorithm.label_prior:
+    simulation.final = _scope(config, world)
   return simulation
 
 

@@ -8,20 +8,23 @@ did not move. A program that is compiled too early or in vain changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
 import jax
 
 from fedms_jax.core import rounds, scoring
-from fedms_jax.core.compile import Jitted
+from fedms_jax.core.compile import Jitted, Program
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import ActiveSet, Plan
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import clock, needs
 from fedms_jax.simulation.cohorts import Round
+from fedms_jax.simulation.coming import Opening
 from fedms_jax.simulation.execution import Here
 from fedms_jax.simulation.planner import Execution, Planner
 from fedms_jax.simulation.tables import Tables
@@ -29,8 +32,6 @@ from fedms_jax.simulation.tables import Tables
 _FAR = 64  # rounds that are looked ahead, at most
 # XLA compiles a small program in one thread for most of the time.
 _THREADS = 2
-
-Programs = Iterator[tuple[Jitted, tuple]]  # and what each is called with
 
 
 def foreseen(
@@ -47,17 +48,43 @@ def foreseen(
   return None
 
 
+Key = tuple[Algorithm, Plan, Execution | None]
+
+
 class Ahead:
-  """Compiles in threads, for one stage, one plan after another."""
+  """Compiles in threads: for one plan after another, and for what comes after
+  a stage, see `coming.py`."""
 
   def __init__(self, planner: Planner, tables: Tables):
     self._planner, self._tables = planner, tables
     self._pool = futures.ThreadPoolExecutor(_THREADS, 'compile')
-    # By plan: what begins its programs, and these.
-    self._begun: dict[Plan, tuple[futures.Future, list[futures.Future]]] = {}
-    self._looked: set[Plan] = set()
+    # What begins the programs of a plan, and these.
+    self._begun: dict[Key, tuple[futures.Future, list[futures.Future]]] = {}
+    self._steady: dict[Key, bool] = {}
     self._met: set[tuple] = set()  # rounds whose programs are there
+    # What looks for programs of what comes after a stage, by what that is.
+    self._coming: dict[Hashable, futures.Future] = {}
+    self._last: list[futures.Future] = []  # programs of the evaluation
+    self._opens = False
     self._stop = threading.Event()
+
+  def stage(self) -> None:
+    """A stage begins: what was to be compiled for another one is dropped."""
+    self._opens = True
+    self._drop()
+
+  def expected(self, task: Round, observer: Any) -> None:
+    """Returns when those programs of a round are there that were begun before
+    its table is; says what it waits for."""
+    if self._opens:
+      self._wait(self._coming.values())
+      self._coming.clear()
+      self._opens = False
+    keys = {(task.algorithm, plan) for plan in task.plans}
+    begun = [x for key, x in self._begun.items() if key[:2] in keys]
+    if not all(x.done() for found, many in begun for x in (found, *many)):
+      _tell(observer, task.plans)
+    self._await(begun)
 
   def ready(
     self, task: Round, here: Here, how: Execution, scored: bool, observer: Any
@@ -71,21 +98,15 @@ class Ahead:
       observer: is told.
     """
     plans = [task.plans[i] for i in here.places]
-    kind = frozenset(plans), how
+    kind = task.algorithm, frozenset(plans), how
+    keys = [(task.algorithm, plan, how) for plan in dict.fromkeys(plans)]
     if plans and kind not in self._met:
       self._met.add(kind)
-      depths = sorted({sum(plan.active) for plan in plans})
-      observer.compiling(f'depth {", ".join(map(str, depths))}')
-      if _known(task, here, how) and plans[0] not in self._begun:
+      _tell(observer, plans)
+      if _known(task, here, how):
         scene = _scene(task, here)
-        self._submit(plans[0], self._training(scene, plans[0], how, scored))
-    began = time.perf_counter()
-    for plan in set(plans) & set(self._begun):
-      beginning, begun = self._begun.pop(plan)
-      futures.wait([beginning])  # then there are no more of them
-      futures.wait(begun)
-    waited = time.perf_counter() - began
-    jax.monitoring.record_event_duration_secs(clock.WAITED, waited)
+        self._submit(keys[0], self._training(scene, plans[0], how, scored))
+    self._await([self._begun[key] for key in keys if key in self._begun])
 
   def look(
     self,
@@ -96,8 +117,9 @@ class Ahead:
     schedule: Schedule,
     progress: Any,
     rounds: range,
-  ) -> None:
-    """Begins to compile what comes after the plan of a round, once for each.
+  ) -> bool:
+    """Begins to compile what comes after the plan of a round, once for each;
+    whether nothing else is foreseen in the stage.
 
     Where clients have plans of their own, or what fits on the device at
     another depth is not known, nothing is foreseen.
@@ -108,36 +130,97 @@ class Ahead:
       rounds: this one and all that are left.
     """
     if not (_known(task, here, how) and self._planner.settled):
-      return
+      return False
     if schedule.by_scores is not None or schedule.planned is not None:
-      return  # what it does is not known before, or depends on whole cohorts
+      return False  # it is not known before, or depends on whole cohorts
     plan = task.plans[here.places[0]]
-    if plan in self._looked:
-      return
-    self._looked.add(plan)
+    key = task.algorithm, plan, how
+    if key in self._steady:
+      return self._steady[key]
     active = foreseen(schedule, progress, rounds, int(task.cohort.ids[0]))
+    self._steady[key] = active is None
     if active is None or not any(active):
-      return
+      return self._steady[key]
     then = Plan(active, min(plan.boundary, active.index(True)), plan.variant)
-    self._submit(then, self._next(_scene(task, here), plan, then, how, scored))
+    programs = self._next(_scene(task, here), plan, then, how, scored)
+    self._submit((task.algorithm, then, how), programs)
+    return False
+
+  def open(self, key: Hashable, find: Callable[[], Opening | None]) -> None:
+    """Begins to compile the first round of a stage, once for a key."""
+
+    def begin():
+      found = find()
+      if found is None:
+        return
+      scene, plan, how = found.scene, found.plan, found.how
+      key = scene.algorithm, plan, how
+      if how is None:
+        self._submit(key, found.deriving)
+        self._planner.measure(scene, plan)
+        return
+      training = self._training(scene, plan, how, found.scored)
+      self._submit(key, itertools.chain(found.deriving, training))
+
+    if key not in self._coming:
+      self._coming[key] = self._pool.submit(begin)
+
+  def evaluate(
+    self, key: Hashable, find: Callable[[], Iterable[Program]]
+  ) -> None:
+    """Begins to compile the evaluation after the last stage, once for a key."""
+    if key not in self._coming:
+      self._coming[key] = self._pool.submit(self._each, find, self._last)
+
+  def evaluated(
+    self, key: Hashable, find: Callable[[], Iterable[Program]]
+  ) -> None:
+    """Returns when the programs of the evaluation are there."""
+    self._drop()
+    self.evaluate(key, find)
+    self._wait([self._coming[key]])
+    self._wait(self._last)
 
   def close(self) -> None:
     """Returns when the programs that are being compiled are done."""
     self._stop.set()
     self._pool.shutdown(cancel_futures=True)
 
-  def _submit(self, plan: Plan, programs: Programs) -> None:
-    """Begins to compile programs, each in a thread, that are found in one."""
-    begun: list[futures.Future] = []
+  def _drop(self) -> None:
+    """Forgets programs of plans that no thread has begun to compile."""
+    for key, (_, many) in list(self._begun.items()):
+      if any([x.cancel() for x in many]):
+        del self._begun[key]
 
-    def begin():
-      # What fails here fails again, and is told, in the round that needs it.
-      for program, args in programs:
-        if self._stop.is_set():
-          return
-        begun.append(self._pool.submit(_compiled, program, args))
+  def _await(self, begun: Iterable[tuple]) -> None:
+    for beginning, many in begun:
+      self._wait([beginning])  # then there are no more of them
+      self._wait(many)
 
-    self._begun[plan] = self._pool.submit(begin), begun
+  def _wait(self, what: Iterable[futures.Future]) -> None:
+    """Waits, and tells the clock for how long."""
+    began = time.perf_counter()
+    futures.wait(list(what))
+    waited = time.perf_counter() - began
+    jax.monitoring.record_event_duration_secs(clock.WAITED, waited)
+
+  def _submit(self, key: Key, programs: Iterable[Program]) -> None:
+    """Begins to compile programs, each in a thread, that are found in one; once
+    for a key."""
+    if key in self._begun:
+      return
+    many: list[futures.Future] = []
+    # What fails here fails again, and is told, in the round that needs it.
+    beginning = self._pool.submit(self._each, lambda: programs, many)
+    self._begun[key] = beginning, many
+
+  def _each(
+    self, find: Callable[[], Iterable[Program]], begun: list[futures.Future]
+  ) -> None:
+    for program, args in find():
+      if self._stop.is_set():
+        return
+      begun.append(self._pool.submit(_compiled, program, args))
 
   def _next(
     self,
@@ -146,14 +229,14 @@ class Ahead:
     then: Plan,
     how: Execution,
     scored: bool,
-  ) -> Programs:
+  ) -> Iterator[Program]:
     """The programs of the plan `then` after the plan `now`."""
     yield from self._tables.ahead(scene.algorithm, scene.roles, now, then)
     yield from self._training(scene, then, how, scored)
 
   def _training(
     self, scene: needs.Scene, plan: Plan, how: Execution, scored: bool
-  ) -> Programs:
+  ) -> Iterator[Program]:
     """The programs of a chunk, those that take longest first."""
     width = 1 if how.mode == 'loop' else how.width
     lanes = how.scored or scene.clients
@@ -169,6 +252,12 @@ class Ahead:
 
 def _compiled(program: Jitted, args: tuple) -> None:
   program.program().lower(*args).compile()
+
+
+def _tell(observer: Any, plans: Iterable[Plan]) -> None:
+  """Says which depths are compiled for."""
+  depths = sorted({sum(plan.active) for plan in plans})
+  observer.compiling(f'depth {", ".join(map(str, depths))}')
 
 
 def _known(task: Round, here: Here, how: Execution) -> bool:

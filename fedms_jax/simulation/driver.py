@@ -7,6 +7,7 @@ round t runs, where the schedule can wait for its score.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 
@@ -20,8 +21,10 @@ from fedms_jax.simulation import (
   ahead,
   carried,
   cohorts,
+  coming,
   coverage,
   curves,
+  evaluation,
   execution,
   handover,
   live,
@@ -50,7 +53,8 @@ class Simulation:
 
   run_store: saves and restores, see `run_store.py`. observer: is called after
   each round and asked whether to stop, see `observer.py`. place: devices and
-  processes; None: one device. ledgers: by stage. aimed: see `curves`.
+  processes; None: one device. ledgers: by stage. aimed: see `curves`. final:
+  how the last state will be evaluated; None: nobody has said.
   """
 
   def __init__(
@@ -66,6 +70,7 @@ class Simulation:
   ):
     self.federation, self.stages = federation, stages
     self.aimed: Partition | None = None
+    self.final: evaluation.Scope | None = None
     self.options = options
     self.run_store = run_store
     self.observer = observer
@@ -105,14 +110,18 @@ class Simulation:
     if state is None:
       state = self._begin(0, self.initial, None)
     state = handover.placed(self.place, state)
-    while True:
-      self._ahead = ahead.Ahead(self.planner, self.tables)
-      with contextlib.closing(self._ahead):
+    self.tables.settle(state.roles)
+    self._ahead = ahead.Ahead(self.planner, self.tables)
+    with contextlib.closing(self._ahead):
+      self._ahead.open(None, functools.partial(coming.opening, self, state))
+      while True:
+        self._ahead.stage()
         state = self._run_stage(state)
-      self.ledgers[self.stages[state.stage].name] = state.ledger
-      if state.stage + 1 == len(self.stages):
-        return state
-      state = self._begin(state.stage + 1, state.roles, state)
+        self.ledgers[self.stages[state.stage].name] = state.ledger
+        if state.stage + 1 == len(self.stages):
+          coming.foresee(self, self._ahead, state, at_once=True)
+          return state
+        state = self._begin(state.stage + 1, state.roles, state)
 
   def plan(self, state: StageState) -> Plan:
     """The plan by which the models of a state are evaluated."""
@@ -255,6 +264,7 @@ class Simulation:
     state, task = coverage.begun(self, state, schedule, store, cohort)
     plans = task.plans
     derived = self.tables.derived_rows
+    self._ahead.expected(task, self.observer)
     here, held, how = self.here(task, self.plan(state), store)
     scored = cohorts.validated(schedule, self.options, cohort.round, rounds)
     self._ahead.ready(task, here, how, scored, self.observer)
@@ -268,7 +278,9 @@ class Simulation:
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
     left = range(cohort.round, rounds)
-    self._ahead.look(task, here, how, scored, schedule, state.progress, left)
+    steady = self._ahead.look(
+      task, here, how, scored, schedule, state.progress, left
+    )
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),
@@ -278,6 +290,8 @@ class Simulation:
       arrivals=cohort.arrivals,
       flying=live.flying(stage, state, cohort),
     )
+    if steady or coming.near(rounds, len(left)):
+      coming.foresee(self, self._ahead, state)
     return state, InFlight(
       cohort,
       plans,

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedms_jax.core import arrays, inner_state, metrics
+from fedms_jax.core import metrics
 from fedms_jax.core.metrics import Metric
-from fedms_jax.core.scoring import Look
 from fedms_jax.core.types import Federation, Partition, Table
 from fedms_jax.data import cohorts
-from fedms_jax.simulation import execution, mixed, scores
+from fedms_jax.simulation import mixed, scores
+from fedms_jax.simulation.readers import Readers, by_length, chunks, personal
 from fedms_jax.simulation.scores import Collector, Scores
 
 _MOST_CLASSES = 100  # of which each is looked at
@@ -66,7 +66,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
   pooled = federation.pooled
   unseen = np.arange(federation.unseen.num_clients)
   own = _scores(simulation, state, scope, ids, rows_of(federation.test, ids))
-  groups, rows = _grouped(simulation, state, pooled)
+  groups, rows = grouped(simulation, state, pooled)
   among = readers(state, scope, ids, seed)
   whole = _by_group(simulation, state, scope, among, rows)
   new = None
@@ -75,7 +75,7 @@ def evaluate(simulation, state, scope: Scope) -> dict[str, Any]:
     new = _scores(simulation, state, scope, None, rows)
   found = _summary(own, whole, new)
   if groups is not None:
-    clients = among if _personal(state) else ids
+    clients = among if personal(state) else ids
     _add_classes(found, whole.sums, groups, federation, clients)
   for (kind, model), values in own.values.items():
     found['per_client'][f'{kind}/{model}'] = _listed(values)
@@ -98,24 +98,19 @@ def stream(simulation, state, share: float, ids, among) -> mixed.Stream | None:
   if not share:
     return None
   data = simulation.federation
-  read = np.searchsorted(ids, among) if _personal(state) else None
+  read = np.searchsorted(ids, among) if personal(state) else None
   return mixed.Stream(share, read, data.test.sizes()[ids], len(data.pooled))
 
 
 def readers(state, scope: Scope, ids: np.ndarray, seed: int) -> np.ndarray:
   """Those of the clients whose models read the pooled set: one stands for all
   where nothing is personal."""
-  if not _personal(state):
+  if not personal(state):
     return ids[:1]
   return ids[some(len(ids), scope.readers, seed)]
 
 
-def _personal(state) -> bool:
-  """Whether anything of a client's model is its own."""
-  return bool(jax.tree.leaves(inner_state.model(state.roles.personal)))
-
-
-def _grouped(simulation, state, pooled):
+def grouped(simulation, state, pooled):
   """(classes, rows [G, V]) of pooled rows by their class; classes is None,
   and G 1, where there are no classes, or too many to look at each."""
   task = simulation.stages[state.stage].algorithm.task
@@ -144,9 +139,9 @@ def _by_group(simulation, state, scope, ids, groups) -> Scores:
 def pooled_parts(simulation, state, scope, ids, groups):
   """(positions, sums on the device for each group): clients evaluated together
   read a row once."""
-  among = _Readers(simulation, state, scope, ids, len(ids))
+  among = Readers(simulation, state, scope, ids, len(ids))
   width = min(scope.width, len(ids))
-  for chosen in _chunks(among.own, width):
+  for chosen in chunks(among.own, width):
     personal = among.personal(chosen, width)
     yield chosen, [among.score(personal, rows) for rows in groups]
 
@@ -279,67 +274,9 @@ def _scores(simulation, state, scope: Scope, ids, rows) -> Scores:
 def own_parts(simulation, state, scope: Scope, ids, rows):
   """(positions, sums on the device), a few clients at a time, the ones with
   most rows first."""
-  among = _Readers(simulation, state, scope, ids, len(rows))
+  among = Readers(simulation, state, scope, ids, len(rows))
   width = min(scope.width, len(rows))
-  sizes = (rows >= 0).sum(axis=1)
-  order = among.own[np.argsort(-sizes[among.own], kind='stable')]
-  for chosen in _chunks(order, width):
-    most = _columns(rows.shape[1], sizes[chosen])
+  for chosen, most in by_length(among.own, rows, width):
     mine = np.full((width, most), -1, np.int32)
     mine[: len(chosen)] = rows[chosen, :most]
     yield chosen, among.score(among.personal(chosen, width), mine)
-
-
-class _Readers:
-  """Clients with their models; this process evaluates its `own`.
-
-  ids: as in `_scores`; count: how many they are.
-  """
-
-  def __init__(self, simulation, state, scope: Scope, ids, count: int):
-    stage, place = simulation.stages[state.stage], simulation.place
-    of = simulation.federation.train.num_clients
-    self.own = (
-      place.mine(np.arange(count), count)
-      if ids is None
-      else place.mine(ids, of)
-    )
-    self._simulation, self._state, self._ids = simulation, state, ids
-    self._plan = simulation.plan(state)
-    self._look = Look(stage.algorithm, self._plan, scope.names, scope.metrics)
-    self._store = simulation.store(state)
-
-  def score(self, personal, rows) -> dict[str, jax.Array]:
-    """Sums [width, ...] of clients on rows [width, V], or on rows [V] that all
-    of them read; on the device."""
-    simulation, roles = self._simulation, self._state.roles
-    table, translate = simulation.tables.view(
-      self._look.algorithm, roles, rows, self._plan, usual=False
-    )
-    return execution.score(
-      self._look, roles, personal, table, translate(rows), simulation.place
-    )
-
-  def personal(self, chosen, width: int):
-    """The personal states of the `chosen` readers [k], filled up to `width`."""
-    if not inner_state.model(self._state.roles.personal):
-      return {}  # what clients keep is no part of their models
-    if self._ids is None or not len(chosen):
-      return arrays.repeated(self._state.roles.personal, width)
-    return self._store.gather(self._ids[np.resize(chosen, width)])
-
-
-def _chunks(places, width: int):
-  """The positions, a chunk at a time. A process without clients runs once on
-  padding, to learn the names of the metrics."""
-  for start in range(0, max(len(places), 1), width):
-    yield places[start : start + width]
-
-
-def _columns(most: int, sizes) -> int:
-  """How many columns of rows to look at, if only so many hold any. They go
-  down in quarters, so that there are few shapes to compile; a table of a few
-  columns is not worth a second one."""
-  while most >= 64 and len(sizes) and sizes.max() <= most // 4:
-    most //= 4
-  return most

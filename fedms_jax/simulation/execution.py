@@ -14,6 +14,7 @@ import numpy as np
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import reduction, rounds, scoring, tree
+from fedms_jax.core.compile import Program
 from fedms_jax.core.contract import Algorithm, Clients, Moment, Received, Work
 from fedms_jax.core.metrics import Metric
 from fedms_jax.core.types import Plan, Roles
@@ -298,19 +299,26 @@ def validate(
   return [scored(chunk.personal, chunk.places) for chunk in chunks]
 
 
-def score(
+def score(*args) -> dict[str, jax.Array]:
+  """What `reading` of the same arguments gives. The first k of it count; that
+  of one client stands for all where nothing is personal."""
+  program, given = reading(*args)
+  return program(*given)
+
+
+def reading(
   look: scoring.Look,
   roles: Roles,
   personal: Any,
   table: dict[str, jax.Array],
   rows: np.ndarray,
   place: Placement,
-) -> dict[str, jax.Array]:
-  """`scoring.evaluate_chunk` on the devices of this process.
+) -> Program:
+  """`scoring.evaluate_chunk` on the devices of this process, and what it is
+  called with. On one device roles, personal and table may be shapes.
 
   personal: of as many clients as `rows` [k, V], or of more, as a chunk has
-  them. The first k of what comes back count. rows [V]: of all clients; the
-  score of one of them stands for all where nothing is personal.
+  them. rows [V]: of all clients.
   """
   leaves = jax.tree.leaves(personal)
   if not leaves and rows.ndim == 1:
@@ -326,7 +334,8 @@ def score(
     personal = tree.rows(personal, at)
   roles = roles._replace(personal=None)
   if place.mesh is None:
-    return scoring.evaluate_chunk(look, roles, table, personal, rows)
+    return scoring.evaluate_chunk, (look, roles, table, personal, rows)
   personal = place.split(personal)
   rows = place.split(rows) if rows.ndim == 2 else place.whole(rows)
-  return scoring.evaluate_spread(look, roles, table, personal, rows, place.mesh)
+  args = look, roles, table, personal, rows, place.mesh
+  return scoring.evaluate_spread, args

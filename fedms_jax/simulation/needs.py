@@ -78,9 +78,9 @@ class Scene(NamedTuple):
   def shapes(self) -> Scene:
     """The scene without its arrays."""
     return self._replace(
-      roles=_shapes(self.roles),
-      table=_shapes(self.table),
-      channel=_shapes(self.channel),
+      roles=tree.shapes(self.roles),
+      table=tree.shapes(self.table),
+      channel=tree.shapes(self.channel),
     )
 
 
@@ -92,7 +92,7 @@ def of_training(scene: Scene, plan: Plan, width: int) -> float:
   # At the end a client is there as it was trained, and as it is sent and kept.
   sent = rounds.finish_chunk.program().eval_shape(*args.finish)
   beside = max(_taken(step), tree.nbytes(sent) - tree.nbytes(totals))
-  own = _personal(scene.roles, width)
+  own = tree.shapes(scene.roles.personal, width)
   return tree.nbytes((own, carry.state, carry.sums)) + beside
 
 
@@ -104,13 +104,13 @@ def training(
   together: see `rounds.train`.
   """
   algorithm, roles, cohort = scene.algorithm, scene.roles, scene.cohort
-  given = _shapes(roles._replace(personal=None))
+  given = tree.shapes(roles._replace(personal=None))
   totals = None
   if algorithm.server.reduction == 'sum':
     totals = reduction.empty_shapes(algorithm, roles)
   own = Clients(
     ids=jax.ShapeDtypeStruct((width,), np.uint32),
-    personal=_personal(roles, width),
+    personal=tree.shapes(roles.personal, width),
     rows=jax.ShapeDtypeStruct((width, *cohort.rows.shape[1:]), np.int32),
     weights=jax.ShapeDtypeStruct((width,), np.float32),
     fresh=cohort.fresh
@@ -121,7 +121,7 @@ def training(
   one = jax.ShapeDtypeStruct((), np.int32)
   moment = Moment(one, one, one, one, rates)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  work = Work(_shapes(scene.table), key, moment, _shapes(scene.channel))
+  work = Work(tree.shapes(scene.table), key, moment, tree.shapes(scene.channel))
   return arguments(algorithm, plan, given, work, totals, own, together=together)
 
 
@@ -129,7 +129,9 @@ def of_scoring(scene: Scene, plan: Plan, width: int) -> float:
   """Bytes that scoring the served model for so many clients takes."""
   args = validation(scene, plan, width)
   compiled = scoring.evaluate_chunk.program().lower(*args).compile()
-  return tree.nbytes(_personal(scene.roles, width)) + _taken(compiled)
+  return tree.nbytes(tree.shapes(scene.roles.personal, width)) + _taken(
+    compiled
+  )
 
 
 def validation(scene: Scene, plan: Plan, width: int) -> tuple:
@@ -139,9 +141,9 @@ def validation(scene: Scene, plan: Plan, width: int) -> tuple:
   whole = Plan((True,) * len(plan.active), plan.boundary)
   return (
     scoring.Look(algorithm, whole, (algorithm.served,)),
-    _shapes(roles._replace(personal=None)),
-    _shapes(scene.table),
-    _personal(roles, width),
+    tree.shapes(roles._replace(personal=None)),
+    tree.shapes(scene.table),
+    tree.shapes(roles.personal, width),
     jax.ShapeDtypeStruct((width, held), np.int32),
   )
 
@@ -156,13 +158,3 @@ def _taken(compiled) -> float:
     )
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return float(found.temp_size_in_bytes + results)
-
-
-def _shapes(values: Tree) -> Tree:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
-
-
-def _personal(roles: Roles, width: int) -> Tree:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), roles.personal
-  )

@@ -117,15 +117,9 @@ class Planner:
     Raises:
       ValueError: not even one client fits; nothing has run.
     """
-    on_cpu = jax.default_backend() == 'cpu'
-    if self._wanted in ('vmap', 'loop'):
-      return Execution(self._wanted, 1, steps=self._steps)
-    if self._width:
-      return Execution('chunk', self._width)
-    if on_cpu and not self._memory:
-      if self._wanted == 'auto':
-        return self._singly()
-      return Execution('chunk', 2 * self._devices)
+    given = self.given()
+    if given is not None:
+      return given
     if not plans:
       return Execution('chunk', 1)
     # Of several processes, each has now more, now fewer of a cohort.
@@ -146,9 +140,29 @@ class Planner:
       f'{task.algorithm.name}: {width} clients at a time: {in_bytes(each)} '
       f'each, {in_bytes(free)} free'
     )
-    if on_cpu and self._wanted == 'auto':
+    if jax.default_backend() == 'cpu' and self._wanted == 'auto':
       return self._singly()
     return Execution('chunk', width, scored)
+
+  def given(self) -> Execution | None:
+    """The execution of all rounds, where nothing is measured for it."""
+    if self._wanted in ('vmap', 'loop'):
+      return Execution(self._wanted, 1, steps=self._steps)
+    if self._width:
+      return Execution('chunk', self._width)
+    if jax.default_backend() != 'cpu' or self._memory:
+      return None
+    if self._wanted == 'auto':
+      return self._singly()
+    return Execution('chunk', 2 * self._devices)
+
+  def measure(self, scene: Scene, plan: Plan) -> None:
+    """Compiles what `choose` will measure first where it is asked for rounds
+    of this plan."""
+    dense = Plan((True,) * len(plan.active), 0, plan.variant)
+    few = max(1, min(_FEW, scene.clients))
+    for program in (of_training, of_scoring):
+      self._needed(program, scene, dense, 0, few)
 
   def _singly(self) -> Execution:
     """One client at a time on each device."""

@@ -63,11 +63,7 @@ class Recent:
   def __init__(self, store: Any, one: Tree, slots: int, cohort: int):
     self._store = store
     self._slots, self._cohort = slots, cohort
-    self._states = arrays.zeros(
-      jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((slots, *x.shape), x.dtype), one
-      )
-    )
+    self._states = arrays.zeros(tree.shapes(one, slots))
     # The place of each client that is there, the longest unused first.
     self._places: collections.OrderedDict[int, int] = collections.OrderedDict()
     self.nbytes = tree.nbytes(self._states)

@@ -52,6 +52,14 @@ class RowBlocks:
     found = {name: column[safe] for name, column in self.columns.items()}
     return found | {'mask': rows >= 0}
 
+  def sent(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of all columns as a device has them."""
+    kind = jax.dtypes.canonicalize_dtype
+    return {
+      name: jax.ShapeDtypeStruct(x.shape, kind(x.dtype))
+      for name, x in self.columns.items()
+    }
+
   def shapes(self) -> Tree:
     """Shapes of the columns of a block."""
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedms_jax.cluster import memory
 from fedms_jax.core import arrays, columns, tree
 from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import Plan, Roles, Tree
@@ -23,6 +22,7 @@ from fedms_jax.data import lazy
 from fedms_jax.data.cohorts import bucket
 from fedms_jax.simulation import boundaries, derivation, timeline
 from fedms_jax.simulation.host_columns import UNDER_WAY, HostColumns, TableDict
+from fedms_jax.simulation.room import Room
 from fedms_jax.simulation.row_blocks import RowBlocks
 
 
@@ -77,10 +77,8 @@ class Tables:
     """
     self._raw = RowBlocks(raw, block, devices, only)
     self.block, self.blocks = self._raw.block, self._raw.blocks
-    self._wanted = scope, place
-    self._budget = budget
-    self._device_memory = device_memory
-    self._host_budget = host_budget or memory.host() / 2
+    wanted = scope, place
+    self._room = Room(self._raw, wanted, budget, host_budget, device_memory)
     self._on_block = on_block or (lambda done, total: None)
     self._put = put
     self._split = split
@@ -93,6 +91,10 @@ class Tables:
     self._used: collections.Counter = collections.Counter()
     self.forget()
 
+  def settle(self, roles: Roles) -> None:
+    """Fixes what fits, see `Room.settle`."""
+    self._room.settle(roles)
+
   def view(
     self, algorithm: Algorithm, roles: Roles, rows, plan: Plan, usual=True
   ):
@@ -103,22 +105,18 @@ class Tables:
     one of those that `self.usual` is about, whose derived rows are counted,
     and whose widths others may take.
     """
-    rows = self._raw.kept(rows)
-    self._set_budget(roles)
+    self.settle(roles)
     shapes = self._shapes(algorithm, roles, plan)
-    needed = np.unique(rows[rows >= 0] // self.block)
-    chosen = self._choose(shapes, len(needed))
+    needed = self._needed(rows)
+    chosen = self._room.choose(shapes, len(needed))
     self.scope, self.place = chosen
     self._used[chosen] += usual
-    everything = (
-      self.scope == 'step' and tree.nbytes(self._raw.columns) <= self._budget
-    )
     key = (algorithm.name, plan.boundary)
     if self.scope == 'run':
       self._begin(key, needed if usual else needed[:0])
-      room = self._room(algorithm, roles, plan)
+      room = self._beside(algorithm, roles, plan, self.place)
       self._left.settle(algorithm, roles, self._raw.shapes(), plan, room)
-    if everything or self.scope == 'run' and self.place == 'device':
+    if self._room.of_all(chosen):
       table = self._whole()
       if self.scope == 'run':
         table |= self._on_device(algorithm, roles, needed, plan, shapes)
@@ -129,6 +127,20 @@ class Tables:
     )
     self.sent = tree.nbytes(table)
     return table, lambda r: translate(self._raw.kept(r))
+
+  def foreseen(
+    self, algorithm: Algorithm, roles: Roles, rows, plan: Plan
+  ) -> dict[str, jax.ShapeDtypeStruct] | None:
+    """Shapes of the table that a view gives; None: it holds the rows of this
+    view alone, or nobody has settled what fits. roles: arrays or shapes."""
+    if not self._room.settled:
+      return None
+    shapes = self._shapes(algorithm, roles, plan)
+    chosen = self._room.choose(shapes, len(self._needed(rows)))
+    if not self._room.of_all(chosen):
+      return None
+    derived = self._several(shapes, self.blocks)
+    return self._raw.sent() | (derived if chosen.scope == 'run' else {})
 
   def rows(self, rows: np.ndarray) -> TableDict:
     """A batch of the raw columns of row numbers [B], on the device; negative
@@ -150,18 +162,22 @@ class Tables:
     self._host: HostColumns | None = None
     self._known: dict[tuple, dict] = {}
 
-  def ahead(self, algorithm: Algorithm, roles: Roles, now: Plan, plan: Plan):
-    """What will derive columns after `now`, by `plan`, to compile it before:
-    pairs of a function and its arguments. Raises `ValueError` if a table will
-    then have other shapes."""
+  def ahead(
+    self, algorithm: Algorithm, roles: Roles, now: Plan | None, plan: Plan
+  ):
+    """What will derive columns after `now`, or first of a stage, by `plan`, to
+    compile it before: pairs of a function and its arguments. Raises
+    `ValueError` if a table will then have other shapes."""
     derived = self._shapes(algorithm, roles, plan)
-    if self._shapes(algorithm, roles, now) != derived:
+    if now and self._shapes(algorithm, roles, now) != derived:
       raise ValueError('The columns of the next plan have other shapes.')
     key = algorithm.name, plan.boundary
-    if self.scope == 'step' or not derived or self._left.known(key):
+    chosen = self._room.choose(derived, self.blocks)
+    scope, place = (self.scope, self.place) if now else chosen
+    if scope == 'step' or not derived or self._left.known(key):
       return []
     shared, raw = Roles(roles.frozen, roles.shared, None), self._raw.shapes()
-    room = self._room(algorithm, shared, plan)
+    room = self._beside(algorithm, shared, plan, place)
     way = boundaries.passing(algorithm, shared, raw, plan, room)
     args = algorithm, shared, raw, way.plan(plan), way.lower
     return [(derivation.derive, args)]
@@ -192,23 +208,10 @@ class Tables:
       )
     return self._known[key]
 
-  def _set_budget(self, roles: Roles) -> None:
-    """Fixes the budget, once the roles are on the device, and before anything
-    else of the run is."""
-    if self._budget:
-      return
-    free = 0.0
-    if self._device_memory:
-      free = max(1.0, self._device_memory - tree.nbytes(roles))
-    jax.block_until_ready(roles)
-    self._budget = memory.for_tables(free)
-
-  def _choose(self, shapes, needed: int) -> columns.Choice:
-    derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw.columns)
-    sizes = columns.Sizes(
-      derived * self.blocks, raw, needed * (derived + raw // self.blocks)
-    )
-    return columns.choose(*self._wanted, sizes, self._budget, self._host_budget)
+  def _needed(self, rows) -> np.ndarray:
+    """The blocks that hold these rows."""
+    rows = self._raw.kept(rows)
+    return np.unique(rows[rows >= 0] // self.block)
 
   def _begin(self, key: boundaries.Key, needed) -> None:
     """Drops the columns of another prefix, unless the pass to it has left
@@ -221,13 +224,11 @@ class Tables:
       self._key = key
     self.derived_rows += self._counted.add(key, needed, self._left) * self.block
 
-  def _room(self, algorithm: Algorithm, roles: Roles, plan: Plan) -> float:
-    """Bytes for what passes leave of a block: of the budget, half of what is
-    left."""
-    if self.place != 'device':
+  def _beside(self, algorithm: Algorithm, roles: Roles, plan: Plan, place):
+    """Bytes for what passes leave of a block."""
+    if place != 'device':
       return 0.0
-    held = self._shapes(algorithm, roles, plan), self._raw.shapes()
-    return (self._budget / self.blocks - tree.nbytes(held)) / 2
+    return self._room.beside(self._shapes(algorithm, roles, plan))
 
   def _whole(self) -> TableDict:
     """All raw columns, on the device."""
@@ -299,17 +300,15 @@ class Tables:
   def _sent(self, table) -> TableDict:
     return jax.tree.map(jnp.asarray, self._put(table))
 
+  def _several(self, shapes, blocks: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the columns of so many blocks."""
+    return {
+      name: jax.ShapeDtypeStruct((blocks * self.block, *x.shape[1:]), x.dtype)
+      for name, x in shapes.items()
+    }
+
   def _empty(self, shapes, blocks: int) -> TableDict:
-    return self._sent(
-      arrays.zeros(
-        {
-          name: jax.ShapeDtypeStruct(
-            (blocks * self.block, *x.shape[1:]), x.dtype
-          )
-          for name, x in shapes.items()
-        }
-      )
-    )
+    return self._sent(arrays.zeros(self._several(shapes, blocks)))
 
   def _fill(self, algorithm, roles, derived, blocks, places, plan, keep=None):
     """Derives blocks into their places of the derived columns."""

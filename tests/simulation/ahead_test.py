@@ -1,5 +1,6 @@
 """What comes next is compiled early, and changes no number."""
 
+import functools
 import threading
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from fedms_jax import schedules
 from fedms_jax.channel import secure
 from fedms_jax.schedules import orders, triggers
-from fedms_jax.simulation import ahead
+from fedms_jax.simulation import ahead, coming, evaluation
 from fedms_jax.systems import devices, selection
 from fedms_jax.systems.buffered import Buffered, buffered
 from tests import world
@@ -41,12 +42,17 @@ def test_a_schedule_by_rounds_is_asked_for_later_ones():
   assert ahead.foreseen(made, None, range(5, 99), 0) == (True,) * 3
 
 
-def compiled(change=lambda stage: stage, **options):
-  """(thread and name of each program of a run's training, its end, records).
-  The name of the algorithm makes its programs new ones."""
-  names, stage = [], change(world.stages(7, TRIGGER)[0])
+def renamed(stage):
+  """The stage under a name that makes its programs new ones."""
   algorithm = stage.algorithm._replace(name=f'ahead{len(RUNS)}')
   RUNS.append(algorithm)
+  return stage._replace(algorithm=algorithm)
+
+
+def compiled(change=lambda stage: stage, run=None, **options):
+  """(thread and name of each program that is compiled for chunks of clients,
+  what a run gives). run: by default, of one stage that is changed."""
+  names = []
   watched = [names]
 
   def note(event, seconds, **about):
@@ -55,16 +61,26 @@ def compiled(change=lambda stage: stage, **options):
       watched[0].append((thread.split('_')[0], about.get('fun_name', '')))
 
   jax.monitoring.register_event_duration_secs_listener(note)
-  _, state, records = world.simulate(
-    [stage._replace(algorithm=algorithm)], **options
-  )
+  if run is None:
+    stage = renamed(change(world.stages(7, TRIGGER)[0]))
+    _, state, records = world.simulate([stage], **options)
+    given = state.roles, records
+  else:
+    given = run()
   watched.clear()
-  ours = ('step_chunk', 'begin_chunk', 'finish_chunk', 'evaluate_chunk')
+  ours = (
+    'step_chunk',
+    'begin_chunk',
+    'finish_chunk',
+    'evaluate_chunk',
+    'derive',
+  )
   found = [x for x in names if any(name in x[1] for name in ours)]
-  return found, state.roles, records
+  return found, *given
 
 
 RUNS, TRIGGER = [], triggers.fixed(1, 3, interval=3, step=1)
+SOON = triggers.fixed(1, 3, interval=2, step=1)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +96,7 @@ def test_programs_are_compiled_once_in_threads_and_numbers_stay(
 ):
   early, roles, records = compiled(**options)
   monkeypatch.setattr(ahead, '_known', lambda *args: False)
+  monkeypatch.setattr(coming, 'opening', lambda *args: None)
   late, others, again = compiled(**options)
   world.same(roles, others)
   assert [r['train_loss'] for r in records] == [r['train_loss'] for r in again]
@@ -90,6 +107,37 @@ def test_programs_are_compiled_once_in_threads_and_numbers_stay(
   assert main == (
     ['jit(evaluate_chunk)'] if options.get('validate_every') else []
   )
+
+
+def both(**options):
+  """What a run of both stages gives, and its evaluation after the last one."""
+  stages = [renamed(s) for s in world.stages(7, SOON)]
+  scope = evaluation.Scope(width=2)
+  simulation, state, _ = world.simulate(stages, final=scope, **options)
+  return state.roles, evaluation.evaluate(simulation, state, scope)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'clients': 'chunk', 'memory': 1e9}],
+  ids=['known', 'measured'],
+)
+def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
+  monkeypatch, options
+):
+  run = functools.partial(both, **options)
+  early, roles, scores = compiled(run=run)
+  for name in ('open', 'evaluate', 'evaluated'):
+    monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
+  late, others, again = compiled(run=run)
+  world.same(roles, others)
+  assert scores == again
+  assert 'MainThread' not in {thread for thread, _ in early}
+  assert sorted(name for _, name in early) == sorted(name for _, name in late)
+  main = [name for thread, name in late if thread == 'MainThread']
+  assert ('jit(step_chunk)' in main) == bool(options)  # what is measured
+  # Of own rows, of pooled ones, of newcomers.
+  assert main.count('jit(evaluate_chunk)') >= 3
 
 
 def late(stage):
@@ -112,5 +160,6 @@ def test_what_is_not_known_before_a_round_is_not_compiled_in_vain(
 ):
   found, *_ = compiled(change)
   monkeypatch.setattr(ahead.Ahead, '_submit', lambda *args: None)
+  monkeypatch.setattr(ahead.Ahead, 'open', lambda *args: None)
   again, *_ = compiled(change)
   assert sorted(name for _, name in found) == sorted(name for _, name in again)

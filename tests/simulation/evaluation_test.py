@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from fedms_jax.simulation import evaluation
+from fedms_jax.simulation import evaluation, readers
 from tests import world
 
 
@@ -76,10 +76,10 @@ def test_few_of_many_are_drawn_by_the_seed():
 
 
 def test_columns_are_left_out_only_where_no_client_has_a_row():
-  assert evaluation._columns(256, np.array([1, 256])) == 256
-  assert evaluation._columns(256, np.array([1, 65])) == 256
-  assert evaluation._columns(256, np.array([1, 64])) == 64
-  assert evaluation._columns(256, np.array([1, 3])) == 16
+  assert readers._columns(256, np.array([1, 256])) == 256
+  assert readers._columns(256, np.array([1, 65])) == 256
+  assert readers._columns(256, np.array([1, 64])) == 64
+  assert readers._columns(256, np.array([1, 3])) == 16
 
 
 def without(data, label):
