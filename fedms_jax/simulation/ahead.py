@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,7 +24,6 @@ from fedms_jax.core.types import ActiveSet, Plan
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import clock, needs
 from fedms_jax.simulation.cohorts import Round
-from fedms_jax.simulation.coming import Opening
 from fedms_jax.simulation.execution import Here
 from fedms_jax.simulation.planner import Execution, Planner
 from fedms_jax.simulation.tables import Tables
@@ -46,6 +45,18 @@ def foreseen(
       return active
     now, progress = active, schedule.observe(progress, number, 0.0)
   return None
+
+
+class Opening(NamedTuple):
+  """The first round of a stage: its shapes, the plan of all of its clients, how
+  it is executed (None: that is to be measured), whether they are validated, and
+  what derives its columns."""
+
+  scene: needs.Scene
+  plan: Plan
+  how: Execution | None
+  scored: bool
+  deriving: list[Program]
 
 
 Key = tuple[Algorithm, Plan, Execution | None]
@@ -116,7 +127,7 @@ class Ahead:
     scored: bool,
     schedule: Schedule,
     progress: Any,
-    rounds: range,
+    rounds: int,
   ) -> bool:
     """Begins to compile what comes after the plan of a round, once for each;
     whether nothing else is foreseen in the stage.
@@ -127,7 +138,7 @@ class Ahead:
     Args:
       task, here, how, scored: see `ready`.
       schedule: by which it was planned, from the state `progress`.
-      rounds: this one and all that are left.
+      rounds: of the stage.
     """
     if not (_known(task, here, how) and self._planner.settled):
       return False
@@ -137,7 +148,8 @@ class Ahead:
     key = task.algorithm, plan, how
     if key in self._steady:
       return self._steady[key]
-    active = foreseen(schedule, progress, rounds, int(task.cohort.ids[0]))
+    left = range(task.cohort.round, rounds)
+    active = foreseen(schedule, progress, left, int(task.cohort.ids[0]))
     self._steady[key] = active is None
     if active is None or not any(active):
       return self._steady[key]

@@ -83,6 +83,15 @@ class Round(NamedTuple):
   rates: Mapping[str, float] = {}
 
 
+def read(cohort: Cohort, own: np.ndarray) -> np.ndarray:
+  """The rows that a round reads of those clients whose places in the cohort
+  are `own`; negative ones are padding."""
+  parts = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
+  if cohort.fresh is not None:
+    parts.append(cohort.fresh[own].ravel())
+  return np.concatenate(parts)
+
+
 # (state of the arrivals, round, cost of tasks if they are live) -> the cohort.
 Sampler = Callable[..., Cohort]
 

@@ -1,11 +1,14 @@
 """What will run when a stage has ended as it is now: the evaluation, or the
-first round of the next stage. Shapes alone, to compile for."""
+first round of the next stage. Shapes alone, to compile for.
+
+`Simulation.final` is how the last state will be evaluated; None: nobody has
+said.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,41 +17,38 @@ from fedms_jax.core import activation, reduction, tree
 from fedms_jax.core.compile import Program
 from fedms_jax.core.types import Plan
 from fedms_jax.simulation import cohorts, evaluation, handover, live
-from fedms_jax.simulation.cohorts import Cohort
+from fedms_jax.simulation.ahead import Ahead, Opening
 from fedms_jax.simulation.needs import Scene
-from fedms_jax.simulation.planner import Execution
 from fedms_jax.simulation.readers import Readers, by_length
 from fedms_jax.simulation.state import StageState
 
 _NEAR = 4  # a stage is near its end in the last of so many parts of its rounds
 
 
-def near(rounds: int, left: int) -> bool:
-  """Whether a stage of so many rounds, with so many left, is near its end."""
-  return left <= -(-rounds // _NEAR)
+def begin(simulation, state: StageState) -> Ahead:
+  """What compiles for a run from a state on, and has begun to."""
+  simulation.tables.settle(state.roles)
+  ahead = Ahead(simulation.planner, simulation.tables)
+  ahead.open(None, functools.partial(opening, simulation, state))
+  return ahead
 
 
-def foresee(simulation, ahead, state: StageState, at_once=False) -> None:
+def near(rounds: int, number: int) -> bool:
+  """Whether a stage of so many rounds is near its end in one of them."""
+  return rounds - number <= -(-rounds // _NEAR)
+
+
+def foresee(
+  simulation, ahead: Ahead, state: StageState, at_once: bool = False
+) -> None:
   """Begins to compile what comes after the stage of a state; at once: returns
-  when what evaluates it is there. ahead: an `Ahead`."""
+  when what evaluates it is there."""
   key = state.stage, state.last
   if state.stage + 1 < len(simulation.stages):
     ahead.open(key, functools.partial(following, simulation, state))
   elif simulation.final is not None:
     compiled = ahead.evaluated if at_once else ahead.evaluate
     compiled(key, functools.partial(evaluated, simulation, state))
-
-
-class Opening(NamedTuple):
-  """The first round of a stage: its shapes, the plan of all of its clients, how
-  it is executed (None: that is to be measured), whether they are validated, and
-  what derives its columns."""
-
-  scene: Scene
-  plan: Plan
-  how: Execution | None
-  scored: bool
-  deriving: list[Program]
 
 
 def evaluated(simulation, state: StageState) -> Iterator[Program]:
@@ -141,7 +141,8 @@ def opening(simulation, state: StageState) -> Opening | None:
     return None
   algorithm, roles = stage.algorithm, tree.shapes(state.roles)
   whole = Plan((True,) * len(ever), activation.boundary(ever))
-  rows, tables = _read(cohort), simulation.tables
+  rows = cohorts.read(cohort, np.flatnonzero(~cohort.lost))
+  tables = simulation.tables
   table = tables.foreseen(algorithm, roles, rows, whole)
   if table is None:
     return None
@@ -153,11 +154,3 @@ def opening(simulation, state: StageState) -> Opening | None:
   scored = cohorts.validated(schedule, simulation.options, state.round, rounds)
   deriving = tables.ahead(algorithm, roles, None, whole)
   return Opening(scene.shapes(), plans[0], how, scored, deriving)
-
-
-def _read(cohort: Cohort) -> np.ndarray:
-  """The rows that a round reads."""
-  parts: list[Any] = [cohort.rows.ravel(), cohort.validation.ravel()]
-  if cohort.fresh is not None:
-    parts.append(cohort.fresh.ravel())
-  return np.concatenate(parts)

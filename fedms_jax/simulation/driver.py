@@ -7,7 +7,6 @@ round t runs, where the schedule can wait for its score.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Sequence
 
@@ -18,7 +17,6 @@ from fedms_jax.core import activation, compile, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Partition, Plan, Roles
 from fedms_jax.simulation import (
-  ahead,
   carried,
   cohorts,
   coming,
@@ -53,8 +51,7 @@ class Simulation:
 
   run_store: saves and restores, see `run_store.py`. observer: is called after
   each round and asked whether to stop, see `observer.py`. place: devices and
-  processes; None: one device. ledgers: by stage. aimed: see `curves`. final:
-  how the last state will be evaluated; None: nobody has said.
+  processes; None: one device. aimed, final: see `curves.py` and `coming.py`.
   """
 
   def __init__(
@@ -110,10 +107,8 @@ class Simulation:
     if state is None:
       state = self._begin(0, self.initial, None)
     state = handover.placed(self.place, state)
-    self.tables.settle(state.roles)
-    self._ahead = ahead.Ahead(self.planner, self.tables)
+    self._ahead = coming.begin(self, state)
     with contextlib.closing(self._ahead):
-      self._ahead.open(None, functools.partial(coming.opening, self, state))
       while True:
         self._ahead.stage()
         state = self._run_stage(state)
@@ -262,12 +257,12 @@ class Simulation:
     stage = self.stages[state.stage]
     rounds = handover.rounds(self.stages, state)
     state, task = coverage.begun(self, state, schedule, store, cohort)
-    plans = task.plans
     derived = self.tables.derived_rows
     self._ahead.expected(task, self.observer)
     here, held, how = self.here(task, self.plan(state), store)
     scored = cohorts.validated(schedule, self.options, cohort.round, rounds)
-    self._ahead.ready(task, here, how, scored, self.observer)
+    asked = task, here, how, scored
+    self._ahead.ready(*asked, self.observer)
     with timeline.span('train') as done:
       after = done(execution.train(task, here, how))
     validation = None
@@ -277,10 +272,7 @@ class Simulation:
     record = record_of(task, state.ever, state.last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
-    left = range(cohort.round, rounds)
-    steady = self._ahead.look(
-      task, here, how, scored, schedule, state.progress, left
-    )
+    steady = self._ahead.look(*asked, schedule, state.progress, rounds)
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),
@@ -290,11 +282,11 @@ class Simulation:
       arrivals=cohort.arrivals,
       flying=live.flying(stage, state, cohort),
     )
-    if steady or coming.near(rounds, len(left)):
+    if steady or coming.near(rounds, cohort.round):
       coming.foresee(self, self._ahead, state)
     return state, InFlight(
       cohort,
-      plans,
+      task.plans,
       state.ever,
       self.tables.derived_rows - derived,
       self.tables.scope,
@@ -325,11 +317,8 @@ class Simulation:
     own = own[~cohort.lost[own]]
     with timeline.span('load'):
       personal = store.gather(cohort.ids[own])
-    needed = [cohort.rows[own].ravel(), cohort.validation[own].ravel()]
-    if cohort.fresh is not None:
-      needed.append(cohort.fresh[own].ravel())
     table, translate = self.tables.view(
-      task.algorithm, task.roles, np.concatenate(needed), whole
+      task.algorithm, task.roles, cohorts.read(cohort, own), whole
     )
     plans = [task.plans[i] for i in own]
     how = self.planner.choose(task, table, plans, self.tables.sent)
