@@ -34,6 +34,7 @@ from benchmarks import contest, search_and_seeds, tuning
 from benchmarks.contest import Axis, Contest, Entry, Flags, Job
 from benchmarks.search_and_seeds import Championship, Rules
 from benchmarks.shared_runs import SharedRuns
+from benchmarks.tuning import Tried
 from fedms_jax.cluster.signals import EXIT_SAVED
 from fedms_jax.launch import command, grid
 from fedms_jax.persistence.files import write_atomic
@@ -123,29 +124,31 @@ def tuned(
   A score is the mean over seeds of the mean validation score in the last
   quarter of a run.
   """
-  every: dict[str, dict[str, list[float | None]]] = {
+  every: dict[str, dict[str, list[Tried | None]]] = {
     entry.label: {value: [] for value in _axis(entry).values} for entry in rows
   }
   for seed in seeds:  # outermost: runs of a seed share its data
     for entry in rows:
       found = _tries(game, entry, seed)
-      for value, score in found.items():
-        every[entry.label][value].append(score)
+      for value, one in found.items():
+        every[entry.label][value].append(one)
   scores, out = {}, []
   for entry in rows:
-    scores[entry.label] = {
-      value: _mean(found) for value, found in every[entry.label].items()
-    }
-    best = tuning.best(scores[entry.label])
+    tried = {value: _mean(found) for value, found in every[entry.label].items()}
+    scores[entry.label] = tuning.scores(tried)
+    best = tuning.best(tried)
     more = {} if best is None else {_axis(entry).flag: best}
     out.append(entry._replace(flags=entry.flags | more))
   return out, scores
 
 
-def _mean(scores: Sequence[float | None]) -> float | None:
+def _mean(tried: Sequence[Tried | None]) -> Tried | None:
   """None if one of them is missing."""
-  known = [score for score in scores if score is not None]
-  return float(np.mean(known)) if len(known) == len(scores) else None
+  known = [one for one in tried if one is not None]
+  if len(known) < len(tried):
+    return None
+  score, loss, _ = np.mean(known, axis=0).tolist()
+  return Tried(score, loss, known[0].nats)
 
 
 def _axis(entry: Entry) -> Axis:
@@ -153,8 +156,8 @@ def _axis(entry: Entry) -> Axis:
   return entry.axis
 
 
-def _tries(game: Contest, entry: Entry, seed: str) -> dict[str, float | None]:
-  """The validation scores of a row's values with a seed."""
+def _tries(game: Contest, entry: Entry, seed: str) -> dict[str, Tried | None]:
+  """What came of a row's values with a seed."""
   flag, values = _axis(entry)
   jobs = [
     Job(

@@ -228,9 +228,9 @@ class Field:
     for entry in self._rows:
       told, found = self._told, {}
       jobs = tuning.tries(self._game, entry, told.search, told.share, told.seed)
-      scores = tuning.search(self._game, jobs, told.search) if jobs else {}
-      self.scores |= {entry.label: scores} if jobs else {}
-      best, count = tuning.best(scores), len(jobs)
+      tried = tuning.search(self._game, jobs, told.search) if jobs else {}
+      self.scores |= {entry.label: tuning.scores(tried)} if jobs else {}
+      best, count = tuning.best(tried), len(jobs)
       if best is not None:
         config = self._game.config(self._job(entry, told.seed))
         found = tuning.rates(config, best)

@@ -151,10 +151,10 @@ class Championship:
       return {}
     alone = entry.axis if entry.alone else None
     values = alone.values if alone else self._rules.search
-    scores = tuning.search(self._game, tries, values)
+    tried = tuning.search(self._game, tries, values)
     title = f'{entry.label}: {alone.flag}' if alone else entry.label
-    self._search[title] = scores
-    found = tuning.best(scores)
+    self._search[title] = tuning.scores(tried)
+    found = tuning.best(tried)
     if found is None:
       return {}
     if alone:
@@ -170,9 +170,9 @@ class Championship:
     jobs = tuning.further(self._game, entry, rate, told.share, told.seed)
     new = [job for job in jobs if job not in self._tried[entry.label]]
     self._tried[entry.label] += new
-    scores = tuning.search(self._game, jobs, values)
-    self._search[f'{entry.label}: {flag}'] = scores
-    best = tuning.best(scores)
+    tried = tuning.search(self._game, jobs, values)
+    self._search[f'{entry.label}: {flag}'] = tuning.scores(tried)
+    best = tuning.best(tried)
     return {} if best is None else {flag: best}
 
   def _job(self, entry: Entry, seed: str, rate: Flags) -> Job:

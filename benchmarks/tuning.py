@@ -1,10 +1,12 @@
 """What makes a comparison fair: one search for all, and one budget for all.
 
 The learning rate of every row is searched on validation rows of one seed, in
-shortened runs; a row with an axis of its own, such as the rate of its server
-optimizer, is then searched along it, at the best learning rate, or along it
-alone, if it has no learning rate. With a budget of bytes or of client FLOPs, a
-row gets as many rounds as it takes to spend what the reference row does.
+shortened runs, by the score and, of equal ones, by the loss (of language
+models by the loss alone). A row with an axis of its own, such as the rate of
+its server optimizer, is then searched along it, at the best learning rate, or
+along it alone, if it has no learning rate. With a budget of bytes or of client
+FLOPs, a row gets as many rounds as it takes to spend what the reference row
+does.
 """
 
 from __future__ import annotations
@@ -66,13 +68,39 @@ def lasting(config: Config, factor: float) -> Flags:
   }
 
 
-def validation(run: runs.Run) -> float | None:
-  """Mean validation score of the served model over the last quarter of the
-  last stage: the same cohorts for all rates."""
+class Tried(NamedTuple):
+  """What a value has come to on validation rows. score: of the served model;
+  loss: of it. nats: whether losses are compared and not scores, as of language
+  models, whose accuracy of tokens hardly moves."""
+
+  score: float
+  loss: float = 0.0
+  nats: bool = False
+
+  @property
+  def rank(self) -> tuple[float, float]:
+    """Orders what was tried: by score, and of equal ones by loss."""
+    return (-self.loss, 0.0) if self.nats else (self.score, -self.loss)
+
+
+Values = Mapping[str, Tried | None]  # of each value, None: it diverged
+
+
+def validation(run: runs.Run) -> Tried | None:
+  """Means over the last quarter of the last stage: the same cohorts for all
+  rates."""
   stage = run.records[-1]['stage']
-  scores = [r['score'] for r in run.records if r['stage'] == stage]
-  last = scores[-math.ceil(len(scores) / 4) :]
-  return None if None in last else float(np.mean(last))
+  told = [
+    (r['score'], r.get('validation_loss', 0.0))
+    for r in run.records
+    if r['stage'] == stage
+  ]
+  last = told[-math.ceil(len(told) / 4) :]
+  if any(x is None for pair in last for x in pair):
+    return None
+  nats = bool(run.summary.get('perplexity'))
+  score, loss = np.mean(last, axis=0).tolist()
+  return Tried(score, loss, nats)
 
 
 def tries(
@@ -127,21 +155,26 @@ def _attempt(
 
 def search(
   contest: Contest, jobs: Sequence[Job], values: Sequence[str]
-) -> dict[str, float | None]:
-  """The validation score of each value; None: it diverged, or does not run."""
-  scores = {}
+) -> dict[str, Tried | None]:
+  """What came of each value; None: it diverged, or does not run."""
+  tried = {}
   for value, job in zip(values, jobs, strict=True):
     found = contest.do(job)
-    scores[value] = found and validation(found)
-  if any(score is not None for score in scores.values()):
+    tried[value] = found and validation(found)
+  if any(one is not None for one in tried.values()):
     contest.missing.pop(jobs[0].label, None)  # a rate that diverged is no loss
-  return scores
+  return tried
 
 
-def best(scores: dict[str, float | None]) -> str | None:
-  """The value with the highest score, the lower one of equals."""
-  known = [(s, -float(r), r) for r, s in scores.items() if s is not None]
+def best(tried: Values) -> str | None:
+  """The value of the highest rank, the lower one of equals."""
+  known = [(x.rank, -float(r), r) for r, x in tried.items() if x is not None]
   return max(known)[2] if known else None
+
+
+def scores(tried: Values) -> dict[str, float | None]:
+  """The score of each value, for a page."""
+  return {value: x and x.score for value, x in tried.items()}
 
 
 def search_costs(

@@ -150,6 +150,8 @@ class Accounting:
     if held:
       validated = held[f'score/{algorithm.served}']
       found['score'] = metrics.mean_over_clients(validated)
+      lost = held[f'loss/{algorithm.served}']
+      found['validation_loss'] = metrics.mean_over_clients(lost)
       told = {name: held[name] for name in algorithm.stats}
     for name, values in (trained | told).items():
       found[name] = metrics.mean_over_clients(values)
@@ -214,7 +216,8 @@ class Accounting:
     if flight.validation is None:
       return {}
     wanted, served = self._options.score, self._algorithm.served
-    names = [f'score/{served}', *self._algorithm.stats]
+    names = [f'{x}/{served}' for x in ('score', 'loss')]
+    names += self._algorithm.stats
     held = _gathered(count, names, flight.validation)
     if isinstance(wanted, Metric):
       name = f'metric/{wanted.name}/{served}'

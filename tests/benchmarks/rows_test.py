@@ -222,7 +222,10 @@ def test_a_setting_is_that_of_the_best_mean_over_seeds(monkeypatch):
   def search(game, jobs, values):
     (seed,) = {job.flags['seed'] for job in jobs}
     assert [job.flags[entry.axis.flag] for job in jobs] == list(values)
-    return told[seed]
+    return {
+      value: score and tuning.Tried(score)
+      for value, score in told[seed].items()
+    }
 
   monkeypatch.setattr(tuning, 'search', search)
   (found,), scores = black_box.tuned(None, [entry], ['1', '2'])

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import contest, search_and_seeds, tuning
 from benchmarks.contest import Axis, Entry, Job
+from benchmarks.tuning import Tried
 from fedms_jax.launch import sweep
 from fedms_jax.report import runs, statistics
 from fedms_jax.shell import config as config_lib
@@ -250,9 +251,45 @@ def test_a_benchmark_may_propose_a_search(words, search, seeds):
   assert (found.search, len(found.seeds)) == (search, seeds)
 
 
-def test_of_equal_rates_the_lower_is_taken():
-  assert tuning.best({'1e-2': 0.5, '1e-3': 0.5, '3e-3': None}) == '1e-3'
+def test_the_best_has_the_highest_score_then_the_least_loss_then_a_low_rate():
+  tried = {
+    '3e-3': Tried(0.5, 1.0),
+    '1e-2': Tried(0.5, 1.2),
+    '1e-3': Tried(0.5, 1.0),
+    '3e-2': Tried(0.4, 0.1),
+    '1e-1': None,
+  }
+  assert tuning.best(tried) == '1e-3'
+  assert tuning.best(tried | {'1e-2': Tried(0.5, 0.9)}) == '1e-2'
+  assert tuning.best(tried | {'3e-2': Tried(0.51, 9.0)}) == '3e-2'
   assert tuning.best({'1e-2': None}) is None
+  assert tuning.scores(tried)['1e-1'] is None
+
+
+def test_of_language_models_the_loss_counts():
+  tried = {'1e-3': Tried(0.5, 2.0, True), '1e-2': Tried(0.4, 1.9, True)}
+  assert tuning.best(tried) == '1e-2'
+
+
+@pytest.mark.parametrize('perplexity, rate', [(False, '1e-3'), (True, '1e-2')])
+def test_what_was_tried_is_of_the_last_quarter_of_a_run(
+  tmp_path, perplexity, rate
+):
+  tried = {}
+  for value, score, loss in (('1e-3', 0.6, 2.0), ('1e-2', 0.5, 1.0)):
+    folder = tmp_path / value
+    finished.run(folder)
+    run = runs.read(folder)
+    last = [
+      r | {'stage': 'last', 'score': score * (i >= 4), 'validation_loss': loss}
+      for i, r in enumerate(run.records)
+    ]
+    summary = run.summary | {'perplexity': perplexity}
+    tried[value] = tuning.validation(
+      run._replace(records=last, summary=summary)
+    )
+  assert tried['1e-3'] == Tried(0.6, 2.0, perplexity)
+  assert tuning.best(tried) == rate
 
 
 def test_equal_bytes_are_reached_by_more_rounds(tmp_path):

@@ -117,3 +117,17 @@ def test_the_harmonic_mean_is_of_base_and_novel_classes():
   assert scores['base_classes'] == pytest.approx(0.2)
   assert scores['new_classes'] == pytest.approx(0.4)
   assert scores['base_new_harmonic'] == pytest.approx(2 / (1 / 0.2 + 1 / 0.4))
+
+
+def test_what_a_round_says_of_validation_rows_is_what_evaluating_them_gives():
+  data = world.federation()
+  clients = data.train.num_clients
+  simulation, state, records = world.simulate(
+    world.stages(2)[:1], cohort=clients, data=data
+  )
+  seen = data._replace(test=data.validation)
+  simulation.federation = seen
+  found = evaluation.evaluate(simulation, state, evaluation.Scope())
+  mine = found['models'][simulation.stages[0].algorithm.served]
+  assert records[-1]['score'] == pytest.approx(mine['own_mean'])
+  assert records[-1]['validation_loss'] == pytest.approx(mine['own_loss'])
