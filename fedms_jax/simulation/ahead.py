@@ -75,14 +75,14 @@ class Ahead:
     self._met: set[tuple] = set()  # rounds whose programs are there
     # What looks for programs of what comes after a stage, by what that is.
     self._coming: dict[Hashable, futures.Future] = {}
-    self._last: list[futures.Future] = []  # programs of the evaluation
+    self._last: dict[Hashable, list[futures.Future]] = {}  # the evaluation's
     self._opens = False
     self._stop = threading.Event()
 
-  def stage(self) -> None:
+  def stage(self, algorithm: Algorithm) -> None:
     """A stage begins: what was to be compiled for another one is dropped."""
     self._opens = True
-    self._drop()
+    self._drop(algorithm)
 
   def expected(self, task: Round, observer: Any) -> None:
     """Returns when those programs of a round are there that were begun before
@@ -92,7 +92,8 @@ class Ahead:
       self._coming.clear()
       self._opens = False
     keys = {(task.algorithm, plan) for plan in task.plans}
-    begun = [x for key, x in self._begun.items() if key[:2] in keys]
+    # A thread may add to it meanwhile.
+    begun = [x for key, x in list(self._begun.items()) if key[:2] in keys]
     if not all(x.done() for found, many in begun for x in (found, *many)):
       _tell(observer, task.plans)
     self._await(begun)
@@ -182,26 +183,31 @@ class Ahead:
   ) -> None:
     """Begins to compile the evaluation after the last stage, once for a key."""
     if key not in self._coming:
-      self._coming[key] = self._pool.submit(self._each, find, self._last)
+      many = self._last[key] = []
+      self._coming[key] = self._pool.submit(self._each, find, many)
 
   def evaluated(
     self, key: Hashable, find: Callable[[], Iterable[Program]]
   ) -> None:
     """Returns when the programs of the evaluation are there."""
     self._drop()
+    for other, many in self._last.items():
+      if other != key:
+        _cancelled(many)
     self.evaluate(key, find)
     self._wait([self._coming[key]])
-    self._wait(self._last)
+    self._wait(self._last[key])
 
   def close(self) -> None:
     """Returns when the programs that are being compiled are done."""
     self._stop.set()
     self._pool.shutdown(cancel_futures=True)
 
-  def _drop(self) -> None:
-    """Forgets programs of plans that no thread has begun to compile."""
+  def _drop(self, kept: Algorithm | None = None) -> None:
+    """Forgets programs that no thread has begun to compile, but those of an
+    algorithm that is kept."""
     for key, (_, many) in list(self._begun.items()):
-      if any([x.cancel() for x in many]):
+      if key[0] is not kept and _cancelled(many):
         del self._begun[key]
 
   def _await(self, begun: Iterable[tuple]) -> None:
@@ -264,6 +270,11 @@ class Ahead:
 
 def _compiled(program: Jitted, args: tuple) -> None:
   program.program().lower(*args).compile()
+
+
+def _cancelled(many: list[futures.Future]) -> bool:
+  """Cancels what has not begun; whether there was any."""
+  return any([future.cancel() for future in many])
 
 
 def _tell(observer: Any, plans: Iterable[Plan]) -> None:

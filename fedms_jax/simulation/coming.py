@@ -62,14 +62,11 @@ def evaluated(simulation, state: StageState) -> Iterator[Program]:
   wanted = dict.fromkeys([(min(scope.width, len(readers)), groups[0].shape)])
   new = np.arange(data.unseen.num_clients)
   for part, chosen in ((data.test, ids), (data.unseen, new)):
-    rows, width = (
-      evaluation.rows_of(part, chosen),
-      min(scope.width, len(chosen)),
-    )
-    # Which of them are another process's does not matter: it takes one device.
-    for _, most in (
-      by_length(np.arange(len(rows)), rows, width) if width else ()
-    ):
+    if not len(chosen):
+      continue
+    rows = evaluation.rows_of(part, chosen)
+    width = min(scope.width, len(rows))
+    for _, most in by_length(np.arange(len(rows)), rows, width):
       wanted[width, (width, most)] = None
   among = Readers(simulation, state, scope, None, len(ids))
   for width, shape in wanted:

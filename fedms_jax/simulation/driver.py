@@ -110,7 +110,7 @@ class Simulation:
     self._ahead = coming.begin(self, state)
     with contextlib.closing(self._ahead):
       while True:
-        self._ahead.stage()
+        self._ahead.stage(self.stages[state.stage].algorithm)
         state = self._run_stage(state)
         self.ledgers[self.stages[state.stage].name] = state.ledger
         if state.stage + 1 == len(self.stages):

@@ -109,9 +109,9 @@ def test_programs_are_compiled_once_in_threads_and_numbers_stay(
   )
 
 
-def both(**options):
+def both(trigger, **options):
   """What a run of both stages gives, and its evaluation after the last one."""
-  stages = [renamed(s) for s in world.stages(7, SOON)]
+  stages = [renamed(s) for s in world.stages(7, trigger)]
   scope = evaluation.Scope(width=2)
   simulation, state, _ = world.simulate(stages, final=scope, **options)
   return state.roles, evaluation.evaluate(simulation, state, scope)
@@ -119,13 +119,16 @@ def both(**options):
 
 @pytest.mark.parametrize(
   'options',
-  [{}, {'clients': 'chunk', 'memory': 1e9}],
-  ids=['known', 'measured'],
+  [
+    {},
+    # Where what fits is measured first.
+    pytest.param({'clients': 'chunk', 'memory': 1e9}, marks=pytest.mark.slow),
+  ],
 )
 def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
   monkeypatch, options
 ):
-  run = functools.partial(both, **options)
+  run = functools.partial(both, SOON, **options)
   early, roles, scores = compiled(run=run)
   for name in ('open', 'evaluate', 'evaluated'):
     monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
@@ -138,6 +141,20 @@ def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
   assert ('jit(step_chunk)' in main) == bool(options)  # what is measured
   # Of own rows, of pooled ones, of newcomers.
   assert main.count('jit(evaluate_chunk)') >= 3
+
+
+@pytest.mark.slow
+def test_a_wrong_guess_is_compiled_in_vain_and_changes_no_number(monkeypatch):
+  """A stage that goes a block deeper in its last round."""
+  run = functools.partial(both, TRIGGER)
+  early, roles, scores = compiled(run=run)
+  for name in ('open', 'evaluate', 'evaluated'):
+    monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
+  late, others, again = compiled(run=run)
+  world.same(roles, others)
+  assert scores == again
+  assert 'MainThread' not in {thread for thread, _ in early}
+  assert len(early) > len(late)
 
 
 def late(stage):
