@@ -118,17 +118,20 @@ def both(trigger, **options):
 
 
 @pytest.mark.parametrize(
-  'options',
+  ('trigger', 'options'),
   [
-    {},
+    (triggers.dense(3), {}),
+    pytest.param(SOON, {}, marks=pytest.mark.slow),
     # Where what fits is measured first.
-    pytest.param({'clients': 'chunk', 'memory': 1e9}, marks=pytest.mark.slow),
+    pytest.param(
+      SOON, {'clients': 'chunk', 'memory': 1e9}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
-  monkeypatch, options
+  monkeypatch, trigger, options
 ):
-  run = functools.partial(both, SOON, **options)
+  run = functools.partial(both, trigger, **options)
   early, roles, scores = compiled(run=run)
   for name in ('open', 'evaluate', 'evaluated'):
     monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)

@@ -35,7 +35,7 @@ def stages(name, **values):
 
 
 # The others have parts of these, or tests of their own.
-SLOW = personal.STAGES.keys() - {'ditto', 'fedrep'}
+SLOW = personal.STAGES.keys() - {'ditto'}
 
 
 @pytest.mark.parametrize(
