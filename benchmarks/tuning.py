@@ -68,6 +68,9 @@ def lasting(config: Config, factor: float) -> Flags:
   }
 
 
+LOSS = 'validation_loss'  # of a line of metrics.jsonl
+
+
 class Tried(NamedTuple):
   """What a value has come to on validation rows. score: of the served model;
   loss: of it. nats: whether losses are compared and not scores, as of language
@@ -88,14 +91,23 @@ Values = Mapping[str, Tried | None]  # of each value, None: it diverged
 
 def validation(run: runs.Run) -> Tried | None:
   """Means over the last quarter of the last stage: the same cohorts for all
-  rates."""
+  rates.
+
+  Raises:
+    ValueError: it is of a version that recorded no validation loss.
+  """
   stage = run.records[-1]['stage']
-  told = [
-    (r['score'], r.get('validation_loss', 0.0))
-    for r in run.records
-    if r['stage'] == stage
+  told = [r for r in run.records if r['stage'] == stage]
+  last = [
+    (r['score'], r.get(LOSS, math.nan))
+    for r in told[-math.ceil(len(told) / 4) :]
   ]
-  last = told[-math.ceil(len(told) / 4) :]
+  if any(x is not None and math.isnan(x) for _, x in last):
+    raise ValueError(
+      f'{run.root} is a try of an earlier version, whose rounds have no '
+      f'{LOSS}, by which equal scores are told apart. Remove the folder, or '
+      'take another --out.'
+    )
   if any(x is None for pair in last for x in pair):
     return None
   nats = bool(run.summary.get('perplexity'))

@@ -82,6 +82,7 @@ class Ahead:
   def stage(self, algorithm: Algorithm) -> None:
     """A stage begins: what was to be compiled for another one is dropped."""
     self._opens = True
+    self._steady.clear()
     self._drop(algorithm)
 
   def expected(self, task: Round, observer: Any) -> None:
@@ -206,8 +207,8 @@ class Ahead:
   def _drop(self, kept: Algorithm | None = None) -> None:
     """Forgets programs that no thread has begun to compile, but those of an
     algorithm that is kept."""
-    for key, (_, many) in list(self._begun.items()):
-      if key[0] is not kept and _cancelled(many):
+    for key, (beginning, many) in list(self._begun.items()):
+      if key[0] is not kept and _cancelled([beginning, *many]):
         del self._begun[key]
 
   def _await(self, begun: Iterable[tuple]) -> None:

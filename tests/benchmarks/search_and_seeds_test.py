@@ -266,6 +266,14 @@ def test_the_best_has_the_highest_score_then_the_least_loss_then_a_low_rate():
   assert tuning.scores(tried)['1e-1'] is None
 
 
+def test_a_try_without_a_loss_is_refused_by_name(tmp_path):
+  finished.run(tmp_path)
+  run = runs.read(tmp_path)
+  old = [{k: x for k, x in r.items() if k != tuning.LOSS} for r in run.records]
+  with pytest.raises(ValueError, match='earlier version'):
+    tuning.validation(run._replace(records=old))
+
+
 def test_of_language_models_the_loss_counts():
   tried = {'1e-3': Tried(0.5, 2.0, True), '1e-2': Tried(0.4, 1.9, True)}
   assert tuning.best(tried) == '1e-2'

@@ -34,6 +34,7 @@ def run(root, accuracy=0.7, volume=1000.0, seed=0, values=None, **more):
         line = {'stage': stage, 'round': t, 'depth': 1.0 + t // 2,
                 'capability': accuracy * (t + 1) / rounds,
                 'score': accuracy * (t + 1) / rounds,
+                'validation_loss': 2.0 - t / 4,
                 'train_loss': 2.0 - t / 4, 'bytes_up': volume / 6,
                 'eval_own': accuracy * (t + 1) / rounds,
                 'eval_pooled': 0.5, 'eval_unseen': 0.4}  # fmt: skip

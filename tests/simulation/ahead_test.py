@@ -117,6 +117,19 @@ def both(trigger, **options):
   return state.roles, evaluation.evaluate(simulation, state, scope)
 
 
+def with_and_without(monkeypatch, run):
+  """What a run compiles in threads, and what it compiles where nothing after a
+  stage is foreseen: with the same numbers."""
+  early, roles, scores = compiled(run=run)
+  for name in ('open', 'evaluate', 'evaluated'):
+    monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
+  late, others, again = compiled(run=run)
+  world.same(roles, others)
+  assert scores == again
+  assert 'MainThread' not in {thread for thread, _ in early}
+  return early, late
+
+
 @pytest.mark.parametrize(
   ('trigger', 'options'),
   [
@@ -132,13 +145,7 @@ def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
   monkeypatch, trigger, options
 ):
   run = functools.partial(both, trigger, **options)
-  early, roles, scores = compiled(run=run)
-  for name in ('open', 'evaluate', 'evaluated'):
-    monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
-  late, others, again = compiled(run=run)
-  world.same(roles, others)
-  assert scores == again
-  assert 'MainThread' not in {thread for thread, _ in early}
+  early, late = with_and_without(monkeypatch, run)
   assert sorted(name for _, name in early) == sorted(name for _, name in late)
   main = [name for thread, name in late if thread == 'MainThread']
   assert ('jit(step_chunk)' in main) == bool(options)  # what is measured
@@ -149,14 +156,7 @@ def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
 @pytest.mark.slow
 def test_a_wrong_guess_is_compiled_in_vain_and_changes_no_number(monkeypatch):
   """A stage that goes a block deeper in its last round."""
-  run = functools.partial(both, TRIGGER)
-  early, roles, scores = compiled(run=run)
-  for name in ('open', 'evaluate', 'evaluated'):
-    monkeypatch.setattr(ahead.Ahead, name, lambda *args: None)
-  late, others, again = compiled(run=run)
-  world.same(roles, others)
-  assert scores == again
-  assert 'MainThread' not in {thread for thread, _ in early}
+  early, late = with_and_without(monkeypatch, functools.partial(both, TRIGGER))
   assert len(early) > len(late)
 
 
