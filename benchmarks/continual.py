@@ -36,8 +36,7 @@ import numpy as np
 from benchmarks.shared_runs import SharedRuns
 from fedms_jax.cluster import memory
 from fedms_jax.persistence import run_store
-from fedms_jax.shell import flags, program_cache, task_run
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import flags, program_cache, simulated, task_run
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer, task_scores
 
@@ -129,7 +128,7 @@ def measured(config: Config, source: Any) -> tuple[dict[str, Any], Any]:
   world = source.world(config)
   watch = observer.Observers(observer.Recorder())
   keep = run_store.Memory()
-  simulation = runner.simulated(config, world, keep, watch, source)
+  simulation = simulated.simulation(config, world, keep, watch, source)
   simulation.run()
   told = task_run.summary(config, world.data, simulation)['tasks']
   served = told['served']

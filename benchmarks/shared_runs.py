@@ -81,7 +81,7 @@ class SharedRuns:
     return self._initial[key]
 
   def pretrained(
-    self, config: Config, world: worlds.World, before: Roles, watch
+    self, config: Config, world: worlds.World, before: Roles, watch, after=None
   ) -> dict[str, Tree]:
     """As `world.pretrained`."""
     key = _digest(config, only=_PRETRAINING)
@@ -89,7 +89,7 @@ class SharedRuns:
       self._pretrained[key] = run_store.kept(
         self._folder / f'seed={config.seed}-{key[:12]}',
         worlds.pretrained_shapes(config, world),
-        lambda: worlds.pretrained(config, world, before, watch),
+        lambda: worlds.pretrained(config, world, before, watch, after),
       )
     return self._pretrained[key]
 

@@ -27,8 +27,7 @@ import numpy as np
 
 from fedms_jax.persistence import run_store
 from fedms_jax.report import printed
-from fedms_jax.shell import flags, program_cache, time_report
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import flags, program_cache, simulated, time_report
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import clock, evaluation, observer, stopping
@@ -68,7 +67,7 @@ def measured(config: Config, like: worlds.World | None):
   """(the numbers of a run, the mean seconds of its rounds, its world)."""
   world = worlds.world(config, like)
   records = observer.Recorder()
-  simulation = runner.simulated(
+  simulation = simulated.simulation(
     config, world, run_store.Memory(), observer.Observers(records)
   )
   state = simulation.run()

@@ -21,8 +21,7 @@ from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Plan
 from fedms_jax.data import draws
 from fedms_jax.persistence import run_store
-from fedms_jax.shell import privacy, privacy_report
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import privacy, privacy_report, simulated
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.shell.config.privacy import CENTRAL
@@ -269,7 +268,7 @@ def _sent(algorithm, plan, roles, image, label, key, rates):
 def _simulation(config: Config, world) -> driver.Simulation:
   """A simulation of a world of which nothing is kept."""
   watch = observer.Observers(observer.Notes())
-  return runner.simulated(config, world, run_store.Memory(), watch)
+  return simulated.simulation(config, world, run_store.Memory(), watch)
 
 
 def _again(first: driver.Simulation, stages, seed: int | None = None):

@@ -14,7 +14,7 @@ import numpy as np
 from fedms_jax.cluster import distributed, host, signals
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.cluster.processes import SingleProcess
-from fedms_jax.core.types import Federation, Roles
+from fedms_jax.core.types import Federation
 from fedms_jax.data import partition
 from fedms_jax.models import attention
 from fedms_jax.persistence import client_table, files, run_store, writers
@@ -22,15 +22,13 @@ from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import attacked, printed
 from fedms_jax.shell import (
   attack_report,
-  attacks,
-  build,
   flags,
   language,
   outline,
   privacy_report,
   program_cache,
+  simulated,
   task_run,
-  tasks,
   time_report,
   written,
 )
@@ -189,7 +187,7 @@ def _run(
     outline.write(workdir, world, bool(config.algorithm.label_prior))
     loggers = written.loggers_of(config, workdir, stack)
   stack.push(_closing(keep.close))
-  simulation = simulated(config, world, keep, watch, source, place)
+  simulation = simulated.simulation(config, world, keep, watch, source, place)
   state = keep.restore(simulation)
   if workdir is not None and peers.primary:
     files_of = written.attach(workdir, loggers, simulation, state, records)
@@ -265,31 +263,12 @@ def _aims(config: Config, world: worlds.World, state, records, result):
   return found | {name: x for name, x in more.items() if x is not None}
 
 
-def _scope(
-  config: Config, world: worlds.World, stage: int = -1
-) -> evaluation.Scope:
-  """How much is evaluated after a stage."""
-  e = config.eval
-  clients = min(e.clients, world.data.test.num_clients)
-  # A run that has not come to its last stage may learn something else so far.
-  kinds = [world.stages[i].algorithm.task.kind for i in (stage, -1)]
-  alike = kinds[0] == kinds[1]
-  return evaluation.Scope(
-    e.clients,
-    # Of so many clients none has a large model or many rows.
-    width=8 if clients <= evaluation.MOST_LISTED else 64,
-    metrics=world.watched.metrics if alike else (),
-    readers=e.readers,
-    mixed=e.mixed,
-  )
-
-
 def evaluated(
   config: Config, world: worlds.World, simulation, state
 ) -> dict[str, Any]:
   """The scores of the models of a state; with --eval.adapt also those after
   adaptation, as 'adapted'."""
-  e, scope = config.eval, _scope(config, world, state.stage)
+  e, scope = config.eval, simulated.scope(config, world, state.stage)
   measure = evaluation.evaluate
   if config.algorithm.label_prior:
     prior = shares.Shares(config.algorithm.prior)
@@ -305,34 +284,6 @@ def evaluated(
     config, world, simulation, state, scope, scores
   )
   return scores if attack is None else scores | {'attack': attack}
-
-
-def simulated(
-  config: Config, world: worlds.World, keep, watch, source=worlds, place=None
-):
-  """The simulation of a world. What its server trains ahead is kept, so that
-  a resumed run need not; a base model that was only loaded is read again."""
-  before = functools.cache(lambda: source.initial(config, world))
-  made = keep.pretrained(
-    worlds.pretrained_shapes(config, world),
-    lambda: source.pretrained(config, world, before(), watch),
-  )
-  loaded = {} if 'base' in made else before().frozen
-  frozen = loaded | made
-  data = task_run.herded(config, world.data, world.model, frozen)
-  simulation = task_run.driver(config, data, world.stages, keep)(
-    evaluation.limited(data, config.eval.pooled_rows, config.seed),
-    Roles(frozen | tasks.frozen(config, data), {}, {}),
-    world.stages,
-    build.options(config, world.watched),
-    run_store=keep,
-    observer=watch,
-    place=place,
-  )
-  simulation.aimed = attacks.aimed(world.data, world.poison)
-  if not config.algorithm.label_prior:
-    simulation.final = _scope(config, world)
-  return simulation
 
 
 def check_shares(config: Config, world: worlds.World) -> None:

@@ -310,9 +310,10 @@ def pretrained_shapes(config: Config, world: World) -> dict[str, Tree]:
 
 
 def pretrained(
-  config: Config, world: World, before: Roles, observer
+  config: Config, world: World, before: Roles, observer, after=None
 ) -> dict[str, Tree]:
-  """What the server's pre-training makes of the model `before` it."""
+  """What the server's pre-training makes of the model `before` it. after: see
+  `pretraining.train`."""
   p, m = config.pretrain, config.model
   mode = ahead(config, bool(world.head))
   model, data = world.model.backbone, world.data
@@ -340,6 +341,7 @@ def pretrained(
     batch_size=p.batch_size,
     seed=config.seed,
     observer=observer,
+    after=after,
   )
   if mode == 'probe':
     return shared

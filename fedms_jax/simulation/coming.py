@@ -1,8 +1,9 @@
 """What will run when a stage has ended as it is now: the evaluation, or the
 first round of the next stage. Shapes alone, to compile for.
 
-`Simulation.final` is how the last state will be evaluated; None: nobody has
-said.
+`Simulation.final` is how the last state will be evaluated, `Simulation.after`
+finds the opening of another simulation, which goes on from there; None: nobody
+has said.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from fedms_jax.core import activation, reduction, tree
 from fedms_jax.core.compile import Program
-from fedms_jax.core.types import Plan
+from fedms_jax.core.types import Plan, Roles
 from fedms_jax.simulation import cohorts, evaluation, handover, live
 from fedms_jax.simulation.ahead import Ahead, Opening
 from fedms_jax.simulation.needs import Scene
@@ -46,6 +47,8 @@ def foresee(
   key = state.stage, state.last
   if state.stage + 1 < len(simulation.stages):
     ahead.open(key, functools.partial(following, simulation, state))
+  elif simulation.after is not None:
+    ahead.open(key, simulation.after)
   elif simulation.final is not None:
     compiled = ahead.evaluated if at_once else ahead.evaluate
     compiled(key, functools.partial(evaluated, simulation, state))
@@ -78,44 +81,32 @@ def evaluated(simulation, state: StageState) -> Iterator[Program]:
 def following(simulation, state: StageState) -> Opening | None:
   """The opening of the stage after that of a state, if this one ends with the
   blocks of now; None: it is not known before."""
-  index = state.stage + 1
+  rounds = handover.rounds(simulation.stages, state)
+  ended = state._replace(round=rounds)
+  return entering(simulation, state.stage + 1, state.roles, ended)
+
+
+def entering(
+  simulation, index: int, roles: Roles, before: StageState | None = None
+) -> Opening | None:
+  """The opening of a stage that begins with roles, arrays or shapes; None: it
+  is not known before. before: the last state of the stage before it."""
   stage = simulation.stages[index]
   # What a stage reads may itself come of the one before.
   given = stage.guard, stage.arrivals, stage.view, stage.fresh
   if any(x is not None for x in given):
     return None
   key = jax.eval_shape(lambda: jax.random.key(0))
-  roles = jax.eval_shape(stage.algorithm.begin, key, tree.shapes(state.roles))
-  past = handover.past(simulation, state)
-  roles, memory, channel = reduction.begin_shapes(stage.algorithm, roles)
-  rounds = handover.rounds(simulation.stages, state)
-  then = state._replace(
-    stage=index,
-    round=0,
-    roles=roles,
-    memory=memory,
-    channel=channel,
-    ever=handover.ever(simulation.stages, index, past, state),
-    inherited=state.last,
-    done=(*state.done, rounds),
-    arrivals=live.begin(simulation, index, state),
+  roles = jax.eval_shape(stage.algorithm.begin, key, tree.shapes(roles))
+  begun = reduction.begin_shapes(stage.algorithm, roles)
+  return opening(
+    simulation,
+    handover.entered(simulation, index, begun, before, _unmeasured),
   )
-  trigger = handover.schedule(simulation, state).told(state.progress)
-  seen = handover.of(
-    simulation, index, state.last, _unmeasured(state), then.done, trigger
-  )
-  return opening(simulation, then._replace(progress=stage.schedule(seen).init))
 
 
-def _unmeasured(state: StageState):
-  """The blocks' importance where it is known; nothing is measured for it."""
-
-  def importance():
-    if state.importance is None:
-      raise LookupError('the importance of blocks is not measured yet')
-    return state.importance
-
-  return importance
+def _unmeasured():
+  raise LookupError('the importance of blocks is not measured yet')
 
 
 def opening(simulation, state: StageState) -> Opening | None:

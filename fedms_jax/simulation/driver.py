@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, compile, seeds
@@ -33,10 +31,10 @@ from fedms_jax.simulation import (
   timeline,
 )
 from fedms_jax.simulation.accounting import Accounting, InFlight, record_of
+from fedms_jax.simulation.ahead import Opening
 from fedms_jax.simulation.importance import block_importance
 from fedms_jax.simulation.state import (
   Options,
-  Past,
   Preempted,
   Stage,
   StageState,
@@ -51,7 +49,8 @@ class Simulation:
 
   run_store: saves and restores, see `run_store.py`. observer: is called after
   each round and asked whether to stop, see `observer.py`. place: devices and
-  processes; None: one device. aimed, final: see `curves.py` and `coming.py`.
+  processes; None: one device. aimed: see `curves.py`. final, after: see
+  `coming.py`.
   """
 
   def __init__(
@@ -68,6 +67,7 @@ class Simulation:
     self.federation, self.stages = federation, stages
     self.aimed: Partition | None = None
     self.final: evaluation.Scope | None = None
+    self.after: Callable[[], Opening | None] | None = None
     self.options = options
     self.run_store = run_store
     self.observer = observer
@@ -139,49 +139,18 @@ class Simulation:
   ) -> StageState:
     """The state before the first round of a stage. roles, before: the last of
     the stage before."""
-    stage = self.stages[index]
-    key = seeds.stream(self.options.seed, Stream.INIT, index)
+    stage, seed = self.stages[index], self.options.seed
+    key = seeds.stream(seed, Stream.INIT, index)
     roles = compile.jit(light=True)(stage.algorithm.begin)(key, roles)
     roles = handover.on_devices(self.place, roles)
-    inherited = before.last if before else None
-    measured = [before.importance if before else None]
-
-    def measure():
-      if measured[0] is None:
-        measured[0] = block_importance(self, index, roles)
-      return measured[0]
-
-    done, trigger = (), None
-    if before:
-      done = (*before.done, before.round)
-      trigger = handover.schedule(self, before).told(before.progress)
-    schedule = stage.schedule(
-      handover.of(self, index, inherited, measure, done, trigger)
-    )
     past = handover.past(self, before)
-    roles, memory, channel = handover.server(
-      stage, roles, past, self.options.seed
-    )
-    return StageState(
-      stage=index,
-      round=0,
-      clock=past.get(stage.series, Past(0)).clock,
-      roles=roles,
-      memory=memory,
-      channel=channel,
-      progress=schedule.init,
-      arrivals=live.begin(self, index, before),
-      met=np.zeros(self.federation.train.num_clients, bool),
-      reports={},
-      ever=handover.ever(self.stages, index, past, before),
-      inherited=inherited,
-      last=inherited,
-      importance=measured[0],
-      ledger=Entry(),
-      watch=stopping.begin(),
-      done=done,
-      spent=before.spent if before else None,
-      past=past,
+    begun = handover.server(stage, roles, past, seed)
+    return handover.entered(
+      self,
+      index,
+      begun,
+      before,
+      lambda: block_importance(self, index, roles),
     )
 
   def _run_stage(self, state: StageState) -> StageState:

@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, reduction
 from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.schedules import Schedule
+from fedms_jax.simulation import live, stopping
 from fedms_jax.simulation.state import Handover, Past, Stage, StageState
+from fedms_jax.systems.ledger import Entry
 
 
 def rounds(stages: Sequence[Stage], state: StageState) -> int:
@@ -111,6 +115,62 @@ def server(
     memory = past[stage.series].memory
     roles = reduction.broadcast(stage.algorithm, roles, memory)
   return roles, memory, channel
+
+
+def entered(
+  simulation,
+  index: int,
+  begun: tuple[Roles, Tree, Tree],
+  before: StageState | None,
+  measure: Callable[[], list[float]],
+) -> StageState:
+  """The state before the first round of a stage.
+
+  Args:
+    simulation: whose stage it is.
+    index: of the stage.
+    begun: what `server` gives, or its shapes.
+    before: the last state of the stage before.
+    measure: gives the importance of the blocks where `before` has none.
+  """
+  stage, inherited = simulation.stages[index], before and before.last
+  measured = [before and before.importance]
+
+  def importance():
+    if measured[0] is None:
+      measured[0] = measure()
+    return measured[0]
+
+  done, trigger = (), None
+  if before:
+    done = (*before.done, before.round)
+    trigger = schedule(simulation, before).told(before.progress)
+  made = stage.schedule(
+    of(simulation, index, inherited, importance, done, trigger)
+  )
+  series = past(simulation, before)
+  roles, memory, channel = begun
+  return StageState(
+    stage=index,
+    round=0,
+    clock=series.get(stage.series, Past(0)).clock,
+    roles=roles,
+    memory=memory,
+    channel=channel,
+    progress=made.init,
+    arrivals=live.begin(simulation, index, before),
+    met=np.zeros(simulation.federation.train.num_clients, bool),
+    reports={},
+    ever=ever(simulation.stages, index, series, before),
+    inherited=inherited,
+    last=inherited,
+    importance=measured[0],
+    ledger=Entry(),
+    watch=stopping.begin(),
+    done=done,
+    spent=before and before.spent,
+    past=series,
+  )
 
 
 def on_devices(place: Placement, roles: Roles) -> Roles:

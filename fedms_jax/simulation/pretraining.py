@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from fedms_jax.core.types import Federation, Partition, Roles, Tree
 from fedms_jax.data import lazy
 from fedms_jax.schedules import triggers
 from fedms_jax.simulation import driver
+from fedms_jax.simulation.ahead import Opening
 from fedms_jax.simulation.observer import Silent
 from fedms_jax.simulation.state import Options, Stage
 
@@ -31,12 +33,13 @@ def train(
   batch_size: int,
   seed: int,
   observer,
+  after: Callable[[], Opening | None] | None = None,
 ) -> Tree:
   """The shared tree of an algorithm, trained by the server.
 
   algorithm: trains all weights, or a head (`algorithms/full.py`, `probe.py`).
   A round is an epoch, over which the optimizer goes on; derived columns are
-  computed once.
+  computed once. after: finds what will run then, see `coming.py`.
   """
   public = federation.public
   key = seeds.stream(seed, Stream.PRETRAIN)
@@ -60,6 +63,7 @@ def train(
     run_store=_Nothing(),
     observer=_Told(observer),
   )
+  simulation.after = after
   return simulation.run().roles.shared
 
 

@@ -26,11 +26,6 @@ class Room:
     self._host_budget = host_budget or memory.host() / 2
     self._device_memory = device_memory
 
-  @property
-  def settled(self) -> bool:
-    """Whether the budget is known."""
-    return bool(self._budget)
-
   def settle(self, roles: Roles) -> None:
     """Fixes the budget, once the roles are on the device, and before anything
     else of the run is."""
@@ -44,21 +39,27 @@ class Room:
 
   def choose(self, shapes: Tree, needed: int) -> columns.Choice:
     """The scope and place of derived columns, of which a block has `shapes`,
-    where a round needs so many blocks."""
+    where a round needs so many blocks; as far as is known before the budget
+    is settled."""
     derived, raw = tree.nbytes(shapes), tree.nbytes(self._raw.columns)
     blocks = self._raw.blocks
     each = derived + raw // blocks
     sizes = columns.Sizes(derived * blocks, raw, needed * each)
-    return columns.choose(*self._wanted, sizes, self._budget, self._host_budget)
+    return columns.choose(
+      *self._wanted, sizes, self._known(), self._host_budget
+    )
 
   def of_all(self, chosen: columns.Choice) -> bool:
     """Whether a table by this choice holds all rows."""
     if chosen.scope == 'step':
-      return tree.nbytes(self._raw.columns) <= self._budget
+      return tree.nbytes(self._raw.columns) <= self._known()
     return chosen == ('run', 'device')
 
   def beside(self, shapes: Tree) -> float:
     """Bytes for what passes leave of a block beside its columns: of the budget,
     half of what is left."""
     held = shapes, self._raw.shapes()
-    return (self._budget / self._raw.blocks - tree.nbytes(held)) / 2
+    return (self._known() / self._raw.blocks - tree.nbytes(held)) / 2
+
+  def _known(self) -> float:
+    return self._budget or memory.for_tables(self._device_memory)

@@ -132,9 +132,7 @@ class Tables:
     self, algorithm: Algorithm, roles: Roles, rows, plan: Plan
   ) -> dict[str, jax.ShapeDtypeStruct] | None:
     """Shapes of the table that a view gives; None: it holds the rows of this
-    view alone, or nobody has settled what fits. roles: arrays or shapes."""
-    if not self._room.settled:
-      return None
+    view alone. roles: arrays or shapes."""
     shapes = self._shapes(algorithm, roles, plan)
     chosen = self._room.choose(shapes, len(self._needed(rows)))
     if not self._room.of_all(chosen):

@@ -85,7 +85,7 @@ def test_the_server_trains_once_for_a_seed_and_a_killed_benchmark(
 ):
   trained = []
 
-  def train(config, shared, before, watch):
+  def train(config, shared, before, watch, after):
     trained.append(config.seed)
     shapes = worlds.pretrained_shapes(config, shared)
     value = config.seed + config.pretrain.epochs

@@ -11,8 +11,7 @@ from fedms_jax.core.types import BackboneCost, Passes, Plan
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.persistence.writers import timeless
-from fedms_jax.shell import config, flags, main
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import config, flags, main, simulated
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import evaluation, observer
 from fedms_jax.simulation import scores as scoring
@@ -56,13 +55,13 @@ def run(found, folder=None, watch=None):
   watch = observer.Observers(records, *([watch] if watch else []))
   home = worlds.world(found)
   if folder is None:
-    simulation = runner.simulated(found, home, run_store.Memory(), watch)
+    simulation = simulated.simulation(found, home, run_store.Memory(), watch)
     state = simulation.run()
     return state, records.records, simulation
   with Workdir.open(folder, 'flags\n', resume=True) as workdir:
     keep = run_store.Disk(workdir, 2)
     try:
-      simulation = runner.simulated(found, home, keep, watch)
+      simulation = simulated.simulation(found, home, keep, watch)
       state = keep.restore(simulation)
       try:
         state = simulation.run(state)
@@ -245,7 +244,7 @@ def test_means_weigh_as_they_are_told(texts):
   for weights in ('rows', 'tokens', 'equal'):
     found = made(*texts, *words, f'--server.weights={weights}')
     home = worlds.world(found)
-    simulation = runner.simulated(
+    simulation = simulated.simulation(
       found, home, run_store.Memory(), observer.Observers()
     )
     sample, arrivals = simulation.sampler(0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms_jax.persistence.snapshot import Snapshot
 from fedms_jax.report import attacked, printed
-from fedms_jax.shell import flags, language, program_cache
+from fedms_jax.shell import flags, language, program_cache, simulated
 from fedms_jax.shell import run as runner
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import handover, observer
@@ -22,7 +22,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     world = worlds.world(config)
     runner.check_shares(config, world)
     watch = observer.Observers()
-    simulation = runner.simulated(config, world, snapshot, watch)
+    simulation = simulated.simulation(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
     scores = runner.evaluated(config, world, simulation, state)
     language.add_bits(config, world, simulation.federation.pooled, scores)

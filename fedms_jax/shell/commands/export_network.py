@@ -7,7 +7,7 @@ import numpy as np
 
 from fedms_jax.core.types import Tree
 from fedms_jax.persistence.snapshot import Snapshot
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import simulated
 from fedms_jax.shell import world as worlds
 from fedms_jax.shell.config import Config
 from fedms_jax.simulation import observer
@@ -25,7 +25,7 @@ def parts(config: Config, client: int | None) -> Tree:
   try:
     world = worlds.world(config)
     watch = observer.Observers()
-    simulation = runner.simulated(config, world, snapshot, watch)
+    simulation = simulated.simulation(config, world, snapshot, watch)
     state = snapshot.restore(simulation)
     stage, roles = simulation.stages[state.stage], state.roles
     if client is not None and jax.tree.leaves(roles.personal):

@@ -19,8 +19,7 @@ import jax
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import printed
-from fedms_jax.shell import flags, program_cache
-from fedms_jax.shell import run as runner
+from fedms_jax.shell import flags, program_cache, simulated
 from fedms_jax.shell import world as worlds
 from fedms_jax.simulation import observer, timeline
 
@@ -52,7 +51,7 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
     stack.callback(watch.close)
     keep = _run_store(config, out, stack)
     world = world._replace(stages=stages)
-    simulation = runner.simulated(config, world, keep, watch)
+    simulation = simulated.simulation(config, world, keep, watch)
     with line.measuring():
       simulation.run()
   for name, rounds in line.seconds.items():
