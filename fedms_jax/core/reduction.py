@@ -220,9 +220,7 @@ def begin(algorithm: Algorithm, roles: Roles, seed: int):
   """(roles with what clients see of it, memory, channel's state) before the
   first round of a stage."""
   keys = [seeds.stream(seed, Stream.SERVER, n) for n in range(2)]
-  return _with_memory(
-    algorithm, roles, keys, _memory(algorithm, keys[0], roles)
-  )
+  return _with_memory(algorithm, roles, keys, memory(algorithm, keys[0], roles))
 
 
 def begin_shapes(algorithm: Algorithm, roles: Roles):
@@ -245,7 +243,8 @@ def _with_memory(algorithm: Algorithm, roles: Roles, keys, memory: Tree):
 
 
 @compile.jit(static=(0,), light=True)
-def _memory(algorithm: Algorithm, key, roles: Roles) -> Tree:
+def memory(algorithm: Algorithm, key, roles: Roles) -> Tree:
+  """The server's memory before the first round of a stage."""
   return algorithm.server.init(key, roles)
 
 

@@ -20,7 +20,7 @@ import jax
 from fedms_jax.core import rounds, scoring
 from fedms_jax.core.compile import Jitted, Program
 from fedms_jax.core.contract import Algorithm
-from fedms_jax.core.types import ActiveSet, Plan
+from fedms_jax.core.types import Plan
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import clock, needs
 from fedms_jax.simulation.cohorts import Round
@@ -34,29 +34,30 @@ _THREADS = 2
 
 
 def foreseen(
-  schedule: Schedule, progress: Any, rounds: range, client: int
-) -> ActiveSet | None:
-  """What will be active next, if the score stays as it is: the first set of
-  these rounds that is not that of the first one; None: there is none."""
-  now = None
+  schedule: Schedule, progress: Any, rounds: range, client: int, now: Plan
+) -> Iterator[Plan]:
+  """The plans that will come after that of the first of these rounds, if the
+  score stays as it is."""
+  last = None
   for number in rounds[:_FAR]:
     (active,) = schedule.active(progress, number, [client])
-    if now not in (None, active):
-      return active
-    now, progress = active, schedule.observe(progress, number, 0.0)
-  return None
+    if last not in (None, active) and any(active):
+      boundary = min(now.boundary, active.index(True))
+      now = Plan(active, boundary, now.variant)
+      yield now
+    last, progress = active, schedule.observe(progress, number, 0.0)
 
 
 class Opening(NamedTuple):
   """The first round of a stage: its shapes, the plan of all of its clients, how
   it is executed (None: that is to be measured), whether they are validated, and
-  what derives its columns."""
+  the programs that run before it."""
 
   scene: needs.Scene
   plan: Plan
   how: Execution | None
   scored: bool
-  deriving: list[Program]
+  before: list[Program]
 
 
 Key = tuple[Algorithm, Plan, Execution | None]
@@ -78,6 +79,14 @@ class Ahead:
     self._last: dict[Hashable, list[futures.Future]] = {}  # the evaluation's
     self._opens = False
     self._stop = threading.Event()
+
+  @property
+  def idle(self) -> bool:
+    """Whether nothing is being compiled, or waits for it."""
+    begun = list(self._begun.values())  # a thread may add to it meanwhile
+    found = [x for first, many in begun for x in (first, *many)]
+    found += [*self._coming.values(), *itertools.chain(*self._last.values())]
+    return all(x.done() for x in found)
 
   def stage(self, algorithm: Algorithm) -> None:
     """A stage begins: what was to be compiled for another one is dropped."""
@@ -151,30 +160,27 @@ class Ahead:
     if key in self._steady:
       return self._steady[key]
     left = range(task.cohort.round, rounds)
-    active = foreseen(schedule, progress, left, int(task.cohort.ids[0]))
-    self._steady[key] = active is None
-    if active is None or not any(active):
-      return self._steady[key]
-    then = Plan(active, min(plan.boundary, active.index(True)), plan.variant)
+    client = int(task.cohort.ids[0])
+    then = next(foreseen(schedule, progress, left, client, plan), None)
+    self._steady[key] = then is None
+    if then is None:
+      return True
     programs = self._next(_scene(task, here), plan, then, how, scored)
     self._submit((task.algorithm, then, how), programs)
     return False
 
-  def open(self, key: Hashable, find: Callable[[], Opening | None]) -> None:
-    """Begins to compile the first round of a stage, once for a key."""
+  def open(self, key: Hashable, find: Callable[[], Iterable[Opening]]) -> None:
+    """Begins to compile the first rounds of a stage, once for a key."""
 
     def begin():
-      found = find()
-      if found is None:
-        return
-      scene, plan, how = found.scene, found.plan, found.how
-      key = scene.algorithm, plan, how
-      if how is None:
-        self._submit(key, found.deriving)
-        self._planner.measure(scene, plan)
-        return
-      training = self._training(scene, plan, how, found.scored)
-      self._submit(key, itertools.chain(found.deriving, training))
+      for scene, plan, how, scored, before in find():
+        key = scene.algorithm, plan, how
+        if how is None:
+          self._submit(key, before)
+          self._planner.measure(scene, plan)
+        else:
+          training = self._training(scene, plan, how, scored)
+          self._submit(key, itertools.chain(before, training))
 
     if key not in self._coming:
       self._coming[key] = self._pool.submit(begin)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import activation, compile, seeds
+from fedms_jax.core import activation, seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.core.types import Federation, Partition, Plan, Roles
 from fedms_jax.simulation import (
@@ -67,7 +67,7 @@ class Simulation:
     self.federation, self.stages = federation, stages
     self.aimed: Partition | None = None
     self.final: evaluation.Scope | None = None
-    self.after: Callable[[], Opening | None] | None = None
+    self.after: Callable[[], Iterable[Opening]] | None = None
     self.options = options
     self.run_store = run_store
     self.observer = observer
@@ -141,7 +141,7 @@ class Simulation:
     the stage before."""
     stage, seed = self.stages[index], self.options.seed
     key = seeds.stream(seed, Stream.INIT, index)
-    roles = compile.jit(light=True)(stage.algorithm.begin)(key, roles)
+    roles = handover.begun(stage.algorithm, key, roles)
     roles = handover.on_devices(self.place, roles)
     past = handover.past(self, before)
     begun = handover.server(stage, roles, past, seed)
@@ -241,7 +241,6 @@ class Simulation:
     record = record_of(task, state.ever, state.last, after.chunks, how)
     record |= {'stage': stage.name, 'started': start}
     carried.keep(store, cohort, after.chunks, self.version(state) + 1)
-    steady = self._ahead.look(*asked, schedule, state.progress, rounds)
     state = state._replace(
       round=cohort.round + 1,
       clock=state.clock + int(cohort.steps.max(initial=0)),
@@ -251,7 +250,12 @@ class Simulation:
       arrivals=cohort.arrivals,
       flying=live.flying(stage, state, cohort),
     )
-    if steady or coming.near(rounds, cohort.round):
+    # The end of a stage is certain, and what a score will do is a guess.
+    if schedule.reads and coming.near(rounds, cohort.round):
+      coming.foresee(self, self._ahead, state)
+    if self._ahead.idle and self._ahead.look(
+      *asked, schedule, state.progress, rounds
+    ):
       coming.foresee(self, self._ahead, state)
     return state, InFlight(
       cohort,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fedms_jax.cluster.placement import Placement
-from fedms_jax.core import activation, reduction
+from fedms_jax.core import activation, compile, reduction
+from fedms_jax.core.contract import Algorithm
 from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.schedules import Schedule
 from fedms_jax.simulation import live, stopping
@@ -103,6 +104,12 @@ def ever(
   if stages[before.stage].series == stage.series:
     return before.ever
   return (True,) * blocks  # nobody has kept which
+
+
+@compile.jit(static=(0,), light=True)
+def begun(algorithm: Algorithm, key, roles: Roles) -> Roles:
+  """The roles with which an algorithm's stage begins."""
+  return algorithm.begin(key, roles)
 
 
 def server(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ def train(
   batch_size: int,
   seed: int,
   observer,
-  after: Callable[[], Opening | None] | None = None,
+  after: Callable[[], Iterable[Opening]] | None = None,
 ) -> Tree:
   """The shared tree of an algorithm, trained by the server.
 

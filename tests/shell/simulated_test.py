@@ -2,6 +2,7 @@
 trains."""
 
 import threading
+import time
 
 import jax
 import pytest
@@ -23,9 +24,23 @@ SMALL = (
 )  # fmt: skip
 
 
-def compiled(*words):
+class Patient(observer.Silent):
+  """Goes on after a round of the server when so many rounds can be trained."""
+
+  def __init__(self, found, programs):
+    self._found, self._programs = found, programs
+
+  def round(self, record):
+    for _ in range(6000):
+      if len(of(self._found, 'step_chunk')) >= self._programs:
+        return
+      time.sleep(0.01)
+
+
+def compiled(programs, *words):
   """(what is compiled while the server trains, and after it: names of programs
-  by thread; the roles at the end)."""
+  by thread; the roles at the end). programs: that train, which are waited for
+  while the server does."""
   config = flags.parse(['fedms', *SMALL, *words])
   found = [[], []]
   at = [found[0]]
@@ -36,8 +51,9 @@ def compiled(*words):
       at[0].append((thread, about.get('fun_name', '')))
 
   jax.monitoring.register_event_duration_secs_listener(note)
+  watch = observer.Observers(Patient(found[0], programs))
   simulation = simulated.simulation(
-    config, worlds.world(config), run_store.Memory(), observer.Silent()
+    config, worlds.world(config), run_store.Memory(), watch
   )
   at[0] = found[1]
   state = simulation.run()
@@ -67,11 +83,17 @@ def of(found, name):
 def test_the_first_round_is_compiled_while_the_server_trains(
   monkeypatch, words
 ):
-  early, then, roles = compiled(*words)
-  monkeypatch.setattr(coming, 'entering', lambda *args: None)
-  alone, late, others = compiled(*words)
+  early, then, roles = compiled(2, *words)
+  monkeypatch.setattr(coming, 'first', lambda *args: [])
+  alone, late, others = compiled(1, *words)
   world.same(roles, others)
-  # The server's own, and that of the first round.
   assert len(of(early, 'step_chunk')) > len(of(alone, 'step_chunk'))
-  assert len(early + then) == len(alone + late)
   assert len(of(then, 'step_chunk')) < len(of(late, 'step_chunk'))
+  assert len(early + then) == len(alone + late)
+
+
+def test_so_are_the_plans_that_come_if_no_score_moves(monkeypatch):
+  deeper = '--schedule.name=queue', '--schedule.queue_length=2'
+  early, *_ = compiled(3, *deeper, '--algorithm.stage1_rounds=9')
+  # The server's, of one block, and of both.
+  assert of(early, 'step_chunk') == ['compile'] * 3

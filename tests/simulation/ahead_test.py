@@ -8,13 +8,14 @@ import pytest
 
 from fedms_jax import schedules
 from fedms_jax.channel import secure
+from fedms_jax.core.types import Plan
 from fedms_jax.schedules import orders, triggers
 from fedms_jax.simulation import ahead, coming, evaluation
 from fedms_jax.systems import devices, selection
 from fedms_jax.systems.buffered import Buffered, buffered
 from tests import world
 
-TOP, TWO = (False, False, True), (False, True, True)
+TOP, TWO, WHOLE = (False, False, True), (False, True, True), (True,) * 3
 
 
 def schedule(trigger, delay=0):
@@ -23,23 +24,32 @@ def schedule(trigger, delay=0):
   return schedules.delayed(made, delay) if delay else made
 
 
+def plans(made, rounds, now=TOP):
+  """What is foreseen to be active after now, whose prefix ends above it."""
+  plan = Plan(now, now.index(True), 'variant')
+  found = list(ahead.foreseen(made, made.init, rounds, 0, plan))
+  for one in found:
+    assert one == Plan(one.active, one.active.index(True), 'variant')
+  return [one.active for one in found]
+
+
 QUEUE = triggers.queue(1, 3, length=3, eps=0.01, step=1)
 
 
 @pytest.mark.parametrize('delay', [0, 1])
 def test_a_queue_is_asked_what_it_would_do_if_the_score_did_not_move(delay):
   waits = schedule(QUEUE, delay)
-  assert ahead.foreseen(waits, waits.init, range(9), 0) == TWO
-  assert ahead.foreseen(waits, waits.init, range(3 + delay), 0) is None
-  deepest = schedule(triggers.dense(3))
-  assert ahead.foreseen(deepest, deepest.init, range(99), 0) is None
+  assert plans(waits, range(6 + delay)) == [TWO]
+  assert plans(waits, range(9)) == [TWO, WHOLE]
+  assert plans(waits, range(3 + delay)) == []
+  assert plans(schedule(triggers.dense(3)), range(99), WHOLE) == []
 
 
 def test_a_schedule_by_rounds_is_asked_for_later_ones():
   made = schedule(triggers.fixed(1, 3, interval=5, step=1))
-  assert ahead.foreseen(made, None, range(1, 9), 0) == TWO
-  assert ahead.foreseen(made, None, range(1, 5), 0) is None
-  assert ahead.foreseen(made, None, range(5, 99), 0) == (True,) * 3
+  assert plans(made, range(1, 9)) == [TWO]
+  assert plans(made, range(1, 5)) == []
+  assert plans(made, range(5, 99), TWO) == [WHOLE]
 
 
 def renamed(stage):
@@ -96,7 +106,7 @@ def test_programs_are_compiled_once_in_threads_and_numbers_stay(
 ):
   early, roles, records = compiled(**options)
   monkeypatch.setattr(ahead, '_known', lambda *args: False)
-  monkeypatch.setattr(coming, 'opening', lambda *args: None)
+  monkeypatch.setattr(coming, 'opening', lambda *args: [])
   late, others, again = compiled(**options)
   world.same(roles, others)
   assert [r['train_loss'] for r in records] == [r['train_loss'] for r in again]
@@ -155,8 +165,9 @@ def test_what_comes_after_a_stage_is_compiled_while_it_lasts(
 
 @pytest.mark.slow
 def test_a_wrong_guess_is_compiled_in_vain_and_changes_no_number(monkeypatch):
-  """A stage that goes a block deeper in its last round."""
-  early, late = with_and_without(monkeypatch, functools.partial(both, TRIGGER))
+  """A stage that goes a block deeper in its last round, as if by a score."""
+  moved = functools.partial(both, TRIGGER._replace(reads=True))
+  early, late = with_and_without(monkeypatch, moved)
   assert len(early) > len(late)
 
 
