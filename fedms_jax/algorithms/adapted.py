@@ -253,6 +253,8 @@ def one_model(
   def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
     # Below the boundary every part of the LoRA is as it was at the start.
     base, blocks = roles.frozen['base'], roles.frozen['start']['blocks']
+    if 'prefix' in batch:
+      return {'prefix': batch['prefix']}
     return {'prefix': prefix(backbone, base, blocks, batch, plan.boundary)}
 
   def deeper(roles: Roles, batch: Batch, low: int, high: int) -> Batch:

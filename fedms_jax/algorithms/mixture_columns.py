@@ -25,12 +25,12 @@ def columns(setting: Setting, choice: mixture.Personal) -> Callable:
     def of(name):
       return adapted.prefix(backbone, base, stacks[name], batch, boundary)
 
-    start = of('start')
+    x = batch['prefix'] if 'prefix' in batch else of(first)
     # Stage 1 has moved nothing below the depth that it reached.
     below = jax.tree.map(lambda x: x[:boundary], stacks)
     same = tree.equal(below['start'], below['global'])
-    other = jax.lax.cond(same, lambda: start, lambda: of('global'))
-    return {'start': start, 'global': other}
+    (other,) = stacks.keys() - {first}
+    return {first: x, other: jax.lax.cond(same, lambda: x, lambda: of(other))}
 
   def columns(roles: Roles, batch: Batch, plan: Plan) -> Batch:
     base = roles.frozen['base']

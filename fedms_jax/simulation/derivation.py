@@ -35,8 +35,10 @@ def derive(
   for low, high in itertools.pairwise((*lower, plan.boundary)):
     new = algorithm.deeper(roles, raw | found, low, high)
     others[low] = {name: found[name] for name in new}
-    found = found | new
-  return found, others
+    found = new
+  # What does not differ is made of what enters the highest of them, and of
+  # nothing below: nobody reads what else there was of the lowest.
+  return algorithm.columns(roles, raw | found, plan), others
 
 
 @compile.jit(donate=(0,), light=True)

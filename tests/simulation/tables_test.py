@@ -5,11 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.extend import core as jex
+from jax.interpreters import partial_eval
 
 from fedms_jax.cluster import memory
 from fedms_jax.core import columns, tree
 from fedms_jax.core.columns import Choice, Sizes
-from fedms_jax.core.types import Plan
+from fedms_jax.core.types import Plan, Roles
+from fedms_jax.models import counted
+from fedms_jax.simulation import derivation
 from fedms_jax.simulation.tables import Tables
 from tests import world
 
@@ -141,6 +145,32 @@ def test_a_pass_leaves_the_next_boundaries_as_far_as_they_fit(room, lower):
   some.view(algorithm, roles, SOME[2], plan(2))
   (_, boundary), kept = json.loads(json.dumps(some.counted()))[2]
   assert boundary == 2 and tuple(kept) == lower
+
+
+def flops(algorithm, roles, lower):
+  """Of the pass to boundary 2, without what nobody reads."""
+  raw = {name: x[:4] for name, x in world.columns().items()}
+  shared = Roles(roles.frozen, roles.shared, None)
+  args = shared, raw
+
+  def derived(roles, raw):
+    return derivation.derive.__wrapped__(algorithm, roles, raw, plan(2), lower)
+
+  made = jax.make_jaxpr(derived)(*args)
+  used, _ = partial_eval.dce_jaxpr(
+    made.jaxpr, [True] * len(made.out_avals), instantiate=True
+  )
+  run = jex.jaxpr_as_fun(jex.ClosedJaxpr(used, made.consts))
+  return counted.cost(run, *jax.tree.leaves(args))[0]
+
+
+@pytest.mark.parametrize('stage', [world.first_stage, world.second_stage])
+def test_what_a_pass_leaves_costs_nothing(stage):
+  algorithm, roles = stage()
+  alone = flops(algorithm, roles, ())
+  assert alone > 0
+  assert flops(algorithm, roles, (1,)) == alone
+  assert flops(algorithm, roles, (0, 1)) == alone
 
 
 def test_of_many_blocks_few_are_under_way_and_all_are_told_of():
