@@ -270,8 +270,8 @@ class Algorithm(NamedTuple):
   backbone: whose blocks a schedule activates. begin: (key, roles of the stage
   before) -> roles; personal is one client's.
   columns: (roles, batch, plan) -> derived columns of a raw batch, which may
-  hold what `deeper` gives of them already; they depend on frozen values alone
-  (roles.personal is not given). derived: names among
+  hold what `deeper` gives of them at the plan's boundary already; they depend
+  on frozen values alone (roles.personal is not given). derived: names among
   them that are there exactly if all are. update: local training. predict:
   (roles, batch, plan) -> Prediction, for whole trees.
   server: what is sent, and what becomes of it. masks: plan -> which leaves of
