@@ -12,10 +12,10 @@ from benchmarks.peers import cifar
 from fedms_jax import schedules
 from fedms_jax.core import client, metrics
 from fedms_jax.core.contract import Algorithm, Prediction, Start
+from fedms_jax.core.costs import BackboneCost
 from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import (
   Backbone,
-  BackboneCost,
   Batch,
   Federation,
   Partition,

@@ -108,7 +108,9 @@ def columns(seed=0):
 
 @functools.cache
 def table():
-  return jax.tree.map(jnp.asarray, columns())
+  # A test may ask first within a function that is traced.
+  with jax.ensure_compile_time_eval():
+    return jax.tree.map(jnp.asarray, columns())
 
 
 def cohort_rows(clients=3, steps=2, batch=4):

@@ -127,7 +127,7 @@ def features(backbone: Backbone, base, stacks, x, batch, boundary: int):
   """Features of the model whose LoRA is `stacks`, from the block `boundary`."""
   spans = activation.over(base['blocks'], activation.spans(stacks, boundary))
   tokens = mask(backbone, batch)
-  return backbone.features(base, backbone.run(spans, x, tokens), tokens)
+  return backbone.featured(base, spans, x, tokens)
 
 
 def prefix(backbone: Backbone, base, blocks, batch, boundary: int):

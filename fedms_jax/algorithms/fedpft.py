@@ -76,7 +76,7 @@ def compressed(
 
   return Algorithm(
     name='fedpft/compressed',
-    backbone=backbone,
+    backbone=backbone.whole(),
     task=task,
     begin=begin,
     columns=lambda roles, batch, plan: _embedded(backbone, roles, batch),
@@ -295,7 +295,7 @@ def _cheaper(backbone: Backbone, choice: Choice) -> Backbone:
   lost, each = _dropped(shapes['blocks']['mlp'], choice)
   share = len(choice.cut(backbone.blocks)) / backbone.blocks
   spared = 2.0 * backbone.cost.tokens * lost * each * share
-  cost = backbone.cost._replace(block=backbone.cost.block - spared)
+  cost = backbone.cost.whole()._replace(block=backbone.cost.block - spared)
   return backbone._replace(cost=cost)
 
 

@@ -137,7 +137,7 @@ def method(
 
   return Algorithm(
     name=name,
-    backbone=setting.backbone,
+    backbone=setting.backbone.whole(),
     task=task,
     begin=begins,
     columns=derive,

@@ -79,7 +79,7 @@ def _logits(backbone: Backbone, task: Task, shared: Tree, batch: Batch):
 
 def full_model(setting: Setting) -> Algorithm:
   """FedAvg of the whole model (arXiv 1602.05629): nothing is frozen."""
-  backbone, task = setting.backbone, setting.task
+  backbone, task = setting.backbone.whole(), setting.task
 
   def begin(key, before: Roles) -> Roles:
     del key

@@ -148,7 +148,7 @@ def _at(held: ActiveSet, block: int, span: Span) -> bool:
 def _shorter(backbone: Backbone, held: ActiveSet) -> Backbone:
   """The backbone in the ledger's terms: all of its blocks cost what those do
   that are held."""
-  cost, share = backbone.cost, sum(held) / len(held)
+  cost, share = backbone.cost.whole(), sum(held) / len(held)
   return backbone._replace(
     cost=cost._replace(
       block=cost.block * share, activation=cost.activation * share

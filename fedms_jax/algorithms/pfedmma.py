@@ -174,7 +174,7 @@ def _costed(backbone: Backbone, choice: Choice) -> Backbone:
   """The backbone in the ledger's terms, of which all blocks run forward and
   back. Here the gradient ends at the lowest adapter: what all run and what the
   last ones run back is spread evenly, and so is what the adapters cost."""
-  cost, blocks = backbone.cost, backbone.blocks
+  cost, blocks = backbone.cost.whole(), backbone.blocks
   # A CLIP's width is that of its embedding, which is near enough.
   added = 3 * _adapter_flops(backbone.width, choice, cost.tokens)
   block = (blocks + choice.blocks) * cost.block + added

@@ -28,14 +28,8 @@ from fedms_jax.algorithms import general, sub_model
 from fedms_jax.algorithms.adapted import Setting
 from fedms_jax.core import tree
 from fedms_jax.core.contract import Algorithm, ClientUpdate, Start
-from fedms_jax.core.types import (
-  ActiveSet,
-  BackboneCost,
-  Batch,
-  Plan,
-  Roles,
-  Tree,
-)
+from fedms_jax.core.costs import BackboneCost
+from fedms_jax.core.types import ActiveSet, Batch, Plan, Roles, Tree
 
 _PAIR = ('q', 'k')
 

@@ -95,6 +95,7 @@ def fedvz(
   return _split(setting, cut, plain)._replace(
     name='fedvz',
     update=_slower(update, cut, blocks),
+    backbone=plain.backbone.whole(),
     passes=Passes(again=tried),
     crossing=_three_messages(setting, cut, zeroth),
   )

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
+from fedms_jax.core.costs import BackboneCost
 from fedms_jax.core.types import (
   ActiveSet,
   Backbone,
-  BackboneCost,
   Batch,
   Crossing,
   Mask,

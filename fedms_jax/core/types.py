@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fedms_jax.core.costs import BackboneCost
+
 Tree = Any  # a pytree of arrays
 Batch = dict[str, Any]  # column name -> [B, ...], and 'mask' [B]
 ActiveSet = tuple[bool, ...]  # one entry per block: does its LoRA train?
@@ -198,30 +200,6 @@ class Federation(NamedTuple):
   names: tuple[str, ...] = ()
 
 
-class BackboneCost(NamedTuple):
-  """What one example costs in a backbone, from shapes alone.
-
-  stem, block, head: forward FLOPs (a multiply-add counts 2) of the stem, of
-  one block without LoRA, and of the head. tokens: T. activation: bytes that
-  one block keeps for the backward pass where all its layers have an adapter.
-  spared: pairs of a layer and the bytes that are not kept if it has none.
-  loose: bytes that a block keeps too where no more than `unroll` follow each
-  other, which is no loop. work: bytes that the backward pass of one block takes
-  besides. vocabulary: V of logits by token, 0: they are of the example.
-  """
-
-  stem: float
-  block: float
-  head: float
-  tokens: int
-  activation: float
-  spared: tuple[tuple[str, float], ...] = ()
-  loose: float = 0.0
-  unroll: int = 0
-  work: float = 0.0
-  vocabulary: int = 0
-
-
 class Adapter(Protocol):
   """What is trained beside the frozen layers of a block, such as LoRA."""
 
@@ -253,7 +231,9 @@ class Backbone(NamedTuple):
   takes pairs (weights, parameters of the adapter or None) in its spans. logits
   reads no blocks, and of features by token each token by itself; once:
   ((params, head), features) -> (params, head) that give the same logits, of
-  which nothing is converted at each call.
+  which nothing is converted at each call. reads: how many tokens, the first
+  ones, `features` reads of what `run` gives; `run` then takes this number and
+  gives no others. None: all.
   """
 
   blocks: int
@@ -267,10 +247,20 @@ class Backbone(NamedTuple):
   logits: Callable[[Tree, Tree, Any], Any]  # params, head, features -> [B, C]
   cost: BackboneCost
   once: Callable[[Tree, Any], Tree] = lambda whole, x: whole
+  reads: int | None = None
 
   def adapted(self, adapter: Adapter) -> Backbone:
     """The same with an adapter, whose parameters `run` then applies."""
     return self._replace(run=functools.partial(self.run, adapter=adapter))
+
+  def whole(self) -> Backbone:
+    """The same, which computes all of its last block, and costs that."""
+    return self._replace(reads=None, cost=self.cost.whole())
+
+  def featured(self, params: Tree, spans, x, mask):
+    """Features of x [B, T, D]: `run` to the last block, then `features`."""
+    known = {} if self.reads is None else {'reads': self.reads}
+    return self.features(params, self.run(spans, x, mask, **known), mask)
 
 
 class Passes(NamedTuple):

@@ -11,10 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core.types import Tree
-from fedms_jax.models import class_prompts, family, linear, transformer
+from fedms_jax.models import (
+  class_prompts,
+  family,
+  linear,
+  sequences,
+  transformer,
+)
 from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.layers import ACTIVATIONS
 from fedms_jax.models.settings import Settings
-from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig
+from fedms_jax.models.transformer import TransformerConfig
 
 HEADS = ('classification', 'masked_lm', 'zero_shot')
 POOLINGS = ('cls', 'mean', 'pooler')
@@ -81,6 +88,7 @@ def model(config: Settings, options: Options) -> Model:
       head=out.head,
       tokens=tokens,
       mask=mask,
+      reads=out.reads,
     ),
     names(root, tied),
     prefix=f'{root}.',
@@ -134,12 +142,13 @@ def _embed(t: TransformerConfig, offset: int, params, inputs):
 
 class Outputs(NamedTuple):
   """What follows the blocks; reference: the class of transformers that gives
-  the same logits, '' if none does."""
+  the same logits, '' if none does; reads: see `family.backbone`."""
 
   final: Callable
   features: Callable
   head: Any
   reference: str
+  reads: int | None = None
 
 
 def outputs(
@@ -158,12 +167,20 @@ def outputs(
     return Outputs(*masked(t, vocabulary, tied), readout, f'{name}ForMaskedLM')
   if options.head == 'zero_shot':
     head = class_prompts.text_head(t.width, options.classes)
-    return Outputs(*_compared(t, options), head, '')
+    return Outputs(
+      *_compared(t, options), head, '', _reads(class_prompts.pooling(options))
+    )
   pooling = family.pooling(options, POOLINGS, 'pooler')
   head = family.linear_head(t.width, options.classes)
   same = pooling == 'pooler'
   reference = f'{name}ForSequenceClassification' if same else ''
-  return Outputs(*pooled(t, pooling, activation), head, reference)
+  return Outputs(
+    *pooled(t, pooling, activation), head, reference, _reads(pooling)
+  )
+
+
+def _reads(pooling: str) -> int | None:
+  return None if pooling == 'mean' else 1
 
 
 def _tied(root: str) -> dict[str, str]:
@@ -186,7 +203,7 @@ def pooled(t: TransformerConfig, pooling: str, activation=jnp.tanh):
 
   def features(params, x, mask):
     if pooling == 'mean':
-      return family.mean(x, mask)
+      return sequences.mean(x, mask)
     if pooling == 'cls':
       return x[:, 0].astype(jnp.float32)
     return activation(linear.apply(params['final']['pooler'], x[:, 0]))

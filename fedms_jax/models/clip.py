@@ -11,7 +11,14 @@ import jax.numpy as jnp
 
 from fedms_jax.core import activation
 from fedms_jax.core.types import Tree
-from fedms_jax.models import contrast, costs, family, transformer, vit
+from fedms_jax.models import (
+  contrast,
+  costs,
+  family,
+  sequences,
+  transformer,
+  vit,
+)
 from fedms_jax.models.beside import Beside, last
 from fedms_jax.models.class_prompts import class_prompts as class_prompts
 from fedms_jax.models.contrast import Similarity, Tower
@@ -103,6 +110,7 @@ def image_tower(config: Settings, options: Options, projected: int) -> Tower:
     mask=lambda images: None,
     feature=lambda final, x, mask: _project(t, final, x[:, 0]),
     names=_IMAGE_NAMES | block_names('vision_model'),
+    reads=1,
   )
 
 
@@ -172,7 +180,7 @@ def text_tower(config: Settings, options: Options, projected: int) -> Tower:
     final=_final(t, projected),
     embed=embed,
     mask=mask,
-    feature=lambda final, x, mask: _project(t, final, family.last(x, mask)),
+    feature=lambda final, x, mask: _project(t, final, sequences.last(x, mask)),
     names={
       'stem/word': Name('text_model.embeddings.token_embedding.weight'),
       'stem/position': Name('text_model.embeddings.position_embedding.weight'),
@@ -299,6 +307,7 @@ def single(
       mask=tower.mask,
       masked=False,
       width=projected,
+      reads=tower.reads,
     ),
     tower.names | contrast.SCALE_NAMES,
     ignored=(rf'({other}).*', 'logit_scale', r'.*position_ids'),

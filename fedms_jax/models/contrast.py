@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedms_jax.core.types import Backbone, BackboneCost, Span, Tree
+from fedms_jax.core.costs import BackboneCost, BlockCost
+from fedms_jax.core.types import Backbone, Span, Tree
 from fedms_jax.models import costs, family, storages, transformer
 from fedms_jax.models.family import Model, Name, Options
 from fedms_jax.models.transformer import TransformerConfig
@@ -23,7 +24,8 @@ class Tower(NamedTuple):
 
   stem: three keys -> params. final: key -> params. embed: (stem, inputs) ->
   [B, T, D]. mask: inputs -> bool [B, T] or None. feature: (final, x, mask) ->
-  the embedding, float32 [B, P]. names: as in `Model`.
+  the embedding, float32 [B, P]. names: as in `Model`. reads: how many tokens,
+  the first ones, the feature reads; None: all.
   """
 
   transformer: TransformerConfig
@@ -35,6 +37,7 @@ class Tower(NamedTuple):
   mask: Callable[[Any], Any]
   feature: Callable[[Tree, Any, Any], Any]
   names: dict[str, Name]
+  reads: int | None = None
 
 
 def unit(x):
@@ -96,6 +99,7 @@ def model(
     init_head=lambda key: {},
     logits=pair.logits,
     cost=pair.cost(),
+    reads=towers['image'].reads if 'image' in adapted else None,
   )
   return Model(backbone, pair.names(), ignored=(r'.*position_ids',))
 
@@ -168,15 +172,19 @@ class Pair:
       out[name] = x
     return self._pack(out)
 
-  def run(self, spans, x, mask, adapter=None):
+  def run(self, spans, x, mask, adapter=None, reads=None):
+    """See `Backbone`; with `reads`, tokens that no feature reads are zeros."""
     del mask  # texts are causal, or filled up
     arrays = self._unpack(x)
     for name in self.adapted:
       own = spans
       if len(self.adapted) > 1:
         own = [s._replace(params=_of_tower(s.params, name)) for s in spans]
-      t = self.towers[name].transformer
-      arrays[name] = transformer.run(t, own, arrays[name], adapter=adapter)
+      tower, x = self.towers[name], arrays[name]
+      own_reads = None if reads is None else tower.reads
+      y = transformer.run(tower.transformer, own, x, None, adapter, own_reads)
+      rest = x.shape[1] - y.shape[1]
+      arrays[name] = jnp.pad(y, ((0, 0), (0, rest), (0, 0)))
     return self._pack(arrays)
 
   def features(self, params: Tree, x, mask):
@@ -195,31 +203,27 @@ class Pair:
 
   def cost(self) -> BackboneCost:
     """Frozen blocks count as stem; tokens are those of the longer tower."""
-    stem = block = 0.0
-    most, inside = 0, []
+    stem, most, unroll, blocks, ends = 0.0, 0, 0, [], []
     for name, tower in self.towers.items():
       tokens = (name == 'text' and self.options.tokens) or tower.tokens
-      c = costs.transformer(tower.transformer, tokens, tower.stem_flops, 0.0)
+      c = costs.transformer(
+        tower.transformer, tokens, tower.stem_flops, 0.0, reads=tower.reads
+      )
       stem += c.stem + self.below(name) * c.block
-      if name in self.adapted:
-        block, most = block + c.block, max(most, tokens)
-        inside.append((name, c))
-    several = len(inside) > 1
+      if name not in self.adapted:
+        continue
+      most, unroll = max(most, tokens), max(unroll, c.unroll)
+      root = f'{name}/' if len(self.adapted) > 1 else ''
+      spared = tuple((root + layer, size) for layer, size in c.spared)
+      one = BlockCost(c.block, c.activation, spared, c.loose, c.work)
+      blocks.append(one)
+      ends.append(c.last or one)
+    block = _together(blocks)
     return BackboneCost(
-      stem,
-      block,
-      0.0,
-      most,
-      sum(c.activation for _, c in inside),
-      spared=tuple(
-        (f'{name}/{layer}' if several else layer, size)
-        for name, c in inside
-        for layer, size in c.spared
-      ),
-      loose=sum(c.loose for _, c in inside),
-      unroll=max(c.unroll for _, c in inside),
-      work=max(c.work for _, c in inside),
-    )
+      stem, block.flops, 0.0, most, block.activation, block.spared,
+      loose=block.loose, unroll=unroll, work=block.work,
+      last=None if ends == blocks else _together(ends),
+    )  # fmt: skip
 
   def names(self) -> dict[str, Name]:
     """The names of both towers at their paths here."""
@@ -261,3 +265,12 @@ def _of_tower(params, name: str):
   """(weights, LoRA or None) of one tower of a joint span."""
   weights, lora = params
   return weights[name], (lora or {}).get(name)
+
+
+def _together(blocks: list[BlockCost]) -> BlockCost:
+  """One block of each tower as one, computed one after the other."""
+  flops, kept, spared, loose, work = zip(*blocks, strict=True)
+  return BlockCost(
+    sum(flops), sum(kept), tuple(x for own in spared for x in own), sum(loose),
+    max(work),
+  )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fedms_jax.core.types import BackboneCost
+from fedms_jax.core.costs import BackboneCost, BlockCost
 from fedms_jax.models.transformer import TransformerConfig
 
 # Inner values [T, mlp_width] of a nonlinearity that XLA keeps where a block is
@@ -25,8 +25,10 @@ def transformer(
   stem: float,
   head: float,
   vocabulary: int = 0,
+  reads: int | None = None,
 ):
-  """`BackboneCost` of a model with these blocks at T = `tokens`.
+  """`BackboneCost` of a model with these blocks at T = `tokens`. reads: see
+  `transformer.run`.
 
   FLOPs of matrix products only. The activations kept for the backward pass
   are the inputs of every product, norm and nonlinearity.
@@ -59,4 +61,17 @@ def transformer(
     unroll=0 if c.remat else c.unroll,
     work=tokens * max(3.0 * c.mlp_width - 1.5 * c.width, 0.0) * size,
     vocabulary=vocabulary,
+    last=None if reads is None else _last(c, tokens, reads),
   )
+
+
+def _last(c: TransformerConfig, tokens: int, reads: int) -> BlockCost:
+  """A block that gives but its first tokens: of all others it computes keys
+  and values. What the few keep is nothing beside that."""
+  queries, keys = c.heads * c.per_head, c.groups * c.per_head
+  mlp_kernels = 3 if c.gated else 2
+  few = c.width * (2 * queries + mlp_kernels * c.mlp_width)
+  all_ = 2 * c.width * keys + 2 * reads * queries
+  values = tokens * (2 * c.width + 2 * keys) + c.heads * reads * tokens
+  size = float(jnp.dtype(c.dtype).itemsize)
+  return BlockCost(2.0 * (reads * few + tokens * all_), values * size)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedms_jax.core.types import Backbone, Tree
-from fedms_jax.models import family, transformer
+from fedms_jax.models import family, sequences, transformer
 from fedms_jax.models.family import Options
 from fedms_jax.models.transformer import TransformerConfig
 
@@ -51,7 +51,7 @@ def backbone(
     norm = params['final']['norm']
     if lm:
       return transformer.normalize(t, norm, x)
-    return transformer.normalize(t, norm, family.last(x, mask), 'float32')
+    return transformer.normalize(t, norm, sequences.last(x, mask), 'float32')
 
   if lm:
     head = family.readout(t, tokens, vocabulary, cap)

@@ -69,6 +69,7 @@ def model(config: Settings, options: Options) -> Model:
       tokens=special + images.cells**2,
       stem_flops=2.0 * images.cells**2 * values * t.width,
       width=feature,
+      reads=1 if pooling == 'cls' else None,
     ),
     names(root),
     prefix=f'{root}.',

@@ -54,6 +54,7 @@ def model(config: Settings, options: Options) -> Model:
       head=out.head,
       tokens=tokens,
       mask=bert.mask,
+      reads=out.reads,
     ),
     names(tied),
     prefix='distilbert.',

@@ -287,20 +287,6 @@ def readout(
   return Head(lambda key: {}, logits, flops, once, vocabulary)
 
 
-def last(x, mask):
-  """The last token of each sequence that the mask [B, T] has: [B, D]."""
-  places = jnp.arange(mask.shape[1])
-  place = jnp.max(jnp.where(mask, places, 0), axis=1)
-  return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
-
-
-def mean(x, mask):
-  """Mean of the tokens that the mask [B, T] has, float32 [B, D]."""
-  weights = mask.astype(jnp.float32)[..., None]
-  total = jnp.sum(x.astype(jnp.float32) * weights, axis=1)
-  return total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)
-
-
 def backbone(
   t: TransformerConfig,
   *,
@@ -315,12 +301,14 @@ def backbone(
   mask: Callable[[Any], Any] = lambda inputs: None,
   masked: bool = True,
   width: int = 0,
+  reads: int | None = None,
 ) -> Backbone:
   """A `Backbone` on the stacked blocks.
 
   stem: three keys -> params. final: key -> params. masked: whether the blocks
   need the mask; behind causal attention, padding on the right is never seen.
-  width: of the features, if it is not D.
+  width: of the features, if it is not D. reads: how many tokens, the first
+  ones, the features read; None: all.
   """
 
   def init(key) -> Tree:
@@ -332,8 +320,9 @@ def backbone(
     }
     return storages.stored(params, storage, t.dtype)
 
-  def run(spans, x, mask, adapter=None):
-    return transformer.run(t, spans, x, mask if masked else None, adapter)
+  def run(spans, x, mask, adapter=None, reads=None):
+    mask = mask if masked else None
+    return transformer.run(t, spans, x, mask, adapter, reads)
 
   return Backbone(
     blocks=t.blocks,
@@ -345,6 +334,9 @@ def backbone(
     features=features,
     init_head=head.init,
     logits=head.logits,
-    cost=costs.transformer(t, tokens, stem_flops, head.flops, head.vocabulary),
+    cost=costs.transformer(
+      t, tokens, stem_flops, head.flops, head.vocabulary, reads
+    ),
     once=head.once,
+    reads=reads,
   )

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from fedms_jax.core import tree
-from fedms_jax.core.types import Backbone, BackboneCost, Outputs, Task, Tree
+from fedms_jax.core.costs import BackboneCost
+from fedms_jax.core.types import Backbone, Outputs, Task, Tree
 from fedms_jax.models import counted, tasks
 
 # What a loss of one's own is compared with, by what the data holds.

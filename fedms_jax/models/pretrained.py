@@ -149,5 +149,5 @@ def encode(backbone: Backbone, params: Tree, inputs):
   """Features of inputs by the model as it was loaded, without LoRA."""
   mask = backbone.mask(inputs)
   spans = [Span(0, backbone.blocks, (params['blocks'], None))]
-  x = backbone.run(spans, backbone.embed(params, inputs), mask)
-  return backbone.features(params, x, mask)
+  x = backbone.embed(params, inputs)
+  return backbone.featured(params, spans, x, mask)

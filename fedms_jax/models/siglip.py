@@ -13,8 +13,9 @@ from fedms_jax.core.types import Tree
 from fedms_jax.models import clip, contrast, family, linear, transformer, vit
 from fedms_jax.models.contrast import Similarity, Tower
 from fedms_jax.models.family import Model, Name, Options, Words
+from fedms_jax.models.layers import ACTIVATIONS
 from fedms_jax.models.settings import Settings
-from fedms_jax.models.transformer import ACTIVATIONS, TransformerConfig
+from fedms_jax.models.transformer import TransformerConfig
 
 SIMILARITY = Similarity(scale=10.0, bias=-10.0)  # as training begins
 _MEAN = _STD = (0.5, 0.5, 0.5)

@@ -1,16 +1,13 @@
 """The one transformer block of all models, stacked `[L, ...]` and scanned.
 
 A family of models is a `TransformerConfig`, a stem, a head and a table of
-names. What adapts a block is a second variable collection: `Dense` hands its
-part to the adapter (`core.types.Adapter`) beside the frozen kernel, and never
-merges it (merging would copy the kernel for each client under `vmap`).
+names.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -19,7 +16,14 @@ import jax.numpy as jnp
 
 from fedms_jax.core.shapes import lead
 from fedms_jax.core.types import Adapter, Span, Tree
-from fedms_jax.models import attention, linear, norms
+from fedms_jax.models import attention
+from fedms_jax.models.layers import (
+  ACTIVATIONS,
+  ADAPTER,
+  Dense,
+  Norm,
+  recomputed,
+)
 from fedms_jax.models.rotary import Scaling, rotate
 
 
@@ -85,78 +89,6 @@ class TransformerConfig:
     return any(self.local) and bool(self.rotary_local or self.window < tokens)
 
 
-ACTIVATIONS = {
-  'gelu': lambda x: nn.gelu(x, approximate=False),
-  'gelu_tanh': lambda x: nn.gelu(x, approximate=True),
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
-  'silu': nn.silu,
-  'relu': nn.relu,
-}
-
-
-ADAPTER = 'adapter'  # the collection of what adapts the blocks
-
-
-class Dense(nn.Module):
-  """A linear layer, with an adapter where there are parameters of one.
-
-  A frozen kernel may be int8; `kernel_scale` [d_out] then gives its unit.
-  """
-
-  features: int
-  use_bias: bool
-  dtype: str
-  adapter: Adapter | None = None
-
-  @nn.compact
-  def __call__(self, x):
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape)
-    y = linear.product(x, kernel, self.dtype)
-    if self.has_variable('params', 'kernel_scale'):
-      unit = self.get_variable('params', 'kernel_scale')
-      y = y * lead(unit.astype(self.dtype), y)
-    if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, shape[1:])
-      y = y + lead(bias.astype(self.dtype), y)
-    if self.adapter is not None:
-      if params := self.variables.get(ADAPTER):
-        y = self.adapter.apply(params, x, y)
-    return y
-
-
-def recomputed(function: Callable) -> Callable:
-  """The function, of which the backward pass keeps nothing but the inputs.
-
-  For what costs little beside a matrix product. JAX keeps an array for every
-  derivative on the way: for the norms and nonlinearities of a ViT that is as
-  much again as all that the products need.
-  """
-  return jax.checkpoint(function, prevent_cse=False)
-
-
-class Norm(nn.Module):
-  """LayerNorm or RMSNorm, computed in float32; see `TransformerConfig`."""
-
-  kind: str
-  eps: float
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x):
-    width = x.shape[-1:]
-    offset = self.kind == 'rms_offset'
-    start = nn.initializers.zeros if offset else nn.initializers.ones
-    scale = self.param('scale', start, width)
-    if offset:
-      scale = 1.0 + scale.astype(jnp.float32)
-    bias = None
-    if self.kind == 'layer':
-      bias = self.param('bias', nn.initializers.zeros, width)
-    norm = recomputed(functools.partial(norms.normed, eps=self.eps))
-    return norm(x, scale, bias).astype(self.dtype)
-
-
 def _angles(c: TransformerConfig, tokens: int, local):
   """Angles per position of a block's rotary pairs, float32 [half]."""
   half = (c.rotary_width or c.per_head) // 2
@@ -172,18 +104,18 @@ class Attention(nn.Module):
   adapter: Adapter | None = None
 
   @nn.compact
-  def __call__(self, x, mask, local=None):
-    c = self.config
+  def __call__(self, x, mask, local=None, reads=None):
+    c, asking = self.config, x[:, :reads]
 
     def dense(name, features, bias):
       return Dense(features, bias, c.dtype, self.adapter, name=name)
 
-    def heads(name, count):
+    def heads(name, count, x):
       y = dense(name, count * c.per_head, c.qkv_bias)(x)
       return y.reshape(*y.shape[:-1], count, c.per_head)
 
-    q, k = heads('q', c.heads), heads('k', c.groups)
-    v = heads('v', c.groups)
+    q, k = heads('q', c.heads, asking), heads('k', c.groups, x)
+    v = heads('v', c.groups, x)
     if c.qk_norm:
       q = Norm(c.norm, c.norm_eps, c.dtype, name='norm_q')(q)
       k = Norm(c.norm, c.norm_eps, c.dtype, name='norm_k')(k)
@@ -210,7 +142,7 @@ class Attention(nn.Module):
       window=window,
       before=before,
     )
-    return dense('o', c.width, c.out_bias)(y.reshape(*x.shape[:-1], -1))
+    return dense('o', c.width, c.out_bias)(y.reshape(*asking.shape[:-1], -1))
 
 
 class Mlp(nn.Module):
@@ -234,14 +166,18 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and MLP with residuals; pre-norm, or post-norm as in BERT."""
+  """Attention and MLP with residuals; pre-norm, or post-norm as in BERT.
+
+  reads: how many tokens, the first ones, are wanted of what comes out: [B,
+  reads, D]; None: all. Of the others only keys and values are computed.
+  """
 
   config: TransformerConfig
   adapter: Adapter | None = None
 
   @nn.compact
-  def __call__(self, x, mask, local=None):
-    c = self.config
+  def __call__(self, x, mask, local=None, reads=None):
+    c, own = self.config, x[:, :reads]
     norm1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1')
     norm2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2')
     attn = Attention(c, self.adapter, name='attn')
@@ -249,12 +185,13 @@ class Block(nn.Module):
     if c.branch_norms:
       after1 = Norm(c.norm, c.norm_eps, c.dtype, name='norm1_after')
       after2 = Norm(c.norm, c.norm_eps, c.dtype, name='norm2_after')
-      x = x + after1(attn(norm1(x), mask, local))
+      x = own + after1(attn(norm1(x), mask, local, reads))
       return x + after2(mlp(norm2(x)))
     if c.pre_norm:
-      x = x + self._scaled('layer_scale1', attn(norm1(x), mask, local))
+      y = attn(norm1(x), mask, local, reads)
+      x = own + self._scaled('layer_scale1', y)
       return x + self._scaled('layer_scale2', mlp(norm2(x)))
-    x = norm1(x + attn(x, mask, local))
+    x = norm1(own + attn(x, mask, local, reads))
     return norm2(x + mlp(x))
 
   def _scaled(self, name: str, x):
@@ -283,41 +220,60 @@ def run(
   x,
   mask=None,
   adapter: Adapter | None = None,
+  reads: int | None = None,
 ) -> jax.Array:
   """Runs x [B, T, D] through spans of blocks, one `lax.scan` each; a span of
   few blocks is no loop, which would copy what it keeps in and out.
 
   Each span's params are a pair (weights, what adapts them), both `[n, ...]`;
   the latter may be None. mask: bool [B, T], True where a token exists; None:
-  everywhere. adapter: whose parameters those are.
+  everywhere. adapter: whose parameters those are. reads: how many tokens, the
+  first ones, are wanted of what comes out of the last block, [B, reads, D];
+  None: all of them. Where a span begins above the first block, that block
+  computes no others. (A loop over all blocks but one would need a copy of their
+  weights; above that, there is one in any case.)
 
   Raises:
     ValueError: there are such parameters, and no adapter that applies them.
   """
 
-  differ = config.differ(x.shape[1])
-
-  def apply(x, own):
+  def apply(x, own, reads=None):
     (weights, added), local = own
     variables = {'params': weights}
     if added is not None:
       variables[ADAPTER] = added
     block = Block(config, adapter)
     # One value, because nothing of the variables is mutable.
-    return cast(jax.Array, block.apply(variables, x, mask, local)), None
+    return cast(jax.Array, block.apply(variables, x, mask, local, reads))
 
   if config.remat:
-    apply = jax.checkpoint(apply)
-  for span in spans:
+    apply = jax.checkpoint(apply, static_argnums=2)
+  differ = config.differ(x.shape[1])
+  for number, span in enumerate(spans, 1):
     if adapter is None and span.params[1] is not None:
       raise ValueError(
         f'blocks {span.start} to {span.stop - 1} come with parameters of an '
         'adapter, and the backbone has none that applies them. Take '
         '`backbone.adapted(spec)`.'
       )
-    few = span.stop - span.start <= config.unroll
     local = None
     if differ:
       local = jnp.asarray(config.local[span.start : span.stop])
-    x, _ = jax.lax.scan(apply, x, (span.params, local), unroll=few or 1)
-  return x
+    own, count = (span.params, local), span.stop - span.start
+    if reads is None or number < len(spans) or (not span.start and count > 1):
+      x = _scanned(apply, x, own, count, config.unroll)
+      continue
+    if count > 1:
+      below = jax.tree.map(lambda p: p[:-1], own)
+      x = _scanned(apply, x, below, count - 1, config.unroll)
+    x = apply(x, jax.tree.map(lambda p: p[-1], own), reads)
+  return x[:, :reads]
+
+
+def _scanned(apply, x, own, count: int, unroll: int):
+  """x through `count` blocks, whose parameters are stacked."""
+
+  def step(x, own):
+    return apply(x, own, None), None
+
+  return jax.lax.scan(step, x, own, unroll=count if count <= unroll else 1)[0]

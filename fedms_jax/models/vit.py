@@ -147,6 +147,7 @@ def backbone(config: VitConfig) -> Backbone:
     head=head,
     tokens=tokens,
     stem_flops=2.0 * cells * values * t.width,
+    reads=1 if c.pooling == 'cls' and not c.masked else None,
   )
 
 

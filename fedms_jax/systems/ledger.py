@@ -13,6 +13,7 @@ import jax
 
 from fedms_jax.core import inner_state, tree
 from fedms_jax.core.contract import Algorithm
+from fedms_jax.core.costs import BackboneCost
 from fedms_jax.core.types import ActiveSet, Plan, Roles, Tree
 from fedms_jax.systems import cost
 
@@ -169,7 +170,7 @@ class Meter:
     up, down = self._sent(plan, ever, cohort)
     beside = self._beside(clients, steps)
     fresh *= bool(a.passes.fresh)
-    seen = fresh * cost.fresh_flops(b.cost, a.passes, plan)
+    seen = fresh * cost.fresh_flops(b.cost.whole(), a.passes, plan)
     known = fresh * cost.fresh_flops(b.cost, a.passes, plan, scope)
     entry = Entry(
       bytes_up=float(clients * up),
@@ -182,7 +183,7 @@ class Meter:
       + known,
       client_rounds=clients,
       examples=examples,
-      peak_client_memory=self.memory(plan),
+      peak_client_memory=self._device_memory(plan),
       peak_client_bytes_up=float(up),
       secagg_bytes=float(clients * sum(a.channel.wire.keys)),
       queries=examples * a.passes.queries,
@@ -212,7 +213,9 @@ class Meter:
       bytes_up=entry.bytes_up + sent,
       bytes_down=entry.bytes_down + examples * crossing.down,
       client_flops=examples * each + beside,
-      peak_client_memory=self._memory(own, trained, total - trained),
+      peak_client_memory=self._memory(
+        backbone.cost.whole(), own, trained, total - trained
+      ),
       peak_client_bytes_up=entry.peak_client_bytes_up
       + sent / max(entry.client_rounds, 1),
       step_messages=steps * crossing.messages,
@@ -268,17 +271,27 @@ class Meter:
     return self._algorithm.held(self._shapes, plan)
 
   def memory(self, plan: Plan, clients: int = 1) -> float:
-    """Peak bytes of a device that trains so many clients at once; they share
-    what is frozen."""
-    shapes, seen = self._held(plan)
-    trained, total = self.trained(plan), tree.nbytes(shapes)
-    plan = seen
-    one = self._memory(plan, trained, total - trained)
-    return one + (clients - 1) * (one - (total - trained))
+    """Peak bytes of a simulator's device that trains so many clients at once;
+    they share what is frozen."""
+    one, frozen = self._one(self._backbone.cost, plan)
+    return one + (clients - 1) * (one - frozen)
 
-  def _memory(self, plan: Plan, trained: float, frozen: float) -> float:
+  def _device_memory(self, plan: Plan) -> float:
+    """Peak bytes of a client's device."""
+    return self._one(self._backbone.cost.whole(), plan)[0]
+
+  def _one(self, own: BackboneCost, plan: Plan) -> tuple[float, float]:
+    """(peak bytes with one client, those of what is frozen)."""
+    trained = self.trained(plan)
+    shapes, plan = self._held(plan)
+    frozen = tree.nbytes(shapes) - trained
+    return self._memory(own, plan, trained, frozen), frozen
+
+  def _memory(
+    self, own: BackboneCost, plan: Plan, trained: float, frozen: float
+  ) -> float:
     return cost.client_memory(
-      self._backbone.cost,
+      own,
       self._algorithm.passes,
       plan,
       frozen=frozen,

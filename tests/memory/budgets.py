@@ -64,8 +64,8 @@ TRAINED = {
   'gpt2-2': (Case(_GPT2, _LM, _SIZE, stage=2), 1.6),
   'gpt2-2-dense': (Case(_GPT2, _LM, _SIZE, stage=2, depth=12), 0.8),
   'bert-2': (Case(_BERT_BASE, _MASKED, _SIZE, stage=2), 1.5),
-  'vit-1': (Case(_VIT_B16, _IMAGES, (8, 16, 0)), 1.15),
-  'vit-2': (Case(_VIT_B16, _IMAGES, (8, 16, 0), stage=2), 1.15),
+  'vit-1': (Case(_VIT_B16, _IMAGES, (8, 16, 0)), 0.95),
+  'vit-2': (Case(_VIT_B16, _IMAGES, (8, 16, 0), stage=2), 0.95),
 }  # fmt: skip
 SCORED = {
   'llama-2': (Case(_LLAMA_1B, _LM, (8, 16, 128), stage=2), 0.3),

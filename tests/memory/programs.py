@@ -126,7 +126,7 @@ def lowered(case: Case):
   found = scene(case)
   algorithm, roles = found.algorithm, found.roles
   clients, batch, _ = case.size
-  totals = jax.eval_shape(lambda: reduction.empty(algorithm, roles))
+  totals = reduction.empty_shapes(algorithm, roles)
   own = Clients(
     shape(clients, dtype='uint32'),
     _wide(roles.personal, clients),
@@ -194,6 +194,9 @@ def needed(case: Case) -> float:
   clients, batch, _ = case.size
   cost = found.algorithm.backbone.cost
   meter = Meter(found.algorithm, found.roles, batch=batch, slots=SLOTS)
-  blocks = batch * (case.depth + 1) * cost.activation
+  each = cost.activation
+  last = each if cost.last is None else cost.last.activation
+  works = each if case.depth > 1 else last
+  blocks = batch * ((case.depth - 1) * each + last + works)
   trained = (2 + SLOTS) * meter.trained(found.plan)
   return clients * (blocks + trained) + tree.nbytes(_table(found))

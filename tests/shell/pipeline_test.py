@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax.core.types import BackboneCost, Passes, Plan
+from fedms_jax.core.costs import BackboneCost
+from fedms_jax.core.types import Passes, Plan
 from fedms_jax.persistence import run_store
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.persistence.writers import timeless

@@ -137,7 +137,7 @@ def test_a_value_of_the_same_name_is_another_value():
     )
     for f in (1.0, 0.5)
   ]
-  np.testing.assert_allclose(kernels[0], 2 * kernels[1], rtol=1e-5)
+  np.testing.assert_allclose(kernels[0], 2 * kernels[1], rtol=1e-5, atol=1e-7)
 
 
 def test_options_are_spelled_as_flags_as_dicts_or_in_a_config():

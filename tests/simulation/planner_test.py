@@ -104,8 +104,10 @@ def test_as_many_fit_as_the_device_has_memory_for():
 
 def test_what_lies_beside_the_clients_is_not_theirs():
   """A table that is sent each round is there twice."""
-  enough = memory_for(4, world.TOP)
-  assert choose(memory=enough, sent=int(0.5 * enough)).width < 3
+  enough, dense = memory_for(4, world.DENSE), [world.DENSE] * 6
+  assert choose(memory=enough, plans=dense).width == 3
+  sent = int(0.4 * enough)
+  assert choose(memory=enough, plans=dense, sent=sent).width < 3
 
 
 @pytest.mark.slow
@@ -116,7 +118,7 @@ def test_results_lie_there_until_they_are_fetched():
 
 
 def test_deeper_plans_get_narrower_chunks():
-  enough = memory_for(5, world.TOP)
+  enough = memory_for(2, world.DENSE)
   wide = choose(memory=enough)
   narrow = choose(memory=enough, plans=[world.DENSE] * 6)
   both = choose(memory=enough, plans=[world.TOP] * 3 + [world.DENSE] * 3)
@@ -142,7 +144,7 @@ def test_a_plan_that_holds_for_all_depths_is_made_once(monkeypatch):
 def test_depths_between_are_not_measured(monkeypatch):
   """Two programs do for any number of depths, and do not say too little."""
   measured, real = [], planner.of_training
-  memory = memory_for(4, world.TOP)
+  memory = memory_for(2, world.DENSE)
 
   def counted(scene, plan, width):
     if width > 1:  # of one client, only before it is refused
@@ -157,7 +159,8 @@ def test_depths_between_are_not_measured(monkeypatch):
   assert measured == [world.DENSE, world.TOP]
   predicted = plan._needed(counted, scene(), middle, 1, 4)
   found = real(scene(), middle, 4)
-  assert found <= predicted <= 1.1 * found
+  # Of the last block less is computed, so that a line lies above it.
+  assert found <= predicted <= 1.3 * found
 
 
 def test_a_client_that_does_not_fit_is_refused():
