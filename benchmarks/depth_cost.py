@@ -4,10 +4,11 @@
       [--dtype=float32|bfloat16] [--batch=32] [--turns=15]
 
 A stage-1 step (LoRA of rank 8 on the queries and values of the top d blocks,
-and the head) with its frozen prefix looked up. The model is that a step costs
-`constant + (1 - constant) * d / L` of a dense one; the constant is fitted
-(least squares), once for time and once for FLOPs, and `error` says how far
-each row is from it.
+and the head) with its frozen prefix looked up. The model is that a step below
+L costs `(d - spared) / L` of a dense one: what is not computed of the last
+block, of which the head reads one token, is spared; that is fitted, once for
+time and once for FLOPs, and `error` says how far each row is from it, in dense
+steps.
 """
 
 from __future__ import annotations
@@ -19,14 +20,12 @@ from fedms_jax.cluster import memory
 
 
 def fit(depths: list[int], costs: list[float]) -> tuple[float, list[float]]:
-  """(constant, relative error of each depth); the last depth is L."""
-  share = np.array(depths) / depths[-1]
+  """(blocks that are spared, error of each depth); the last depth is L."""
+  blocks, below = np.array(depths), np.array(depths) < depths[-1]
   ratios = np.array(costs) / costs[-1]
-  # ratio - share = constant * (1 - share)
-  left = 1.0 - share
-  constant = float(left @ (ratios - share) / max(left @ left, 1e-12))
-  expected = share + constant * left
-  return constant, (ratios / expected - 1.0).tolist()
+  spared = float(np.mean((blocks - ratios * depths[-1])[below]))
+  expected = (blocks - spared * below) / depths[-1]
+  return spared, (ratios - expected).tolist()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
   seconds = timing.in_turns(variants, args.turns)
   dense = str(blocks)
   ratios = [timing.ratio(seconds, str(d), dense) for d in depths]
-  time_constant, time_errors = fit(depths, ratios)
-  flop_constant, flop_errors = fit(depths, flops)
+  time_spared, time_errors = fit(depths, ratios)
+  flop_spared, flop_errors = fit(depths, flops)
   for i, depth in enumerate(depths):
     timing.row(
       depth=depth,
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
       flop_ratio=flops[i] / flops[-1],
       flop_error=flop_errors[i],
     )
-  timing.row(time_constant=time_constant, flop_constant=flop_constant)
+  timing.row(time_spared=time_spared, flop_spared=flop_spared)
 
 
 if __name__ == '__main__':

@@ -206,13 +206,16 @@ class Step:
 def one_by_one(model: Backbone) -> Backbone:
   """The model with a span per block, so that no loop hides its FLOPs."""
 
-  def run(spans, x, mask, **adapter):
+  def run(spans, x, mask, reads=None, **adapter):
     for span in spans:
-      for i in range(span.stop - span.start):
+      for at in range(span.start, span.stop):
+        i = at - span.start
         block = jax.tree.map(lambda p, i=i: p[i : i + 1], span.params)
-        at = span.start + i
-        x = model.run([span._replace(start=at, stop=at + 1, params=block)],
-                      x, mask, **adapter)  # fmt: skip
+        one = span._replace(start=at, stop=at + 1, params=block)
+        # As `transformer.run` does where the span is a loop.
+        last = at + 1 == model.blocks and span.start > 0
+        own = {'reads': reads} if last else {}
+        x = model.run([one], x, mask, **own, **adapter)
     return x
 
   return model._replace(run=run)

@@ -94,6 +94,7 @@ def attend(
   first = 0 if before is None else len(before)
   tokens = k.shape[1] - first
   chex.assert_shape(q, (k.shape[0], None, None, k.shape[3]))
+  chex.assert_axis_dimension_lteq(q, 1, tokens)
   if mask is not None:
     chex.assert_shape(mask, (k.shape[0], tokens))
   chosen = choose(device(), q.dtype, q.shape[-1], bool(_split))

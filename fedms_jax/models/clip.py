@@ -72,13 +72,9 @@ def _project(t: TransformerConfig, final: Tree, x):
 def image_tower(config: Settings, options: Options, projected: int) -> Tower:
   """The tower of uint8 images, of the vision_config of a config.json."""
   t = _shape(
-    config,
-    options,
-    kind='clip_vision_model',
-    width=768,
-    heads=12,
+    config, options, kind='clip_vision_model', width=768, heads=12,
     mlp_width=3072,
-  )
+  )  # fmt: skip
   channels = config.integer('num_channels', 3)
   patch, cells = vit.cells(config, 32)
   mean, std = family.pixels(options, channels, MEAN, STD)

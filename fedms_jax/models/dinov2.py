@@ -150,8 +150,11 @@ def _features(
   """special: how many tokens, at the start, are no patches."""
   del mask
   x = transformer.normalize(t, params['final'], x, 'float32')
-  both = {'cls': x[:, 0], 'mean': jnp.mean(x[:, special:], axis=1)}
-  return jnp.concatenate([both[name] for name in pooling.split('_')], axis=-1)
+  read = {
+    'cls': lambda: x[:, 0],
+    'mean': lambda: jnp.mean(x[:, special:], axis=1),
+  }
+  return jnp.concatenate([read[name]() for name in pooling.split('_')], axis=-1)
 
 
 def resized(grid, side: int, smooth: bool):

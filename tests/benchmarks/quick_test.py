@@ -13,7 +13,7 @@ ROWS = {
   'depth_cost': {
     'depth': {'blocks', 'milliseconds', 'time_ratio', 'time_error', 'gflops',
               'flop_ratio', 'flop_error'},
-    'time_constant': {'flop_constant'},
+    'time_spared': {'flop_spared'},
   },
   'stage2_cost': {
     'depth': {'blocks', 'milliseconds', 'stage2_ratio', 'naive_ratio'},
@@ -115,15 +115,15 @@ def test_a_quick_benchmark_prints_its_rows(name):
     assert {row['simulator'] for row in found[1:]} == {'ours'}
 
 
-def test_the_depth_model_finds_the_constant_and_what_departs_from_it():
+def test_the_depth_model_finds_what_is_spared_and_what_departs_from_it():
   from benchmarks import depth_cost
 
   depths = [1, 2, 4, 8]
-  constant, errors = depth_cost.fit(depths, [3 + d for d in depths])
-  assert math.isclose(constant, 3 / 11)
-  assert max(map(abs, errors)) < 1e-9
-  _, errors = depth_cost.fit(depths, [4, 5, 14, 11])
-  assert errors[2] > 0.3
+  spared, errors = depth_cost.fit(depths, [0.5, 3, 7, 16])
+  assert math.isclose(spared, (0.75 + 0.5 + 0.5) / 3)
+  assert max(map(abs, errors)) < 0.03
+  _, errors = depth_cost.fit(depths, [0.5, 3, 14, 16])
+  assert errors[2] > 0.2 and errors[3] == 0
 
 
 def test_turns_are_paired_with_their_neighbors():

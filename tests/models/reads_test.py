@@ -109,11 +109,10 @@ def test_features_and_gradients_are_those_of_the_whole_block(kind):
     return jax.jit(features)(adapter, x)
 
   blocks = pretrained.model(config, options).backbone.blocks
-  for cuts, fields in (
-    ([0, blocks], {}),
-    ([0, blocks - 1, blocks], {}),
-    ([0, 1, blocks], {'unroll': 0, 'remat': True}),
-  ):
+  ways = [([0, 1, blocks], {'unroll': 0, 'remat': True})]
+  if kind == 'vit':  # what it does for one, the block does for all
+    ways += [([0, blocks], {}), ([0, blocks - 1, blocks], {})]
+  for cuts, fields in ways:
     ours, theirs = (both(cuts, read, **fields) for read in (True, False))
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4, rtol=2e-4),

@@ -34,17 +34,8 @@ def stages(name, **values):
   return methods.stages(config.from_values(flat), model, world.CLASSES)
 
 
-# The others have parts of these, or tests of their own.
-SLOW = personal.STAGES.keys() - {'ditto'}
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in personal.STAGES
-  ],
-)
+@pytest.mark.slow  # `tests/family_test.py` holds every method to it
+@pytest.mark.parametrize('name', personal.STAGES)
 def test_a_method_runs_the_same_in_the_loop_and_in_wide_vmap(name):
   """With its columns looked up and computed in the step, too."""
   (stage,) = stages(name)
