@@ -290,7 +290,8 @@ def _dropped(mlp: Tree, choice: Choice) -> tuple[int, int]:
 
 def _cheaper(backbone: Backbone, choice: Choice) -> Backbone:
   """The backbone in the ledger's terms: a block costs what it does on the mean
-  without the neurons that are cut."""
+  without the neurons that are cut. All of the last one is counted, though the
+  simulator computes no more of it than is read."""
   shapes = jax.eval_shape(backbone.init, jax.random.key(0))
   lost, each = _dropped(shapes['blocks']['mlp'], choice)
   share = len(choice.cut(backbone.blocks)) / backbone.blocks

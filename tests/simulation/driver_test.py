@@ -19,7 +19,7 @@ from fedms_jax.server import averaged, robust
 from fedms_jax.simulation import evaluation, observer
 from fedms_jax.simulation.state import NonFiniteError, Preempted
 from fedms_jax.systems import cost
-from fedms_jax.systems.ledger import Entry
+from fedms_jax.systems.ledger import Entry, Meter
 from tests import world
 
 QUEUE = triggers.queue(1, world.BLOCKS, length=2, eps=9.0, step=1)
@@ -302,6 +302,23 @@ def test_flops_grow_with_depth_and_stop_at_the_boundary():
   client = [cost.client_flops(backbone.cost, work, p, 10.0) for p in plans]
   # A device runs every block forward: only the backward pass gets longer.
   assert client[1] - client[0] == pytest.approx(block + 30)
+
+
+def test_devices_run_whole_blocks_and_the_simulator_what_is_read():
+  algorithm, roles = world.first_stage()
+  own, passes = algorithm.backbone.cost, algorithm.passes
+  each = [cost.client_flops(c, passes, world.TOP, 10.0)
+          for c in (own, own.whole())]  # fmt: skip
+  assert each[0] == each[1]
+  meter = Meter(algorithm, roles, batch=4, slots=2)
+  spent = meter.group(
+    world.TOP, world.TOP.active, clients=1, newcomers=0, cohort=1,
+    examples=4.0, steps=1.0, derived=0, scope='step',
+  )  # fmt: skip
+  # Forward and back, of the one block above the prefix.
+  less = 4 * 2 * (own.block - own.last.flops)
+  assert spent.client_flops - spent.simulator_flops == pytest.approx(less)
+  assert spent.peak_client_memory > meter.memory(world.TOP)
 
 
 def test_entries_add_up_but_peaks_do_not():
