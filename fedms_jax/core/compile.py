@@ -45,7 +45,8 @@ class Jitted:
   """A function that is compiled when it is called.
 
   The back-end is looked up at the first call: looking it up at import would
-  start JAX before `jax.distributed` can.
+  start JAX before `jax.distributed` can. Within another program it is a part
+  of that one, whose options hold: JAX refuses options of an inner program.
   """
 
   def __init__(self, function: Callable, static, donate, light: bool):
@@ -60,9 +61,12 @@ class Jitted:
         compiler_options=_options(light),
       )
 
+    self.function = function
     self.program = program  # () -> what `jax.jit` gives
 
   def __call__(self, *args) -> Any:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
+      return self.function(*args)
     return self.program()(*args)
 
 

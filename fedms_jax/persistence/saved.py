@@ -98,9 +98,7 @@ def template(
     algorithm = stage.algorithm
     roles = jax.eval_shape(algorithm.begin, jax.random.key(0), roles)
     if stage.series or number == plain['stage']:
-      roles, memory, channel = jax.eval_shape(
-        lambda r, a=algorithm: reduction.begin(a, r, 0), roles
-      )
+      roles, memory, channel = reduction.begin_shapes(algorithm, roles)
     if number < plain['stage']:
       past[stage.series] = Past(0, memory if stage.series else ())
   state = StageState(

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,10 +123,11 @@ def test_a_workdir_is_not_used_twice_by_mistake(finished, capsys):
   assert '--seed=0' in message and '--seed=4' in message
 
 
-def start(cache, folder, *flags):
+def start(cache, folder, *flags, **environment):
   env = os.environ | {
     'JAX_COMPILATION_CACHE_DIR': cache,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    **environment,
   }
   return subprocess.Popen(
     [sys.executable, '-m', 'fedms_jax', *SMOKE[1:], '--resume',
@@ -166,6 +168,22 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not(
   assert lines(folder) == lines(finished)
 
 
+def test_a_run_goes_on_by_the_options_that_users_compile_by(
+  finished, cache, tmp_path
+):
+  """The other tests leave their programs to XLA."""
+  folder = tmp_path / 'run'
+  shutil.copytree(finished, folder)
+  (folder / 'summary.json').unlink()
+  shutil.rmtree(
+    max((folder / 'checkpoints').iterdir(), key=lambda p: int(p.name))
+  )
+  resumed = start(cache, folder, XLA_FLAGS='')
+  assert resumed.wait() == 0, resumed.stderr.read()
+  assert len(lines(folder)) == len(lines(finished))
+  assert summary(folder).keys() == summary(finished).keys()
+
+
 def test_a_stopped_run_without_a_workdir_does_not_claim_to_be_saved(
   cache, capsys, monkeypatch
 ):
@@ -177,8 +195,6 @@ def test_a_stopped_run_without_a_workdir_does_not_claim_to_be_saved(
 
 
 def test_a_damaged_checkpoint_is_named(finished, cache, tmp_path, capsys):
-  import shutil
-
   folder = tmp_path / 'run'
   shutil.copytree(finished, folder)
   newest = max((folder / 'checkpoints').iterdir(), key=lambda p: int(p.name))
