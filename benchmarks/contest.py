@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fedms_jax.cluster import memory, signals
+from fedms_jax.cluster import signals
 from fedms_jax.launch import command, table
 from fedms_jax.persistence import writers
 from fedms_jax.persistence.files import write_atomic
@@ -238,7 +238,6 @@ def in_process(shared) -> Callable[[Config, pathlib.Path], int]:
 
     with open(log, 'a') as file, contextlib.redirect_stdout(file):
       program_cache.begin()
-      memory.make_room()
       shared.prepare(config)
       return simulation_command.run(config, shared)
 

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.shared_runs import SharedRuns
-from fedms_jax.cluster import memory
 from fedms_jax.persistence import run_store
 from fedms_jax.shell import flags, program_cache, simulated, task_run
 from fedms_jax.shell.config import Config
@@ -258,7 +257,6 @@ def main(argv: Sequence[str]) -> int:
             continue
           words = (*base, *own, *ROWS[key[0]], f'--seed={seed}')
           config = flags.parse(['fedms', '--noprogress', *words])
-          memory.make_room(0.3)  # a run of many stages compiles much
           line = _line(key, *measured(config, source), joint)
           text = json.dumps(line)
           print(text, flush=True)

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from fedms_jax.cluster import memory
 from fedms_jax.cluster.placement import Placement
 from fedms_jax.core import activation, seeds
 from fedms_jax.core.streams import Stream
@@ -110,6 +111,7 @@ class Simulation:
     self._ahead = coming.begin(self, state)
     with contextlib.closing(self._ahead):
       while True:
+        memory.make_room()
         self._ahead.stage(self.stages[state.stage].algorithm)
         state = self._run_stage(state)
         self.ledgers[self.stages[state.stage].name] = state.ledger

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from fedms_jax import schedules
+from fedms_jax.cluster import memory
 from fedms_jax.core import seeds
 from fedms_jax.core.streams import Stream
 from fedms_jax.persistence.run_store import Disk
@@ -115,6 +116,20 @@ def test_personal_states_newer_than_the_checkpoint_are_forgotten(
   state, _, found = on_disk(tmp_path / 'run', personal=1e6)
   world.same(state.roles, whole.roles)
   assert json.dumps(found[0]) == json.dumps(result[0])
+
+
+def test_a_process_makes_room_for_programs_from_stage_to_stage(monkeypatch):
+  """Many runs in one process, or a run of many stages, would end it else."""
+  stages = world.stages(2)
+  _, whole, records = world.simulate(stages)
+  dropped, make_room = [], memory.make_room
+  monkeypatch.setattr(
+    memory, 'make_room', lambda: dropped.append(make_room(share=0.0))
+  )
+  _, state, again = world.simulate(stages)
+  assert len(dropped) == 2
+  world.same(state.roles, whole.roles)
+  assert timeless(again) == timeless(records)
 
 
 def test_the_schedule_sees_a_score_one_round_late(tmp_path):
