@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.contest import SEARCH, Contest, Entry, Flags, Job
 from fedms_jax.persistence.workdir import Workdir
 from fedms_jax.report import runs, statistics
+from fedms_jax.shell import build
 from fedms_jax.shell.config import Config
 
 CLOSE = 0.05  # of the budget; a row is run again while it is further away
@@ -52,7 +53,7 @@ def rates(config: Config, rate: str) -> Flags:
   c = config.client
   found = {'client.learning_rate': rate}
   if c.personal_learning_rate:
-    ratio = c.personal_learning_rate / c.learning_rate
+    ratio = build.rates(config)['personal'] / c.learning_rate
     found['client.personal_learning_rate'] = f'{float(rate) * ratio:.6g}'
   return found
 

@@ -81,8 +81,9 @@ PLAN = Plan((False, True, True), 1)
 RATES = {
   name: jnp.float32(rate)
   for name, rate in build.rates(
-    config.from_values({'client.learning_rate': 0.5}).client,
-    config.GateConfig(),
+    config.from_values(
+      {'client.learning_rate': 0.5, 'client.personal_learning_rate': 1e-3}
+    )
   ).items()
 }
 K, BAD = 4, 3  # clients; the one whose rows are not finite

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 # light: programs that run so seldom, or do so little, that nothing pays.
 _MEDIUM = {
@@ -65,7 +66,7 @@ class Jitted:
     self.program = program  # () -> what `jax.jit` gives
 
   def __call__(self, *args) -> Any:
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(args)):
       return self.function(*args)
     return self.program()(*args)
 

@@ -37,11 +37,34 @@ def with_rate(c: ClientConfig, rate: float) -> ClientConfig:
   return dataclasses.replace(c, learning_rate=rate) if rate else c
 
 
-def rates(c: ClientConfig, gate: GateConfig) -> dict[str, float]:
+def _corrects(config: Config) -> bool:
+  """Whether FedMS's local expert learns what the global one lacks, as a small
+  part of their mixture. It takes larger steps for it: Adam's do not shrink with
+  its part, those of SGD would. Of a hard choice it would learn nothing."""
+  return (
+    config.algorithm.name == 'fedms'
+    and config.methods.fedms.local_loss == 'mixture'
+    and config.gate.mix != 'top1'
+    and config.client.optimizer != 'sgd'
+  )
+
+
+def bias(config: Config) -> float:
+  """The log-odds of the global expert with which the gate begins."""
+  if config.gate.bias != 'auto':
+    return float(config.gate.bias)
+  return 2.6 if _corrects(config) else 0.0
+
+
+def rates(config: Config) -> dict[str, float]:
   """The learning rates of clients' optimizers, see `Moment.rates`."""
+  c, gate = config.client, config.gate
+  personal = c.personal_learning_rate
+  if personal < 0:
+    personal = 10 / 3 * c.learning_rate if _corrects(config) else 1e-3
   return {
     'shared': c.learning_rate,
-    'personal': c.personal_learning_rate or c.learning_rate,
+    'personal': personal or c.learning_rate,
     'gate': gate.learning_rate or c.learning_rate,
   }
 
@@ -282,5 +305,5 @@ def options(config: Config, watched: Watched = NOTHING) -> Options:
     slots=optimizers.slots(c.optimizer, c.momentum),
     # Sums with noise are divided by a number of clients.
     weights='equal' if config.privacy.on else config.server.weights,
-    rates=rates(c, config.gate),
+    rates=rates(config),
   )

@@ -110,7 +110,7 @@ def _local(config: Config, phase: Phase) -> tuple[int, dict[str, Any]]:
   if phase.kind != 'S':
     c = build.with_rate(config.client, config.pretrain.client_rate)
     own = {'steps': phase.steps or c.steps}
-    own |= {'rates': build.rates(c, config.gate)}
+    own |= {'rates': build.rates(dataclasses.replace(config, client=c))}
     return phase.rounds, own | pretraining.slots(config.client.state)
   return pretraining.of_server(phase.steps, config.pretrain.batch_size)
 

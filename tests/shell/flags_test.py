@@ -80,6 +80,8 @@ def any_config(seed):
   flat |= {'data.shift': 'blur', 'data.shift_groups': rng.randint(2, 3)}
   flat |= {'data.concept_groups': rng.randint(2, 9)}
   flat['algorithm.label_prior'] = rng.choice(['', '0.5', 'validation'])
+  flat['gate.bias'] = rng.choice(['auto', '0', '-1.5'])
+  flat['client.personal_learning_rate'] = rng.choice([-1.0, rng.random()])
   flat = {k: v for k, v in flat.items() if k not in unused}
   return config_lib.from_values(flat)
 
@@ -220,7 +222,7 @@ def test_alias_bool_forms_and_the_last_one_counts():
     ('--lora.rank=three', ['--lora.rank=three', 'a whole number']),
     ('--lora.rank=1.5', ['a whole number']),
     ('--lora.rank=0', ['--lora.rank', 'at least 1']),
-    ('--gate.bias=nan', ['--gate.bias=nan', 'finite']),
+    ('--lora.alpha=nan', ['--lora.alpha=nan', 'finite']),
     ('--resume=maybe', ['--resume=maybe', 'true, false']),
     ('--schedule=dens', ["'geometric'", 'Did you mean dense?']),
     ('--flagfile=absent.flags', ['absent.flags']),

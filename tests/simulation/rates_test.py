@@ -58,7 +58,7 @@ def fedit(rate):
      'client.learning_rate': rate, 'lora.rank': 2}
   )  # fmt: skip
   (made,) = methods.stages(found, Model(world.backbone(), {}), world.CLASSES)
-  rates = build.rates(found.client, found.gate)
+  rates = build.rates(found)
   dense = schedules.schedule(triggers.dense(3), range(3))
   return Stage('global', made.algorithm, 1, lambda _: dense), rates
 
@@ -95,4 +95,4 @@ def test_phases_of_a_pipeline_have_a_rate_of_their_own():
   told = pipeline._local(found, federated)[1]['rates']
   assert (told['shared'], told['personal']) == (0.5, 0.25)
   assert 'rates' not in pipeline._local(found, server)[1]
-  assert build.rates(found.client, found.gate)['shared'] == 0.003
+  assert build.rates(found)['shared'] == 0.003

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from fedms_jax.shell.fields import opt
 
@@ -111,8 +112,21 @@ class ClientConfig:
   )
   batch_size: int = opt(8, 'B, local batch size', low=1, high=1 << 20)
   personal_learning_rate: float = opt(
-    1e-3, 'for the personal part (0: client.learning_rate)', low=0.0
+    -1.0,
+    'for the personal part (0: client.learning_rate; -1: 10/3 of that for a '
+    'local expert of fedms that learns by the loss of the mixture alone and by '
+    'Adam, else 1e-3)',
+    low=-1.0,
   )
+
+  def check(self) -> None:
+    """Raises `ValueError` for a personal rate between none and 0."""
+    rate = self.personal_learning_rate
+    if -1.0 < rate < 0.0:
+      raise ValueError(
+        f'--client.personal_learning_rate={rate!r} is not allowed; allowed: '
+        '-1, 0 and more.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +228,13 @@ class GateConfig:
     '(of next tokens: for what has been read of it)',
     choices=('token', 'sequence'),
   )
-  bias: float = opt(0.0, 'start of the gate: log-odds of the global expert')
+  bias: str = opt(
+    'auto',
+    'start of the gate: log-odds of the global expert; auto: 2.6, thirteen '
+    'fourteenths of the mixture, where the local expert learns by the loss of '
+    'the mixture alone, and so adds what the global one lacks, by Adam; else '
+    '0; ours',
+  )
   learning_rate: float = opt(
     1e-4, 'for the gate (0: client.learning_rate)', low=0.0
   )
@@ -274,3 +294,15 @@ class GateConfig:
     'what is mixed',
     choices=('logits', 'probabilities', 'features', 'top1'),
   )
+
+  def check(self) -> None:
+    """Raises `ValueError` for a start that is no log-odds."""
+    try:
+      finite = self.bias == 'auto' or math.isfinite(float(self.bias))
+    except ValueError:
+      finite = False
+    if not finite:
+      raise ValueError(
+        f'--gate.bias={self.bias!r} is not allowed; allowed: a finite number, '
+        "or 'auto'."
+      )

@@ -9,7 +9,7 @@ from fedms_jax.algorithms import mixture
 from fedms_jax.core.types import Task
 from fedms_jax.data import fresh
 from fedms_jax.models import gate
-from fedms_jax.shell import foundation
+from fedms_jax.shell import build, foundation
 from fedms_jax.shell.config import GateConfig
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Fresh
@@ -136,7 +136,7 @@ def spec(builder: Builder) -> gate.GateSpec:
     classes=builder.classes,
     kind=g.kind,
     reduction=g.reduction,
-    bias=g.bias,
+    bias=build.bias(builder.config),
     mix=g.mix,
     level=level,
     inputs=_inputs(g, learned),

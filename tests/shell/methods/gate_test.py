@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from fedms_jax.shell import config
+from fedms_jax.shell import build, config
 from fedms_jax.shell.methods import gates, mixture
 from tests import world
 from tests.shell.methods.methods_test import bench
 
 OWN = {'fedms__local_loss': 'own'}
 FRESH = OWN | {'gate__rows': 'crossfit'}
+MIXTURE = {'fedms__local_loss': 'mixture'}
 
 
 def built(**flags):
@@ -94,6 +95,48 @@ def test_what_is_left_open_follows_from_the_rest(flags, rows, odds):
   shapes = jax.eval_shape(begin, jax.random.key(0), before)
   there = shapes.shared | shapes.personal
   assert ('gate_odds' in there) == (odds > 0)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'bias', 'rate'),
+  [
+    ({}, 0.0, 1e-3),
+    ({'fedms__local_loss': 'both'}, 0.0, 1e-3),
+    ({'gate__bias': '-0.5'}, -0.5, 1e-3),
+    (MIXTURE, 2.6, 0.05),
+    (MIXTURE | {'gate__kind': 'fixed'}, 2.6, 0.05),
+    (MIXTURE | {'gate__mix': 'top1'}, 0.0, 1e-3),
+    (MIXTURE | {'client__optimizer': 'sgd'}, 0.0, 1e-3),
+    (MIXTURE | {'client__optimizer': 'adamw'}, 2.6, 0.05),
+    (MIXTURE | {'gate__bias': '0'}, 0.0, 0.05),
+    (MIXTURE | {'client__personal_learning_rate': 0.0}, 2.6, 0.015),
+    (MIXTURE | {'client__personal_learning_rate': 0.2}, 2.6, 0.2),
+  ],
+)
+def test_a_local_expert_that_corrects_begins_as_a_small_part(flags, bias, rate):
+  builder = bench('fedms', **two({'client__learning_rate': 0.015} | flags))
+  assert gates.spec(gates.resolved(builder)).bias == bias
+  assert build.rates(builder.config)['personal'] == pytest.approx(rate)
+  assert built(**flags)
+
+
+def test_other_methods_have_their_personal_rate():
+  flags = {'algorithm.name': 'ditto', 'client.learning_rate': 0.015}
+  assert build.rates(config.from_values(flags))['personal'] == 1e-3
+
+
+@pytest.mark.parametrize(
+  ('flag', 'text'),
+  [
+    ('gate.bias', 'half'),
+    ('gate.bias', 'inf'),
+    ('client.personal_learning_rate', -0.5),
+    ('client.personal_learning_rate', -2.0),
+  ],
+)
+def test_a_start_or_a_rate_that_is_none_is_refused(flag, text):
+  with pytest.raises(ValueError, match=f'--{flag}='):
+    config.validate(config.from_values({flag: text}))
 
 
 @pytest.mark.parametrize(
