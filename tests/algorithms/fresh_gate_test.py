@@ -167,7 +167,14 @@ def test_without_fresh_rows_the_gate_stays():
     world.close(sent[key], roles.shared[key])
 
 
-@pytest.mark.parametrize('rows', ['validation', 'holdout', 'crossfit'])
+@pytest.mark.parametrize(
+  'rows',
+  [
+    pytest.param('validation', marks=pytest.mark.slow),
+    pytest.param('holdout', marks=pytest.mark.slow),
+    'crossfit',
+  ],
+)
 def test_wide_vmap_equals_the_loop(rows):
   wide, loop = client(rows, count=2), client(rows, 'loop')
   world.close(wide[0], loop[0])

@@ -242,12 +242,12 @@ def trained(name, head, mix='logits', dtype='float32'):
 RUNS = [
   ('global', 'causal_lm', 'logits'),
   ('global', 'masked_lm', 'logits'),
-  ('personal', 'causal_lm', 'logits'),
+  pytest.param('personal', 'causal_lm', 'logits', marks=pytest.mark.slow),
   ('personal', 'masked_lm', 'probabilities'),
-  ('personal', 'causal_lm', 'features'),
-  ('personal', 'causal_lm', 'top1'),
+  pytest.param('personal', 'causal_lm', 'features', marks=pytest.mark.slow),
+  pytest.param('personal', 'causal_lm', 'top1', marks=pytest.mark.slow),
   ('personal', 'causal_lm', 'own'),
-  ('apfl', 'causal_lm', 'logits'),
+  pytest.param('apfl', 'causal_lm', 'logits', marks=pytest.mark.slow),
   ('full', 'causal_lm', 'logits'),
 ]
 

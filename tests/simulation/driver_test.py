@@ -118,16 +118,21 @@ def test_personal_states_newer_than_the_checkpoint_are_forgotten(
   assert json.dumps(found[0]) == json.dumps(result[0])
 
 
-def test_a_process_makes_room_for_programs_from_stage_to_stage(monkeypatch):
+@pytest.mark.parametrize(
+  'share', [1.0, pytest.param(0.0, marks=pytest.mark.slow)]
+)
+def test_a_process_makes_room_for_programs_from_stage_to_stage(
+  monkeypatch, share
+):
   """Many runs in one process, or a run of many stages, would end it else."""
-  stages = world.stages(2)
+  stages = world.stages(1)
   _, whole, records = world.simulate(stages)
-  dropped, make_room = [], memory.make_room
+  asked, make_room = [], memory.make_room
   monkeypatch.setattr(
-    memory, 'make_room', lambda: dropped.append(make_room(share=0.0))
+    memory, 'make_room', lambda: asked.append(make_room(share=share))
   )
   _, state, again = world.simulate(stages)
-  assert len(dropped) == 2
+  assert len(asked) == 2
   world.same(state.roles, whole.roles)
   assert timeless(again) == timeless(records)
 

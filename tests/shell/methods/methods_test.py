@@ -107,7 +107,14 @@ def test_two_rounds_an_evaluation_and_a_resumed_run(name, tmp_path):
   assert other.ledgers == simulation.ledgers
 
 
-@pytest.mark.parametrize('aggregator', ['median', 'trimmed_mean', 'krum'])
+@pytest.mark.parametrize(
+  'aggregator',
+  [
+    pytest.param('median', marks=pytest.mark.slow),
+    'trimmed_mean',
+    pytest.param('krum', marks=pytest.mark.slow),
+  ],
+)
 def test_robust_aggregators_by_a_flag(aggregator):
   made = bench(
     'rolora', server__aggregator=aggregator, cohort__size=5,
