@@ -10,6 +10,7 @@ first variant: scopes must agree to float32 rounding, schedules need not.
 
 from __future__ import annotations
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -46,9 +47,11 @@ def measure(flags: list[str]) -> tuple[dict, list[float]]:
 
 def main(argv: list[str]) -> None:
   """Measures all variants."""
-  quick = '--quick' in argv
-  flags = argv[argv.index('--') + 1 :] if '--' in argv else []
-  flags = [*(QUICK if quick else []), *flags]
+  at = argv.index('--') if '--' in argv else len(argv)
+  parser = argparse.ArgumentParser(prog='whole_run')
+  parser.add_argument('--quick', action='store_true', help='the smoke preset')
+  options = parser.parse_args(argv[:at])
+  flags = [*(QUICK if options.quick else []), *argv[at + 1 :]]
   first = None
   for name, extra in VARIANTS.items():
     costs, losses = measure([*flags, *extra])

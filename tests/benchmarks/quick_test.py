@@ -3,11 +3,14 @@
 import importlib.util
 import json
 import math
+import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).parents[2]
 # Name -> keys of its rows, by a key that tells kinds of rows apart.
 ROWS = {
   'depth_cost': {
@@ -136,3 +139,29 @@ def test_turns_are_paired_with_their_neighbors():
   variants = {name: lambda name=name: calls.append(name) for name in 'ab'}
   timed = timing.in_turns(variants, turns=2, warm_up=1)
   assert calls == list('baabba') and len(timed['a']) == 2
+
+
+COMMANDS = sorted(
+  path.stem
+  for path in ROOT.glob('benchmarks/*.py')
+  if "__name__ == '__main__'" in path.read_text()
+)
+
+
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules')
+@pytest.mark.parametrize('name', COMMANDS)
+def test_an_option_that_is_none_is_refused_before_anything_runs(
+  name, monkeypatch, capsys
+):
+  monkeypatch.setattr(
+    sys, 'argv', [f'benchmarks/{name}.py', '--no_such_option']
+  )
+  for what in ('run', 'Popen'):
+    monkeypatch.setattr(
+      subprocess, what, None
+    )  # a run would not be one of these
+  with pytest.raises(SystemExit) as end:
+    runpy.run_module(f'benchmarks.{name}', run_name='__main__')
+  said = capsys.readouterr()
+  assert end.value.code == 2
+  assert 'usage: ' in said.err and not said.out
