@@ -108,16 +108,17 @@ class Simulation:
     if state is None:
       state = self._begin(0, self.initial, None)
     state = handover.placed(self.place, state)
+    memory.make_room()  # before threads compile for this stage
     self._ahead = coming.begin(self, state)
     with contextlib.closing(self._ahead):
       while True:
-        memory.make_room()
         self._ahead.stage(self.stages[state.stage].algorithm)
         state = self._run_stage(state)
         self.ledgers[self.stages[state.stage].name] = state.ledger
         if state.stage + 1 == len(self.stages):
           coming.foresee(self, self._ahead, state, at_once=True)
           return state
+        memory.make_room()
         state = self._begin(state.stage + 1, state.roles, state)
 
   def plan(self, state: StageState) -> Plan:
