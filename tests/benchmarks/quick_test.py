@@ -153,13 +153,9 @@ COMMANDS = sorted(
 def test_an_option_that_is_none_is_refused_before_anything_runs(
   name, monkeypatch, capsys
 ):
-  monkeypatch.setattr(
-    sys, 'argv', [f'benchmarks/{name}.py', '--no_such_option']
-  )
-  for what in ('run', 'Popen'):
-    monkeypatch.setattr(
-      subprocess, what, None
-    )  # a run would not be one of these
+  monkeypatch.setattr(sys, 'argv', [name, '--no_such_option'])
+  for starts in ('run', 'Popen'):  # no process may begin
+    monkeypatch.setattr(subprocess, starts, None)
   with pytest.raises(SystemExit) as end:
     runpy.run_module(f'benchmarks.{name}', run_name='__main__')
   said = capsys.readouterr()
