@@ -47,7 +47,8 @@ LOOKS = 4
 PASSES = 20  # of a client's batch through the model, in a round
 USUAL = (
   '--data.source=digits', '--data.public_fraction=0.3',
-  '--partition.num_clients=10', '--partition.unseen_clients=2',
+  '--partition.name=dirichlet', '--partition.num_clients=10',
+  '--partition.unseen_clients=2',
   '--cohort.size=5', '--model.blocks=2', '--model.width=32', '--model.heads=2',
   '--prompt.length=4', '--pretrain.epochs=20', '--client.batch_size=32',
   '--algorithm.stage1_rounds=16', '--algorithm.stage2_rounds=0',

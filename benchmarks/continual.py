@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[str, ...]] = {
   'local': ('--algorithm.name=local',),
   'fedcaf': ('--algorithm.name=fedcaf',),
   'fedweit': ('--algorithm.name=fedweit',),
-  'fedms': ('--algorithm.name=fedms',),
+  'fedms': ('--algorithm.name=fedms', '--fedms.local_loss=own'),
 }  # fmt: skip
 USUAL = (
   '--data.public_fraction=0.3',
@@ -66,7 +66,7 @@ USUAL = (
   '--pretrain.epochs=20', '--client.epochs=2', '--schedule.name=dense',
   '--algorithm.stage1_rounds=4', '--algorithm.stage2_rounds=4',
 )  # fmt: skip
-DIGITS = ('--data.source=digits',)
+DIGITS = ('--data.source=digits', '--partition.name=dirichlet')
 CLASSES = ('--tasks.count=5',)
 KNOWN = (*CLASSES, '--tasks.identity=known')
 CIFAR = (

@@ -138,6 +138,7 @@ def main(argv: Sequence[str]) -> int:
   options, own = _options(argv)
   target, rounds = options.target, options.rounds
   base = ['--noprogress', '--algorithm.name=fedit', '--eval.every=1',
+          '--partition.name=dirichlet',
           '--stop.metric=eval_pooled']  # fmt: skip
   if options.quick:
     base, target, rounds = [*QUICK, *base], 0.01, 1

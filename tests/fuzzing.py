@@ -32,6 +32,7 @@ SMALL: tuple[str, ...] = (
   '--data.max_rows=200',
   '--data.public_fraction=0',
   '--pretrain.mode=none',
+  '--partition.name=dirichlet',
   '--partition.num_clients=3',
   '--partition.unseen_clients=0',
   '--partition.min_rows=3',
@@ -117,6 +118,7 @@ class Bench:
     folders.pictures(self.good / 'pictures')
     made = federations.build(
       sources.load('digits', max_rows=200),
+      name='dirichlet',
       num_clients=3,
       public_fraction=0,
       min_rows=3,

@@ -32,6 +32,9 @@ class Fit(NamedTuple):
   pull: float = 10.0
 
 
+LOSSES = ('mixture', 'own', 'both')
+
+
 class Personal(NamedTuple):
   """The choices of stage 2.
 
@@ -73,6 +76,11 @@ def check(choice: Personal) -> None:
       f'`Personal.upload`={choice.upload:g} does not go with '
       '`Personal.tower`=lora; allowed: one of them. Set the other to its '
       'default.'
+    )
+  if choice.local_loss not in LOSSES:
+    raise ValueError(
+      f'`Personal.local_loss`={choice.local_loss} is not allowed; allowed: '
+      f'{", ".join(LOSSES)}.'
     )
   if not choice.fresh:
     return

@@ -187,7 +187,8 @@ class Federation(NamedTuple):
   train, validation, test: of the clients that train, disjoint. unseen: test
   rows of clients that never train. pooled: int32 row numbers of the pooled
   test set. public: int32 row numbers that the server pre-trains on. names: of
-  the clients that train, where the data names them; () else.
+  the clients that train, where the data names them; () else. dealt: the name of
+  the partitioner; '' if it has none, or the rows were divided elsewhere.
   """
 
   table: Table
@@ -198,6 +199,7 @@ class Federation(NamedTuple):
   pooled: np.ndarray
   public: np.ndarray
   names: tuple[str, ...] = ()
+  dealt: str = ''
 
 
 class Adapter(Protocol):

@@ -25,9 +25,9 @@ def build(
   *,
   num_clients: int,
   unseen_clients: int = 0,
-  name: str | partitions.Owner = 'dirichlet',
+  name: str | partitions.Owner = '',
   alpha: float = 0.3,
-  classes_per_client: int = 2,
+  classes_per_client: int = 3,
   sigma: float = 1.0,
   min_rows: int = 10,
   validation: float = 0.15,
@@ -49,7 +49,8 @@ def build(
   of `novel_classes`, or of the last `novel_fraction` of the classes, are
   nobody's, but pooled test rows: the base-to-novel split of Zhou et al. (CVPR
   2022, arXiv 2203.05557, section 4.1), which halves the classes. The others
-  are dealt (see `partition.deal`) to `num_clients +
+  are dealt by `name` (see `partition.deal`; empty: as the source asks for:
+  `classes` for the embedded digits, else `dirichlet`) to `num_clients +
   unseen_clients` clients, a random choice of which is unseen: all their rows
   are test rows. The others split theirs at random: shares `validation` and
   `test`, and the rest to train on, at least 1 row each.
@@ -66,6 +67,7 @@ def build(
     federation = archive.load(load, source.table)
     _check_counts(federation, num_clients, unseen_clients, load)
   else:
+    name = name or source.partition
     novel = classes.novel(source, novel_classes, novel_fraction)
     public, private, pooled = classes.divided(
       source, public_fraction, public_classes, novel, seed
@@ -89,7 +91,8 @@ def build(
         np.concatenate([parts['test'].rows, parts['unseen'].rows, tested])
       )
     named = _names(name, source, parts['train'])
-    whole = [source.table, *parts.values(), pooled, public, named]
+    dealt = name if isinstance(name, str) else ''
+    whole = [source.table, *parts.values(), pooled, public, named, dealt]
     federation = Federation._make(whole)
   check_disjoint(federation)
   table = _shifted(

@@ -19,9 +19,9 @@ class Source(NamedTuple):
   train_rows, test_rows: int32 row numbers of the table; test_rows is empty
   if there is no test split. groups: int32 [M], the natural group of each row
   (-1: none), or None. public_shift: the domain shift of public images that
-  goes with this source unless the user asks for another. public: training rows
-  that are the server's; None: they are still to be drawn. group_names: of the
-  groups, where they have any.
+  goes with this source unless the user asks for another; partition: how its
+  rows are dealt, so, too. public: training rows that are the server's; None:
+  they are still to be drawn. group_names: of the groups, where they have any.
   """
 
   table: Table
@@ -31,6 +31,7 @@ class Source(NamedTuple):
   public_shift: str = 'none'
   public: np.ndarray | None = None
   group_names: tuple[str, ...] = ()
+  partition: str = 'dirichlet'
 
 
 def load(
@@ -80,10 +81,11 @@ def load(
     )
     prepare = prepare or images.square(image_size)
     if source == 'digits':
-      found = _whole(*_digits(), prepare, max_rows, seed, 'dim')
+      found = _whole(*_digits(), prepare, max_rows, seed)
+      found = found._replace(public_shift='dim', partition='classes')
     else:
       examples = _synthetic(synthetic_rows, synthetic_classes, seed)
-      found = _whole(*examples, prepare, max_rows, seed, 'none')
+      found = _whole(*examples, prepare, max_rows, seed)
     return found._replace(table=_answering(source, found.table, answer))
   train, test = splits.read(
     source,
@@ -138,7 +140,7 @@ def _check_unused(source, **flags):
       )
 
 
-def _whole(pixels, labels, num_classes, prepare, max_rows, seed, shift):
+def _whole(pixels, labels, num_classes, prepare, max_rows, seed):
   """The source of embedded examples, which have no test split."""
   kept = _kept(len(labels), max_rows, seed, 0)
   columns = {
@@ -147,7 +149,7 @@ def _whole(pixels, labels, num_classes, prepare, max_rows, seed, shift):
   }
   table = Table(columns, tuple(str(label) for label in range(num_classes)))
   rows = np.arange(len(kept), dtype=np.int32)
-  return Source(table, rows, rows[:0], public_shift=shift)
+  return Source(table, rows, rows[:0])
 
 
 def _answering(source: str, table: Table, answer: str) -> Table:

@@ -169,10 +169,10 @@ def columns(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _by_class(rows: Sequence[Row], found) -> dict[str, str]:
-  flags = rows[0].runs[0].flags
-  split = flags.get('partition.name') == 'classes'
+  first = rows[0].runs[0]
+  split = first.dealt == 'classes'
   new = found[0].get('new_classes') is not None
-  if not (split or new or flags.get('data.public_classes')):
+  if not (split or new or first.flags.get('data.public_classes')):
     return {}
   return {
     key: title

@@ -24,7 +24,8 @@ class Run(NamedTuple):
 
   flags: values as text. records: lines of metrics.jsonl. stages: 'name',
   'rounds' and 'served' of each, [] for a run of an earlier version.
-  partition: 'classes', 'clients', and rows [n, C] of 'train' and 'test'.
+  partition: 'classes', 'clients', 'dealt' (the name of the partitioner), and
+  rows [n, C] of 'train' and 'test'.
   audits: what audits have found, by kind.
   """
 
@@ -43,6 +44,12 @@ class Run(NamedTuple):
       return self.stages[-1]['served']
     models = self.summary['models']
     return 'mixture' if 'mixture' in models else 'global'
+
+  @property
+  def dealt(self) -> str:
+    """How rows were dealt to clients; '' if no file of the run says it."""
+    told = (self.partition or {}).get('dealt')
+    return told or self.flags.get('partition.name', '')
 
   @property
   def scores(self) -> dict[str, float | None]:

@@ -43,9 +43,10 @@ _WORLD = {
 def world(runs: Sequence[Run]) -> str:
   """Data, clients, model and method that the runs share, in one line."""
   told = []
+  flags = [run.flags | {'partition.name': run.dealt} for run in runs]
   for title, flag in _WORLD.items():
-    values = {run.flags.get(flag) for run in runs}
-    if len(values) == 1:
+    values = {found.get(flag) for found in flags}
+    if len(values) == 1 and values != {''}:
       told.append(f'{title} {values.pop()}')
   text = ', '.join(told)
   return f'{text[:1].upper()}{text[1:]}.'
@@ -176,8 +177,8 @@ def partition(run: Run) -> str:
   caption = (
     f'Training rows of each class (area) for each client, seed {run.seed}; '
     f'{run.partition["clients"]} clients with {rows.min()} to {rows.max()} '
-    f'rows{_cut(dict.fromkeys(classes, rows))}; partition '
-    f'{run.flags.get("partition.name")}.'
+    f'rows{_cut(dict.fromkeys(classes, rows))}'
+    f'{run.dealt and f"; partition {run.dealt}"}.'
   )
   return page.section('Partition', page.charts([page.figure(picture, caption)]))
 

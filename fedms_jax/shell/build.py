@@ -37,15 +37,33 @@ def with_rate(c: ClientConfig, rate: float) -> ClientConfig:
   return dataclasses.replace(c, learning_rate=rate) if rate else c
 
 
-def _corrects(config: Config) -> bool:
-  """Whether FedMS's local expert learns what the global one lacks, as a small
+def _may_correct(config: Config) -> bool:
+  """Whether a local expert could learn what the global one lacks, as a small
   part of their mixture. It takes larger steps for it: Adam's do not shrink with
-  its part, those of SGD would. Of a hard choice it would learn nothing."""
+  its part, those of SGD would. A small part of probabilities changes no
+  decision, and of a hard choice an expert learns nothing that it has no part
+  in."""
+  return (
+    config.gate.mix in ('logits', 'features')
+    and config.client.optimizer != 'sgd'
+  )
+
+
+def local_loss(config: Config) -> str:
+  """What trains FedMS's local expert."""
+  asked = config.methods.fedms.local_loss
+  if asked != 'auto':
+    return asked
+  alike = config.gate.rows == 'train'
+  return 'mixture' if alike and _may_correct(config) else 'own'
+
+
+def _corrects(config: Config) -> bool:
+  """Whether FedMS's local expert learns what the global one lacks."""
   return (
     config.algorithm.name == 'fedms'
-    and config.methods.fedms.local_loss == 'mixture'
-    and config.gate.mix != 'top1'
-    and config.client.optimizer != 'sgd'
+    and local_loss(config) == 'mixture'
+    and _may_correct(config)
   )
 
 

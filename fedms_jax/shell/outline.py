@@ -26,7 +26,11 @@ def write(workdir, world: worlds.World, shared: bool) -> None:
     name: evaluation.counts(data.table, partition, shown).tolist()
     for name, partition in partitions.items()
   }
-  outline |= {'classes': labels, 'clients': data.train.num_clients}
+  outline |= {
+    'classes': labels,
+    'clients': data.train.num_clients,
+    'dealt': data.dealt,
+  }
   files.write_atomic(workdir.partition, json.dumps(outline) + '\n')
   stages = [
     {

@@ -279,6 +279,14 @@ def test_what_does_not_go_with_fresh_rows_is_refused(changed, words):
     fedms.personal_stage(world.setting(), choice()._replace(**changed))
 
 
+@pytest.mark.parametrize('rows', ['train', 'crossfit'])
+def test_a_loss_that_there_is_not_is_refused(rows):
+  with pytest.raises(ValueError, match='local_loss'):
+    fedms.personal_stage(
+      world.setting(), choice()._replace(local_loss='auto', rows=rows)
+    )
+
+
 def stages(rows, public=3):
   """Both stages, the second one on fresh rows."""
   first, second = world.stages(2)

@@ -168,7 +168,7 @@ def test_the_rate_is_chosen_by_validation_on_the_first_seed(tmp_path):
   for seed in (3, 4):
     found = runs.read(tmp_path / 'runs' / f'b,seed={seed}').flags
     assert found['client.learning_rate'] == '0.001'
-    ratio = float(found['client.personal_learning_rate']) / 1e-3
+    ratio = float(found['client.personal_learning_rate']) / 1e-2
     assert ratio == pytest.approx(1e-3 / 3e-3, rel=1e-4)
     assert found['algorithm.stage1_rounds'] == '40'
   assert 'Learning rates' in (tmp_path / 'report.html').read_text()

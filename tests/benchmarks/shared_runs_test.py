@@ -13,7 +13,7 @@ from tests import world
 SMALL = (
   '--model.blocks=2 --model.width=8 --model.heads=2 --pretrain.epochs=1 '
   '--partition.num_clients=3 --partition.unseen_clients=0 --cohort.size=2 '
-  '--data.max_rows=300'
+  '--data.max_rows=300 --partition.name=dirichlet'
 ).split()
 
 

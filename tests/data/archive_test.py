@@ -24,7 +24,7 @@ def test_round_trip_keeps_values_and_types(tmp_path):
   loaded = archive.load(path, table())
   for before, after in zip(divided()[1:], loaded[1:], strict=True):
     np.testing.assert_equal(after, before)
-    if isinstance(before, tuple) and not before:
+    if isinstance(before, tuple | str) and not before:
       continue
     if isinstance(before, Partition):
       before, after = before.rows, after.rows

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedms_jax.core.types import Partition, Table
-from fedms_jax.data import archive, federation, lazy, partition
+from fedms_jax.data import archive, federation, lazy, partition, sources
 from fedms_jax.data.sources import Source
 from tests.data.lazy_test import Spy
 
@@ -40,8 +40,8 @@ def same(one, other):
   """Whether two divisions are equal, array by array."""
   flat = [
     [each[f] for f in range(2)] if isinstance(each, Partition) else [each]
-    for pair in (one[1:], other[1:])
-    for each in pair
+    for pair in (one, other)
+    for each in pair._replace(dealt='')[1:]
   ]
   flat = [array for part in flat for array in part]
   half = len(flat) // 2
@@ -149,6 +149,30 @@ def test_lazy_images_are_shifted_and_sorted_as_arrays_are():
   for name in ('inputs', 'labels'):
     np.testing.assert_array_equal(found[0][name], found[1][name])
   assert len(spy.seen) == len(rows)
+
+
+def test_rows_are_dealt_as_the_source_asks_unless_one_says_how():
+  asked = source()._replace(partition='classes')
+  default = build(asked)
+  named = build(source(), name='classes', classes_per_client=3)
+  assert same(default, named)
+  assert default.dealt == named.dealt == 'classes'
+  other = build(asked, name='dirichlet')
+  assert not same(default, other)
+  assert same(other, build(source()))
+  assert build(source()).dealt == 'dirichlet'
+
+
+def test_digits_go_by_classes_and_other_data_by_dirichlet():
+  assert sources.load('digits', max_rows=50).partition == 'classes'
+  assert sources.load('synthetic', synthetic_rows=50).partition == 'dirichlet'
+
+
+def test_a_partitioner_of_ones_own_has_no_name():
+  def owner(labels, clients, rng):
+    return rng.integers(clients, size=len(labels))
+
+  assert build(name=owner).dealt == ''
 
 
 def test_shifts_do_what_they_say():

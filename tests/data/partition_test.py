@@ -176,8 +176,8 @@ def test_rows_of_a_client_are_in_random_order():
       ['`classes_per_client`=11', '1 to 10'],
     ),
     (
-      {'name': 'classes', 'num_clients': 4},
-      ['4 clients of 2 classes', '10 classes'],
+      {'name': 'classes', 'num_clients': 3},
+      ['3 clients of 3 classes', '10 classes', "'dirichlet'"],
     ),
     ({'name': 'natural', 'groups': None}, ['`group_column`']),
     (

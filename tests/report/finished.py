@@ -49,6 +49,7 @@ def run(root, accuracy=0.7, volume=1000.0, seed=0, values=None, **more):
   outline = {
     'classes': [f'class <{c}>' for c in 'abcd'],
     'clients': CLIENTS,
+    'dealt': 'classes',
     'train': counts.tolist(),
     'test': counts.tolist(),
   }

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from fedms_jax.persistence import writers
-from fedms_jax.report import markdown, ranking, runs, versus
+from fedms_jax.report import markdown, ranking, runs, versus, views
 from fedms_jax.shell import config, flags, main
 from fedms_jax.shell.commands import report
 from tests.report import finished
@@ -214,6 +214,20 @@ def test_every_client_has_a_row_and_a_name(root, single):
   dots = ' '.join(e[2] for e in single.all('g', 'hits'))
   for client in finished.IDS:
     assert f'client {client}: ' in dots
+
+
+def test_a_page_says_how_rows_were_dealt_where_no_flag_did(root, single):
+  run = runs.read(root / 'runs' / '0,seed=1')
+  assert not run.flags['partition.name'] and run.dealt == 'classes'
+  text = ' '.join(e[2] for e in single.all('p', 'lead'))
+  assert 'partition classes,' in text
+  captions = ' '.join(e[2] for e in single.all('figcaption'))
+  assert 'partition classes.' in captions
+  named = run._replace(flags=run.flags | {'partition.name': 'mine'})
+  named = named._replace(partition=None)
+  assert named.dealt == 'mine'
+  unknown = run._replace(partition=None)
+  assert 'partition' not in views.world([unknown]).lower()
 
 
 def test_settings_are_those_that_are_no_defaults(single):

@@ -17,9 +17,12 @@ class FedMS:
     was='algorithm.local_start',
   )
   local_loss: str = opt(
-    'own',
-    'what trains the local expert: its own loss, that of the mixture, or both',
-    choices=('mixture', 'own', 'both'),
+    'auto',
+    'what trains the local expert: its own loss, that of the mixture, or both; '
+    'auto: that of the mixture, so that it adds what the global one lacks, '
+    'where the gate learns from the same rows and mixes logits or features, '
+    'and by Adam; else its own; ours',
+    choices=('auto', 'mixture', 'own', 'both'),
     was='algorithm.local_loss',
   )
   stage2_depth: str = opt(

@@ -59,10 +59,14 @@ ORDERS: dict[str, Entry] = {
 PARTITIONS: dict[str, Entry] = {
   'iid': ('equal sizes, random rows', '-'),
   'dirichlet': (
-    'each class in shares of Dirichlet(--partition.alpha)',
+    'each class in shares of Dirichlet(--partition.alpha); without a flag',
     'arXiv 2102.02079',
   ),
-  'classes': ('--partition.classes_per_client classes for each client', '-'),
+  'classes': (
+    '--partition.classes_per_client classes for each client; of digits without '
+    'a flag',
+    'arXiv 1602.05629',
+  ),
   'quantity': ('random rows, lognormal sizes', '-'),
   'natural': ('a client is a user, writer or speaker of the data', '-'),
 }
@@ -153,8 +157,7 @@ def text(wanted: str = '') -> str:
     [
       *blocks,
       f'Without a flag: {default.algorithm.name}, {default.schedule.name}, '
-      f'{default.schedule.order}, {default.partition.name}, '
-      f'{default.model.name}.',
+      f'{default.schedule.order}, {default.model.name}.',
     ]
   )
 

@@ -129,9 +129,10 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class PartitionConfig:
   name: str = opt(
-    'dirichlet',
-    'how rows are dealt to clients',
-    choices=('iid', 'dirichlet', 'classes', 'quantity', 'natural'),
+    '',
+    'how rows are dealt to clients (digits default: classes; of other data: '
+    'dirichlet)',
+    choices=('', 'iid', 'dirichlet', 'classes', 'quantity', 'natural'),
     plugins='partitions',
   )
   num_clients: int = opt(30, 'clients that train', low=1, high=1 << 30)
@@ -141,7 +142,7 @@ class PartitionConfig:
   alpha: float = opt(
     0.3, 'Dirichlet concentration of label skew', above=0.0, high=1e9
   )
-  classes_per_client: int = opt(2, 'for partition.name=classes', low=1)
+  classes_per_client: int = opt(3, 'for partition.name=classes', low=1)
   sigma: float = opt(1.0, 'lognormal sigma, for quantity', low=0.0, high=100.0)
   min_rows: int = opt(10, 'fewest rows of a client (at least 3)', low=3)
   validation: float = opt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import optax
 
 from fedms_jax.algorithms import fedms
+from fedms_jax.shell import build
 from fedms_jax.shell.methods import gates
 from fedms_jax.shell.methods.builder import Builder
 from fedms_jax.simulation.state import Stage
@@ -19,7 +20,7 @@ def _fedms(builder: Builder) -> list[Stage]:
   choice = fedms.Personal(
     gate=gates.spec(builder),
     local_start=own.local_start,
-    local_loss=own.local_loss,
+    local_loss=build.local_loss(builder.config),
     tower=g.tower,
     scope=g.scope,
     upload=own.upload_blocks,

@@ -100,10 +100,13 @@ def test_what_is_left_open_follows_from_the_rest(flags, rows, odds):
 @pytest.mark.parametrize(
   ('flags', 'bias', 'rate'),
   [
-    ({}, 0.0, 1e-3),
+    ({}, 2.6, 0.05),
+    (OWN, 0.0, 1e-3),
     ({'fedms__local_loss': 'both'}, 0.0, 1e-3),
-    ({'gate__bias': '-0.5'}, -0.5, 1e-3),
+    (OWN | {'gate__bias': '-0.5'}, -0.5, 1e-3),
     (MIXTURE, 2.6, 0.05),
+    (MIXTURE | {'gate__mix': 'features'}, 2.6, 0.05),
+    (MIXTURE | {'gate__mix': 'probabilities'}, 0.0, 1e-3),
     (MIXTURE | {'gate__kind': 'fixed'}, 2.6, 0.05),
     (MIXTURE | {'gate__mix': 'top1'}, 0.0, 1e-3),
     (MIXTURE | {'client__optimizer': 'sgd'}, 0.0, 1e-3),
@@ -118,6 +121,34 @@ def test_a_local_expert_that_corrects_begins_as_a_small_part(flags, bias, rate):
   assert gates.spec(gates.resolved(builder)).bias == bias
   assert build.rates(builder.config)['personal'] == pytest.approx(rate)
   assert built(**flags)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'loss'),
+  [
+    ({}, 'mixture'),
+    ({'gate__kind': 'fixed'}, 'mixture'),
+    ({'gate__mix': 'features'}, 'mixture'),
+    ({'gate__rows': 'crossfit'}, 'own'),
+    ({'gate__rows': 'validation'}, 'own'),
+    ({'gate__mix': 'top1'}, 'own'),
+    ({'gate__mix': 'probabilities'}, 'own'),
+    ({'client__optimizer': 'sgd'}, 'own'),
+    ({'client__optimizer': 'sgd'} | MIXTURE, 'mixture'),
+    (OWN, 'own'),
+    ({'fedms__local_loss': 'both'}, 'both'),
+  ],
+)
+def test_a_local_expert_corrects_where_it_can(flags, loss, monkeypatch):
+  taken, made = [], mixture.fedms.personal_stage
+
+  def seen(setting, choice):
+    taken.append(choice.local_loss)
+    return made(setting, choice)
+
+  monkeypatch.setattr(mixture.fedms, 'personal_stage', seen)
+  assert built(**flags)
+  assert set(taken) == {loss}
 
 
 def test_other_methods_have_their_personal_rate():
