@@ -164,7 +164,7 @@ def _classes(labels, num_clients, rng, classes_per_client):
     raise ValueError(
       f'{num_clients} clients of {classes_per_client} classes cannot hold '
       f'{num_classes} classes. Raise `classes_per_client` or '
-      "`num_clients`, or deal them by 'dirichlet'."
+      '`num_clients`, or choose partition.name=dirichlet.'
     )
   # A lap is the shortest run of clients that uses all classes equally often;
   # within it client i takes the next k classes of a random circle, so its

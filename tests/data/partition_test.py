@@ -177,7 +177,7 @@ def test_rows_of_a_client_are_in_random_order():
     ),
     (
       {'name': 'classes', 'num_clients': 3},
-      ['3 clients of 3 classes', '10 classes', "'dirichlet'"],
+      ['3 clients of 3 classes', '10 classes', 'partition.name=dirichlet'],
     ),
     ({'name': 'natural', 'groups': None}, ['`group_column`']),
     (

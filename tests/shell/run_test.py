@@ -48,6 +48,14 @@ def summary(folder):
   return timeless(json.loads((folder / 'summary.json').read_text()))
 
 
+def test_a_folder_says_how_rows_were_dealt_where_no_flag_does(finished):
+  assert '--partition.name=\n' in (finished / 'flags.txt').read_text()
+  outline = json.loads((finished / 'partition.json').read_text())
+  assert outline['dealt'] == 'classes'
+  held = [sum(n > 0 for n in rows) for rows in outline['train']]
+  assert max(held) == 3
+
+
 def lines(folder):
   text = (folder / 'metrics.jsonl').read_text()
   return [timeless(json.loads(line)) for line in text.splitlines()]
