@@ -31,6 +31,7 @@ from fedms_jax.shell.commands import (
   export_built_in,
   export_heads,
   export_network,
+  export_notes,
   export_prompts,
 )
 from fedms_jax.shell.config import Config
@@ -71,6 +72,8 @@ def run(words: Sequence[str], extra: dict[str, tuple[Any, str]]) -> int:
   what, out = _what(config, values['what']), values['out']
   if not out:
     raise ValueError('--out is missing. Name the folder to write to.')
+  if what.client is not None:
+    export_notes.of_client(config)
   if config.model.own:
     _own_format(export_network.parts(config, what.client), out)
     return 0

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from fedms_jax.models.family import Options
 from fedms_jax.persistence import peft
 from fedms_jax.persistence.workdir import Workdir
-from fedms_jax.shell import main
+from fedms_jax.shell import flags, main
+from fedms_jax.shell.commands import export_notes
 from tests import folders
 
 SMALL = (
@@ -100,10 +101,13 @@ def test_an_exported_expert_is_where_another_run_starts(root, tmp_path):
   assert abs(new['global']['own_loss'] - old['global']['own_loss']) > 1e-4
 
 
-def test_a_client_s_expert_is_its_own(root, tmp_path):
+def test_a_client_s_expert_is_its_own(root, tmp_path, capsys):
   for what in ('global', 'client:0', 'client:1', 'client:2'):
     folder = tmp_path / what.replace(':', '')
     assert on_workdir(root, 'export', f'--what={what}', f'--out={folder}') == 0
+    # It has learned to be a part of the mixture.
+    said = 'note: the local expert' in capsys.readouterr().err
+    assert said == (what != 'global')
   found = {p.name: load_file(p / peft.WEIGHTS) for p in tmp_path.iterdir()}
   assert len({tuple(sorted(t)) for t in found.values()}) == 1
   b = {
@@ -115,6 +119,17 @@ def test_a_client_s_expert_is_its_own(root, tmp_path):
   moved = [k for k in b if k != 'global' and np.any(b[k] != b['global'])]
   assert len(moved) == 2  # the cohort; nobody else has moved from the copy
   assert np.any(b[moved[0]] != b[moved[1]])
+
+
+@pytest.mark.parametrize(
+  'word',
+  ['--fedms.local_loss=own', '--gate.mix=top1', '--algorithm.name=ditto'],
+)
+def test_a_model_that_learned_for_itself_is_exported_without_a_note(
+  word, capsys
+):
+  export_notes.of_client(flags.parse(['fedms', word]))
+  assert capsys.readouterr().err == ''
 
 
 def test_the_merged_model_is_the_global_expert(root, tmp_path):
