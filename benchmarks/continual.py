@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[str, ...]] = {
   'local': ('--algorithm.name=local',),
   'fedcaf': ('--algorithm.name=fedcaf',),
   'fedweit': ('--algorithm.name=fedweit',),
-  'fedms': ('--algorithm.name=fedms', '--fedms.local_loss=own'),
+  'fedms': ('--algorithm.name=fedms',),
 }  # fmt: skip
 USUAL = (
   '--data.public_fraction=0.3',
