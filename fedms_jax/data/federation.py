@@ -67,7 +67,11 @@ def build(
     federation = archive.load(load, source.table)
     _check_counts(federation, num_clients, unseen_clients, load)
   else:
-    name = name or source.partition
+    if not name:
+      name = source.partition
+      _check_said(
+        name, alpha=alpha, classes_per_client=classes_per_client, sigma=sigma
+      )
     novel = classes.novel(source, novel_classes, novel_fraction)
     public, private, pooled = classes.divided(
       source, public_fraction, public_classes, novel, seed
@@ -101,6 +105,26 @@ def build(
   if save:
     archive.save(save, federation)
   return federation._replace(table=table)
+
+
+# What says something of one partitioner alone, and what it is unless asked.
+_SAID = {
+  'alpha': ('dirichlet', 0.3),
+  'classes_per_client': ('classes', 3),
+  'sigma': ('quantity', 1.0),
+}
+
+
+def _check_said(name: str, **given: float) -> None:
+  """Raises `ValueError` for what says nothing of the source's partitioner."""
+  for key, value in given.items():
+    of, usual = _SAID[key]
+    if name != of and value != usual:
+      raise ValueError(
+        f'`{key}`={value:g} says nothing of {name!r}, by which these rows are '
+        f'dealt where nobody says how; allowed: {usual:g}. Choose '
+        f'partition.name={of}, or leave it out.'
+      )
 
 
 def _names(name, source: Source, train: Partition) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ _ALIKE = {
     'min_rows',
     'num_clients',
     'save',
+    'sigma',
     'unseen_clients',
   ),
   'schedule': ('depths',),

@@ -163,6 +163,24 @@ def test_rows_are_dealt_as_the_source_asks_unless_one_says_how():
   assert build(source()).dealt == 'dirichlet'
 
 
+@pytest.mark.parametrize(
+  ('asked', 'said', 'name'),
+  [
+    ('classes', {'alpha': 0.1}, 'dirichlet'),
+    ('classes', {'sigma': 2.0}, 'quantity'),
+    ('dirichlet', {'classes_per_client': 2}, 'classes'),
+  ],
+)
+def test_what_says_nothing_of_the_sources_way_to_deal_is_refused(
+  asked, said, name
+):
+  data = source()._replace(partition=asked)
+  (key,) = said
+  with pytest.raises(ValueError, match=f'`{key}`=.*partition.name={name}'):
+    build(data, **said)
+  assert build(data, name=name, **said).dealt == name
+
+
 def test_digits_go_by_classes_and_other_data_by_dirichlet():
   assert sources.load('digits', max_rows=50).partition == 'classes'
   assert sources.load('synthetic', synthetic_rows=50).partition == 'dirichlet'
